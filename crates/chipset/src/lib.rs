@@ -1,0 +1,1 @@
+//! The chips of a PC: interrupt controllers, timers, serial port, ACPI registers

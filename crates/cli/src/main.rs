@@ -1,0 +1,2 @@
+//! The `umbra` command.
+fn main() {}

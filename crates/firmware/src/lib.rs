@@ -1,0 +1,1 @@
+//! Kernel loaders, the memory map and ACPI tables

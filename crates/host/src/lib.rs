@@ -1,0 +1,1 @@
+//! The only crate that talks to Linux: memfd, mappings, signals, clocks, code memory

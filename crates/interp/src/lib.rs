@@ -1,0 +1,1 @@
+//! Reference semantics of every instruction and mode

@@ -1,0 +1,1 @@
+//! Guest page walk and software TLB

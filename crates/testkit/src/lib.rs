@@ -1,0 +1,1 @@
+//! Engine-parametrised runner, instruction generators and oracles

@@ -1,0 +1,1 @@
+//! Assembles a machine from its description and drives its life

@@ -1,0 +1,4 @@
+//! CPUID: features, named models, what the guest sees. (being written)
+
+/// What CPUID answers.
+pub struct CpuidTable {}
