@@ -1,1 +1,64 @@
-//! The only crate that talks to Linux: memfd, mappings, signals, clocks, code memory
+//! The only crate that talks to Linux (bar `/dev/kvm`): anonymous files and mappings, clocks, CPU identification,
+//! code memory, signals.
+//!
+//! Everything here is safe to call unless marked otherwise; the reasons why the unsafe blocks inside are right stand
+//! beside each of them. Nothing here knows what a guest is.
+
+#![allow(unsafe_code)]
+
+pub mod code;
+pub mod cpu;
+pub mod mem;
+pub mod signal;
+pub mod time;
+
+pub use code::CodeMemory;
+pub use mem::{Mapping, Memfd, Protection};
+
+/// What the host refused.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// No anonymous file could be made or sized.
+    #[error("cannot create {len} bytes of anonymous memory")]
+    Create {
+        /// The size asked for, in bytes.
+        len: u64,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A range of an anonymous file could not be mapped.
+    #[error("cannot map {len} bytes of anonymous memory")]
+    Map {
+        /// The size asked for, in bytes.
+        len: u64,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// An offset or length is not page-aligned, is empty or lies outside the file.
+    #[error("range {offset:#x}+{len:#x} does not lie on whole pages inside the file")]
+    Range {
+        /// Where the range starts, in bytes.
+        offset: u64,
+        /// How long it is, in bytes.
+        len: u64,
+    },
+    /// The kernel could not say what a file costs, or not take pages back.
+    #[error("cannot {what} of anonymous memory")]
+    Usage {
+        /// What was asked.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A signal handler could not be installed.
+    #[error("cannot handle signal {signal}")]
+    Signal {
+        /// The signal's number.
+        signal: i32,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// More code ranges were registered than there are slots.
+    #[error("no slot left for another range of code with a fix-up")]
+    TooManyFixups,
+}
