@@ -1,1 +1,124 @@
-//! The description of a VM: typed, validated, pure
+//! The description of a VM: what it is made of, before anything of it exists.
+//!
+//! A [`VmSpec`] is pure data. Every field has a type that can only hold what makes sense (parse, don't validate), so
+//! whoever receives a description has nothing left to check but what depends on files and on the host. The check
+//! stands beside its type, and its error is one sentence: what is wrong, where, and what to do instead.
+//!
+//! No I/O happens here: paths are names until a front door opens them.
+
+mod cpus;
+mod engine;
+mod name;
+mod size;
+
+use std::path::PathBuf;
+
+use x86::cpuid::CpuRequest;
+
+pub use cpus::CpuCount;
+pub use engine::EngineChoice;
+pub use name::Name;
+pub use size::{ByteSize, MemorySize};
+
+/// A VM, described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSpec {
+    /// What people call it; also the guest's host name where Umbra makes the guest's root file system.
+    pub name: Name,
+    /// How much RAM it has.
+    pub memory: MemorySize,
+    /// How many virtual CPUs.
+    pub cpus: CpuCount,
+    /// Which processor it sees.
+    pub cpu: CpuRequest,
+    /// What executes its instructions.
+    pub engine: EngineChoice,
+    /// What it boots.
+    pub boot: BootSpec,
+    /// Whether port 0xf4 ends the VM with a status that the guest chooses.
+    pub debug_exit: bool,
+}
+
+/// What a VM boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootSpec {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// Initial RAM disks, or Multiboot modules, in order.
+    pub initrds: Vec<PathBuf>,
+    /// The kernel's command line.
+    pub command_line: String,
+}
+
+/// A description that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Not a number with a unit.
+    #[error("'{text}' is not a size: write a number and a unit (K, M, G or T), for example 512M")]
+    SizeSyntax {
+        /// What was given.
+        text: String,
+    },
+    /// A number alone could mean bytes or megabytes.
+    #[error("size '{text}' has no unit: write {text}M for mebibytes or {text}G for gibibytes")]
+    SizeWithoutUnit {
+        /// What was given.
+        text: String,
+    },
+    /// More bytes than can be counted, or a fraction of a byte.
+    #[error(
+        "size '{text}' is not a whole number of bytes below 16 EiB: use a smaller number or another unit"
+    )]
+    SizeRange {
+        /// What was given.
+        text: String,
+    },
+    /// Less RAM than any guest can use.
+    #[error("{size} of memory is too little: a VM has at least {min}, and Linux wants 128M or more")]
+    MemoryTooSmall {
+        /// What was asked for.
+        size: ByteSize,
+        /// The least.
+        min: ByteSize,
+    },
+    /// More RAM than guest-physical addresses reach.
+    #[error("{size} of memory is too much: a VM has at most {max}")]
+    MemoryTooLarge {
+        /// What was asked for.
+        size: ByteSize,
+        /// The most.
+        max: ByteSize,
+    },
+    /// RAM comes in pages.
+    #[error("{size} of memory is not a multiple of 4 KiB: use a whole number of K divisible by 4, or M or G")]
+    MemoryNotPages {
+        /// What was asked for.
+        size: ByteSize,
+    },
+    /// Not a count.
+    #[error("'{text}' is not a number of CPUs: write a whole number, for example 1")]
+    CpusSyntax {
+        /// What was given.
+        text: String,
+    },
+    /// No CPU, or more than this version can run.
+    #[error("{count} CPUs are not possible: this version of Umbra runs VMs with exactly 1 CPU")]
+    CpusRange {
+        /// What was asked for.
+        count: u32,
+    },
+    /// An engine nobody knows.
+    #[error("engine '{text}' does not exist: use auto or interp")]
+    UnknownEngine {
+        /// What was given.
+        text: String,
+    },
+    /// A name that would not do as a host name.
+    #[error(
+        "'{text}' cannot be a VM's name: use 1 to 63 letters, digits and hyphens, with no hyphen first or last"
+    )]
+    Name {
+        /// What was given.
+        text: String,
+    },
+}

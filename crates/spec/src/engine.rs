@@ -1,0 +1,59 @@
+//! Which engine executes a VM's instructions.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::SpecError;
+
+/// An engine by name. Which one runs is data: nothing else in the description depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EngineChoice {
+    /// The fastest that works on this host.
+    #[default]
+    Auto,
+    /// The interpreter.
+    Interp,
+}
+
+impl EngineChoice {
+    /// Every choice, for help and completions.
+    pub const ALL: [Self; 2] = [Self::Auto, Self::Interp];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Interp => "interp",
+        }
+    }
+}
+
+impl FromStr for EngineChoice {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        Self::ALL
+            .into_iter()
+            .find(|choice| choice.name() == text)
+            .ok_or_else(|| SpecError::UnknownEngine { text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for choice in EngineChoice::ALL {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert!(matches!("kqemu".parse::<EngineChoice>(), Err(SpecError::UnknownEngine { .. })));
+    }
+}
