@@ -142,8 +142,7 @@ impl CpuState {
         let code = attr::P | attr::S | attr::CODE | attr::READABLE | attr::ACCESSED;
         seg[SegmentIndex::Cs as usize] =
             Segment { selector: Selector(0xf000), base: 0xffff_0000, limit: 0xffff, attr: code };
-        let system =
-            |kind| Segment { selector: Selector(0), base: 0, limit: 0xffff, attr: attr::P | kind };
+        let system = |kind| Segment { selector: Selector(0), base: 0, limit: 0xffff, attr: attr::P | kind };
         let table = DescriptorTable { base: 0, limit: 0xffff };
         Self {
             gpr: [0; 16],

@@ -1,4 +1,0 @@
-//! CPUID: features, named models, what the guest sees. (being written)
-
-/// What CPUID answers.
-pub struct CpuidTable {}
