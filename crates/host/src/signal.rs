@@ -20,8 +20,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::HostError;
 
-/// How many ranges can be registered at once. One per block of thunks is needed; vCPUs share them.
-const SLOTS: usize = 32;
+/// How many ranges can be registered at once: one per vCPU, each having its own thunks.
+const SLOTS: usize = 512;
 
 struct Slot {
     sequence: AtomicUsize,
