@@ -1,0 +1,133 @@
+//! Which machine frames hold code that an engine has decoded or translated, and whether it is still what they hold.
+//!
+//! One 32-bit word per machine frame:
+//!
+//! ```text
+//!   31       2     1          0
+//!  | changes | writable | watched |
+//! ```
+//!
+//! * *watched*: an engine holds code of this frame. Writes to it must not be cached in translations.
+//! * *writable*: while not watched, some vCPU was allowed to cache a writable translation. Tells whether watching the
+//!   frame has to make vCPUs drop translations. Never set together with *watched*.
+//! * *changes*: raised by one when a watched frame is written, which also ends the watch.
+//!
+//! The **version** that engines compare is the whole word. An engine gets it from [`CodeWatch::watch`], with *watched*
+//! set; it stays the same until the frame is written, and never comes back afterwards, because *changes* has grown by the
+//! time *watched* is set again. (It comes back after 2^30 further writes, each to a frame watched anew in between, to an
+//! engine that has not looked once meanwhile; such a guest runs its own stale code and harms nobody else.)
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use x86::Mfn;
+use x86::bits::index;
+
+use crate::zeroed;
+
+const WATCHED: u32 = 1;
+const WRITABLE: u32 = 2;
+/// From watched to "not watched, one change more".
+const CHANGED: u32 = 4 - WATCHED;
+
+#[derive(Debug)]
+pub(crate) struct CodeWatch {
+    frames: Box<[AtomicU32]>,
+}
+
+impl CodeWatch {
+    /// Nothing is watched. Costs memory only where frames are.
+    pub(crate) fn new(frames: u64) -> Self {
+        Self { frames: zeroed::half_words(index(frames)) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn version(&self, mfn: Mfn) -> u32 {
+        self.frames.get(index(mfn.0)).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_watched(&self, mfn: Mfn) -> bool {
+        self.version(mfn) & WATCHED != 0
+    }
+
+    /// Starts to watch a frame. Returns the version, and whether writable translations of it may be cached somewhere.
+    pub(crate) fn watch(&self, mfn: Mfn) -> (u32, bool) {
+        let Some(word) = self.frames.get(index(mfn.0)) else { return (0, false) };
+        // A read-modify-write is a full barrier on x86: the caller's reads of the code come after the watch is seen.
+        let before =
+            word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(old & !WRITABLE | WATCHED));
+        let before = before.unwrap_or_else(|old| old);
+        (before & !WRITABLE | WATCHED, before & WRITABLE != 0)
+    }
+
+    /// The frame's bytes were changed, before this call.
+    pub(crate) fn written(&self, mfn: Mfn) {
+        let Some(word) = self.frames.get(index(mfn.0)) else { return };
+        // Refused only where nothing is watched, which needs no telling.
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
+            (old & WATCHED != 0).then(|| old.wrapping_add(CHANGED))
+        });
+    }
+
+    /// Asks to cache a writable translation of the frame: refused while it is watched.
+    pub(crate) fn allow_writable(&self, mfn: Mfn) -> bool {
+        let Some(word) = self.frames.get(index(mfn.0)) else { return false };
+        word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
+            (old & (WATCHED | WRITABLE) == 0).then_some(old | WRITABLE)
+        })
+        .map_or_else(|now| now & WATCHED == 0, |_| true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: Mfn = Mfn(5);
+
+    #[test]
+    fn a_version_lasts_until_the_first_write() {
+        let watch = CodeWatch::new(8);
+        let (first, _) = watch.watch(M);
+        assert_eq!((watch.version(M), watch.watch(M).0, watch.is_watched(M)), (first, first, true));
+        watch.written(M);
+        assert!(watch.version(M) != first && !watch.is_watched(M));
+        let (second, _) = watch.watch(M);
+        assert!(second != first && watch.version(M) == second);
+    }
+
+    #[test]
+    fn versions_never_repeat() {
+        let watch = CodeWatch::new(8);
+        let mut seen = std::collections::HashSet::new();
+        for round in 0..1000 {
+            assert!(seen.insert(watch.watch(M).0));
+            watch.written(M);
+            watch.written(M);
+            if round % 3 == 0 {
+                assert!(watch.allow_writable(M));
+            }
+            assert!(!seen.contains(&watch.version(M)));
+        }
+    }
+
+    #[test]
+    fn watching_reports_writable_translations_once() {
+        let watch = CodeWatch::new(8);
+        assert!(!watch.watch(M).1);
+        assert!(!watch.allow_writable(M));
+        watch.written(M);
+        assert!(watch.allow_writable(M) && watch.allow_writable(M));
+        assert!(watch.watch(M).1);
+        assert!(!watch.watch(M).1);
+    }
+
+    #[test]
+    fn frames_outside_are_never_code_and_never_writable() {
+        let watch = CodeWatch::new(8);
+        let outside = Mfn(8);
+        assert_eq!(watch.watch(outside), (0, false));
+        watch.written(outside);
+        assert!(!watch.allow_writable(outside) && !watch.is_watched(outside));
+    }
+}

@@ -1,0 +1,405 @@
+//! [`GuestMemory`]: the only road to guest bytes, and the rules by which engines may take short cuts on it.
+//!
+//! # The road
+//! Devices, loaders and the page walk name guest-physical addresses, all of which a guest may have made up. Every
+//! operation here accepts any address and any length, goes page by page through the P2M, and answers with an error
+//! instead of a panic. What the kinds of frames allow:
+//!
+//! | kind | read | write, fill, compare-exchange |
+//! |---|---|---|
+//! | `Ram` | bytes | bytes |
+//! | `ReadOnly`, `Shared` | bytes | refused |
+//! | `Ballooned` | zeros, without touching the frame | takes the frame back: it becomes `Ram` |
+//! | `Mmio`, `Absent`, `Swapped` | refused | refused |
+//!
+//! An operation over several frames is refused at the first byte that cannot be reached; what lies before it has been
+//! done by then, as when a bus master is stopped in the middle of a transfer.
+//!
+//! # Double fetches
+//! A guest can change a word between two reads of it. So a word is read *once*, by [`GuestMemory::read_word`] or by
+//! [`GuestMemory::read`] into a buffer of the caller's, checked there and used from there; no reference into guest
+//! memory exists that could be looked at twice by mistake. A word inside one frame is read by one instruction; one that
+//! crosses frames is put together from two reads.
+//!
+//! # The short cut and the epoch
+//! An engine caches translations that lead straight to a machine frame. Three things can make one wrong: a P2M change,
+//! a harvest of the dirty log (the next write has to be logged again), a frame that came to hold decoded code (writes
+//! have to be noticed). Each of these first changes its own table, then raises the **epoch**. Whoever caches
+//! translations promises, per vCPU:
+//!
+//! 1. To read [`GuestMemory::epoch`] *before* the look-ups whose results it caches, and to remember it as *seen*.
+//! 2. To cache a writable translation only if [`GuestMemory::may_cache_writes`] says so; otherwise each write is
+//!    followed by [`GuestMemory::note_write`].
+//! 3. At each block boundary, and before it reports itself stopped, to compare the epoch with *seen*. If they differ: read
+//!    the new epoch, call `note_write` for every writable translation it holds, drop all translations, and remember the new
+//!    epoch as seen.
+//! 4. To do 3 also before a writable translation is dropped for any other reason (a flush that the guest asked for,
+//!    replacement by another entry), if the epoch differs from *seen*.
+//!
+//! Why nothing is lost: suppose a write goes through a translation cached before the change. By 1, the vCPU's *seen* is
+//! older than the change's epoch, so by 3 and 4 it calls `note_write` for that frame after the write and before it
+//! forgets the translation: the dirty log gets the frame again and the version of its code rises. Until then the vCPU is
+//! between two block boundaries, where a processor too may still be using the old translation.
+//! Suppose instead a translation is looked up after the change: it sees the changed table.
+//!
+//! # Self-modifying code
+//! An engine calls [`GuestMemory::watch_code`] *before* it reads the bytes that it decodes, keeps the version beside what it
+//! made of them, and before running that again compares [`GuestMemory::code_version`]. Writers change the bytes first and
+//! raise the version after, with a full barrier in between on either side: so if the decoder missed the bytes, the writer
+//! sees the watch and raises the version (the classical argument of Dekker). On the vCPU that writes, the version is up
+//! before its next instruction, which is what SDM vol. 3A, 10.1.3 asks for self-modifying code, if blocks end at writes
+//! that raise it. On other vCPUs it is up at the latest when the writer reaches a block boundary.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use x86::bits::index;
+use x86::{Gfn, Gpa, Mfn, PAGE_SIZE};
+
+use crate::code_watch::CodeWatch;
+use crate::dirty::DirtyLog;
+use crate::layout::Layout;
+use crate::p2m::P2m;
+use crate::{FrameKind, Frames, MemoryError, P2mEntry, RamRange, SavedP2m, Word};
+
+/// The memory of one guest: machine frames, the map to them, the dirty log, the watch over code.
+#[derive(Debug)]
+pub struct GuestMemory {
+    epoch: AtomicU64,
+    frames: Frames,
+    p2m: P2m,
+    code: CodeWatch,
+    dirty: DirtyLog,
+    layout: Layout,
+}
+
+impl GuestMemory {
+    /// Makes memory of this layout, all RAM, all zeros, none of it costing anything yet (except for the P2M itself: two
+    /// thousandths of its size).
+    ///
+    /// # Errors
+    /// If the ranges are empty, overlap, are not ascending or lie too high, or the host has not the address space.
+    pub fn new(ranges: &[RamRange]) -> Result<Self, MemoryError> {
+        let layout = Layout::new(ranges)?;
+        Ok(Self {
+            // 0 is left to mean "never seen".
+            epoch: AtomicU64::new(1),
+            frames: Frames::new(layout.frames())?,
+            p2m: P2m::new(&layout),
+            code: CodeWatch::new(layout.frames()),
+            dirty: DirtyLog::new(layout.frames()),
+            layout,
+        })
+    }
+
+    /// The ranges of guest frames that have memory.
+    pub fn ranges(&self) -> &[RamRange] {
+        self.layout.ranges()
+    }
+
+    /// How much memory the guest was given, in bytes.
+    pub fn ram_bytes(&self) -> u64 {
+        self.layout.frames() * PAGE_SIZE
+    }
+
+    /// What the guest's memory really costs the host, in bytes.
+    ///
+    /// # Errors
+    /// If the kernel cannot say.
+    pub fn resident_bytes(&self) -> Result<u64, MemoryError> {
+        self.frames.resident_bytes()
+    }
+
+    /// The machine frames.
+    #[inline(always)]
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    /// What a guest frame is; [`FrameKind::Mmio`] outside the layout.
+    #[inline(always)]
+    pub fn entry(&self, gfn: Gfn) -> P2mEntry {
+        self.p2m.entry(gfn)
+    }
+
+    /// Changes what a guest frame is. Accesses begun afterwards see the new kind, cached translations at their next block
+    /// boundary. A frame that becomes [`FrameKind::Ballooned`] loses its contents and costs nothing until it is used
+    /// again.
+    ///
+    /// # Errors
+    /// If the frame is not part of the layout, or the kernel does not take the frame back.
+    pub fn set_kind(&self, gfn: Gfn, kind: FrameKind) -> Result<(), MemoryError> {
+        let before = self.p2m.set_kind(gfn, kind).ok_or(MemoryError::NotMemory { gfn })?;
+        if before.kind == kind {
+            return Ok(());
+        }
+        self.raise_epoch();
+        if kind == FrameKind::Ballooned {
+            self.frames.discard(before.mfn)?;
+            self.note_write(gfn, before.mfn);
+        }
+        Ok(())
+    }
+
+    /// Reads bytes, across frames.
+    ///
+    /// # Errors
+    /// If a frame refuses reads or the range passes the end of the address space.
+    pub fn read(&self, gpa: Gpa, to: &mut [u8]) -> Result<(), MemoryError> {
+        for piece in pieces(gpa, to.len() as u64)? {
+            // In bounds: the pieces cut up exactly this length.
+            let Some(part) = to.get_mut(piece.bytes.clone()) else { break };
+            match self.entry(piece.gpa.frame()) {
+                P2mEntry { kind: FrameKind::Ballooned, .. } => part.fill(0),
+                entry => self.frames.copy_out(readable(piece.gpa, entry)?, piece.gpa.offset(), part),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes bytes, across frames.
+    ///
+    /// # Errors
+    /// If a frame refuses writes or the range passes the end of the address space.
+    pub fn write(&self, gpa: Gpa, from: &[u8]) -> Result<(), MemoryError> {
+        for piece in pieces(gpa, from.len() as u64)? {
+            let mfn = self.writable(piece.gpa)?;
+            if let Some(part) = from.get(piece.bytes) {
+                self.frames.copy_in(mfn, piece.gpa.offset(), part);
+            }
+            self.note_write(piece.gpa.frame(), mfn);
+        }
+        Ok(())
+    }
+
+    /// Sets `len` bytes to `byte`, across frames.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::write`].
+    pub fn fill(&self, gpa: Gpa, len: u64, byte: u8) -> Result<(), MemoryError> {
+        for piece in pieces(gpa, len)? {
+            let mfn = self.writable(piece.gpa)?;
+            self.frames.fill(mfn, piece.gpa.offset(), piece.bytes.len(), byte);
+            self.note_write(piece.gpa.frame(), mfn);
+        }
+        Ok(())
+    }
+
+    /// Reads a little-endian word, by one instruction unless it crosses frames.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::read`].
+    #[inline]
+    pub fn read_word<W: Word>(&self, gpa: Gpa) -> Result<W, MemoryError> {
+        if inside_one_frame(gpa, W::BYTES) {
+            return match self.entry(gpa.frame()) {
+                P2mEntry { kind: FrameKind::Ballooned, .. } => Ok(W::default()),
+                entry => Ok(self.frames.read(readable(gpa, entry)?, gpa.offset())),
+            };
+        }
+        let mut bytes = [0; 8];
+        let (word, _) = bytes.split_at_mut(W::BYTES.min(8));
+        self.read(gpa, word)?;
+        Ok(W::from_u64(u64::from_le_bytes(bytes)))
+    }
+
+    /// Writes a little-endian word, by one instruction unless it crosses frames.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::write`].
+    #[inline]
+    pub fn write_word<W: Word>(&self, gpa: Gpa, value: W) -> Result<(), MemoryError> {
+        if inside_one_frame(gpa, W::BYTES) {
+            let mfn = self.writable(gpa)?;
+            self.frames.write(mfn, gpa.offset(), value);
+            self.note_write(gpa.frame(), mfn);
+            return Ok(());
+        }
+        let bytes = value.into_u64().to_le_bytes();
+        let (word, _) = bytes.split_at(W::BYTES.min(8));
+        self.write(gpa, word)
+    }
+
+    /// Atomically replaces a word by `new` if it is `expected`; the inner `Err` holds what was found instead. This is how a
+    /// page walk sets accessed and dirty bits (SDM vol. 3A, 5.8).
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::write`], and if the word crosses frames.
+    pub fn compare_exchange<W: Word>(
+        &self,
+        gpa: Gpa,
+        expected: W,
+        new: W,
+    ) -> Result<Result<W, W>, MemoryError> {
+        if !inside_one_frame(gpa, W::BYTES) {
+            return Err(MemoryError::Crossing { gpa });
+        }
+        let mfn = self.writable(gpa)?;
+        let outcome = self.frames.compare_exchange(mfn, gpa.offset(), expected, new);
+        if outcome.is_ok() {
+            self.note_write(gpa.frame(), mfn);
+        }
+        Ok(outcome)
+    }
+
+    /// The machine frame to write to, taken back from the balloon if need be.
+    fn writable(&self, gpa: Gpa) -> Result<Mfn, MemoryError> {
+        let gfn = gpa.frame();
+        let entry = self.entry(gfn);
+        match entry.kind {
+            FrameKind::Ram => Ok(entry.mfn),
+            FrameKind::Ballooned => self.set_kind(gfn, FrameKind::Ram).map(|()| entry.mfn),
+            kind => Err(MemoryError::Refused { gpa, kind, access: "write" }),
+        }
+    }
+
+    // ---- the dirty log -------------------------------------------------------------------------------------------
+
+    /// Starts to log which frames are written, with an empty log.
+    pub fn start_dirty_log(&self) {
+        self.dirty.switch(true);
+        self.raise_epoch();
+    }
+
+    /// Stops logging.
+    pub fn stop_dirty_log(&self) {
+        self.dirty.switch(false);
+    }
+
+    /// The frames written since logging started or this was last called, ascending. A frame that is written while this
+    /// runs is in this harvest or in the next. The last harvest is complete when all vCPUs have reported themselves
+    /// stopped, and all devices quiet, before it.
+    pub fn take_dirty(&self) -> Vec<Gfn> {
+        let mut dirty = Vec::new();
+        self.dirty.take(|slot| dirty.extend(self.layout.gfn(slot)));
+        // An empty log means that no writable translation has been cached since the last epoch.
+        if !dirty.is_empty() {
+            self.raise_epoch();
+        }
+        dirty
+    }
+
+    // ---- cached translations and cached code ---------------------------------------------------------------------
+
+    /// Asks to cache a writable translation of a frame, and logs the frame as written. `false` if writes must not be
+    /// cached, because the frame holds code that an engine has decoded.
+    pub fn may_cache_writes(&self, gfn: Gfn, mfn: Mfn) -> bool {
+        let allowed = self.code.allow_writable(mfn);
+        if allowed {
+            self.log_write(gfn);
+        }
+        allowed
+    }
+
+    /// To be called after bytes of a frame were written other than by this type's own methods: logs the frame, and if it
+    /// holds code, raises its version and ends the watch.
+    pub fn note_write(&self, gfn: Gfn, mfn: Mfn) {
+        // The write has to be visible before "is anybody watching?" is read, or a watcher that starts in between could
+        // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
+        fence(Ordering::SeqCst);
+        self.log_write(gfn);
+        self.code.written(mfn);
+    }
+
+    fn log_write(&self, gfn: Gfn) {
+        if self.dirty.is_on()
+            && let Some(slot) = self.layout.slot(gfn)
+        {
+            self.dirty.mark(slot);
+        }
+    }
+
+    /// Announces that the caller is about to read code of a frame in order to cache what it makes of it. Returns the
+    /// version to compare with [`GuestMemory::code_version`] later. Raises the epoch if a writable translation of the
+    /// frame may be cached somewhere.
+    pub fn watch_code(&self, mfn: Mfn) -> u32 {
+        let (version, writable) = self.code.watch(mfn);
+        if writable {
+            self.raise_epoch();
+        }
+        version
+    }
+
+    /// The version of a frame's code: equal to what [`GuestMemory::watch_code`] returned as long as the frame was not
+    /// written since.
+    #[inline(always)]
+    pub fn code_version(&self, mfn: Mfn) -> u32 {
+        self.code.version(mfn)
+    }
+
+    /// Whether a frame's code is being watched, so that writes to it must not be cached.
+    #[inline(always)]
+    pub fn is_code(&self, mfn: Mfn) -> bool {
+        self.code.is_watched(mfn)
+    }
+
+    /// Changes whenever cached translations may have become wrong; never 0. The rules stand on top of this file.
+    #[inline(always)]
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    fn raise_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    // ---- the saved form ------------------------------------------------------------------------------------------
+
+    /// The layout and the kinds of all frames, without their contents.
+    pub fn save(&self) -> SavedP2m {
+        SavedP2m::new(self.ranges(), |gfn| self.entry(gfn).kind)
+    }
+
+    /// Memory as it was saved, with contents of zeros.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::new`], and if the kinds do not cover the layout exactly.
+    pub fn restore(saved: &SavedP2m) -> Result<Self, MemoryError> {
+        let memory = Self::new(&saved.ranges())?;
+        for (gfn, kind) in saved.kinds(memory.layout.frames(), |slot| memory.layout.gfn(slot))? {
+            memory.p2m.set_kind(gfn, kind);
+        }
+        Ok(memory)
+    }
+}
+
+/// The machine frame to read from.
+#[inline]
+fn readable(gpa: Gpa, entry: P2mEntry) -> Result<Mfn, MemoryError> {
+    match entry.kind {
+        FrameKind::Ram | FrameKind::ReadOnly | FrameKind::Shared => Ok(entry.mfn),
+        kind => Err(MemoryError::Refused { gpa, kind, access: "read" }),
+    }
+}
+
+#[inline(always)]
+fn inside_one_frame(gpa: Gpa, bytes: usize) -> bool {
+    gpa.offset() + bytes as u64 <= PAGE_SIZE
+}
+
+/// The part of a range that lies in one frame.
+struct Piece {
+    gpa: Gpa,
+    /// Which bytes of the whole range these are.
+    bytes: Range<usize>,
+}
+
+/// Cuts a range up at frame boundaries.
+fn pieces(gpa: Gpa, len: u64) -> Result<impl Iterator<Item = Piece>, MemoryError> {
+    // The last byte's address must exist; the address past the end need not.
+    if len != 0 && gpa.checked_add(len - 1).is_none() {
+        return Err(MemoryError::PastEnd { gpa, len });
+    }
+    let mut done = 0;
+    Ok(std::iter::from_fn(move || {
+        let left = len - done;
+        let at = gpa.wrapping_add(done);
+        let size = left.min(PAGE_SIZE - at.offset());
+        let start = done;
+        done += size;
+        (size != 0).then_some(Piece { gpa: at, bytes: index(start)..index(done) })
+    }))
+}
+
+#[cfg(test)]
+mod tests;
