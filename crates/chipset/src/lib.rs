@@ -1,1 +1,22 @@
-//! The chips of a PC: interrupt controllers, timers, serial port, ACPI registers
+//! The chips of a PC: interrupt controllers, timers, serial port, ACPI registers.
+//!
+//! Each chip is a state machine with its clock, alarm and interrupt line injected, so each is tested with no VM
+//! around it, and each has a saved form of its own.
+
+#![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
+
+mod access;
+pub mod acpi_pm;
+pub mod apic;
+pub mod control;
+pub mod debug_exit;
+#[cfg(test)]
+mod harness;
+pub mod ioapic;
+pub mod irq_router;
+pub mod pic;
+pub mod pit;
+pub mod rtc;
+mod sync;
+mod timer;
+pub mod uart;
