@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn parses_split_base_and_limit() {
-        let s = Segment::from_descriptor(Selector(8), 0x12_0f_92_34_5678_9abc);
+        let s = Segment::from_descriptor(Selector(8), 0x120f_9234_5678_9abc);
         assert_eq!((s.base, s.limit), (0x1234_5678, 0xf_9abc));
         assert!(s.is_data() && s.writable());
     }

@@ -89,7 +89,7 @@ pub enum Activity {
 }
 
 /// Events that are between instructions (SDM vol. 3, 6.8.3 and 24.4.2).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Pending {
     /// STI was the last instruction: interrupts wait for one more.
     pub sti_shadow: bool,
@@ -254,19 +254,6 @@ impl Msrs {
             mtrr_fixed: [0; 11],
             mcg_status: 0,
             xss: 0,
-        }
-    }
-}
-
-impl Default for Pending {
-    fn default() -> Self {
-        Self {
-            sti_shadow: false,
-            mov_ss_shadow: false,
-            nmi_blocked: false,
-            nmi_pending: false,
-            debug: 0,
-            exception: None,
         }
     }
 }

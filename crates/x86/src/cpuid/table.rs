@@ -175,7 +175,7 @@ impl CpuidTable {
             }
             // 16 ways are encoded as 8; AMD's EDX is the third level in units of 512 KiB.
             0x8000_0006 => {
-                let l3 = if amd { L3.kib() / 512 << 18 | 8 << 12 | 1 << 8 | LINE } else { 0 };
+                let l3 = if amd { (L3.kib() / 512) << 18 | 8 << 12 | 1 << 8 | LINE } else { 0 };
                 [0, 0, L2.kib() << 16 | 8 << 12 | u32::from(amd) << 8 | LINE, l3]
             }
             0x8000_0008 => {

@@ -1,0 +1,482 @@
+//! The software TLB of one vCPU: from a guest-virtual page straight to a machine frame, in one comparison.
+//!
+//! # Entries
+//! A direct-mapped table per privilege, with separate tags for reads, writes and fetches: a tag matches only if that
+//! access by that privilege is allowed, needs no accessed or dirty bit set any more, and ends in memory. So a hit
+//! checks everything at once, and whatever is special (a fault, a first write, a device, a frame that holds decoded
+//! code) is a miss and goes to [`Tlb::fill`].
+//!
+//! # Address spaces
+//! A tag is the page's address with the **id** of an address space in its low twelve bits. To empty an address space is
+//! to give it an id never used before; a PCID keeps its id across switches of CR3. Entries of dead ids match nothing
+//! and are overwritten in time. When the ids run out, everything is cleared. The id also stirs the slot number, so
+//! that programs laid out alike do not evict each other.
+//!
+//! Pages of the upper half of the address space that are global ("the kernel") are tagged with one **shared id**, so
+//! that they survive switches. Which id a look-up takes depends only on the address's top bit; therefore an address
+//! space uses the shared id for its upper half only as long as it has met no page there that is not global. Once it
+//! has (kernels that isolate page tables have only such), it uses its own id for both halves. A global page met in a
+//! half that uses the own id is tagged with it, as if it were not global, and remembered in a filter.
+//!
+//! # Invalidation
+//! Entries may always be dropped early; what SDM vol. 3, 4.10.4 demands is the least. INVLPG drops the page's entries
+//! under the current and the shared id. If the filters say that the address may lie in a large page, or in a global
+//! page tagged as if it were not, it looks at every entry for pieces of that page, whatever the id.
+//!
+//! # Memory's rules
+//! `memory::guest` states what a holder of cached translations promises: "seen" is the epoch it last acted on, and before
+//! it drops a writable translation it compares. Every method here that drops any begins with [`Tlb::sync_epoch`],
+//! and so does `fill`, which replaces entries. An engine calls it at block boundaries.
+
+use std::sync::Arc;
+
+use memory::{FrameKind, GuestMemory};
+use x86::bits::index;
+use x86::{Gfn, Gpa, Gva, Mfn, PAGE_MASK, PAGE_SHIFT};
+
+use crate::context::{Access, PagingContext, Privilege, Regime};
+use crate::region::RegionFilter;
+use crate::walk::{PageFault, PageSize, Translation, walk};
+
+/// Entries per privilege: with 4 KiB pages, a reach of 4 MiB.
+const SLOTS: usize = 1024;
+/// One part per privilege and one that is never used, so that masks prove every index in bounds.
+const ENTRIES: usize = 4 * SLOTS;
+/// The part that is used.
+const USED: usize = Privilege::ALL.len() * SLOTS;
+/// How far the id is shifted into the slot number: ids that differ in the low bits are that many pages apart.
+const STIR: u32 = 6;
+/// Ids are 1 to this; 0 marks tags that match nothing.
+const LAST_ID: u16 = 0xfff;
+const PCIDS: usize = 4096;
+/// No tag ever computed for a look-up.
+const NO_TAG: u64 = 0;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct Entry {
+    read: u64,
+    write: u64,
+    exec: u64,
+    mfn: Mfn,
+}
+
+const EMPTY: Entry = Entry { read: NO_TAG, write: NO_TAG, exec: NO_TAG, mfn: Mfn(0) };
+
+impl Entry {
+    /// Whether any access has a tag for which `is` holds.
+    fn any(&self, is: impl Fn(u64) -> bool) -> bool {
+        [self.read, self.write, self.exec].into_iter().any(|tag| tag != NO_TAG && is(tag))
+    }
+}
+
+/// How an address space is tagged.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Space {
+    /// Its own id; 0 if it has none yet.
+    id: u16,
+    /// Its upper half uses its own id too.
+    private: bool,
+}
+
+/// What a translated access meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Memory.
+    Ram {
+        /// The machine frame.
+        mfn: Mfn,
+        /// The guest frame.
+        gfn: Gfn,
+        /// The translation is cached. If a write's is not, the frame holds decoded code: the engine calls
+        /// [`GuestMemory::note_write`] after it has written.
+        cached: bool,
+    },
+    /// The bus, at this address.
+    Mmio(Gpa),
+    /// Nothing: writes are dropped (ROM), reads give all ones.
+    Ignore,
+}
+
+/// The kinds of INVPCID (SDM vol. 2A).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invpcid {
+    /// Type 0: one address of one PCID, globals excepted.
+    Address {
+        /// The PCID.
+        pcid: u16,
+        /// The address.
+        va: Gva,
+    },
+    /// Type 1: one PCID, globals excepted.
+    Single {
+        /// The PCID.
+        pcid: u16,
+    },
+    /// Type 2: everything.
+    All,
+    /// Type 3: everything, globals excepted.
+    AllNonGlobal,
+}
+
+/// What the MMU counted since the TLB was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MmuStats {
+    /// Misses that a walk resolved.
+    pub fills: u64,
+    /// Misses that became the guest's page faults.
+    pub faults: u64,
+    /// Times an address space, or all, was emptied because the guest said so.
+    pub flushes: u64,
+    /// Single pages invalidated.
+    pub invalidations: u64,
+    /// Switches to another root.
+    pub switches: u64,
+    /// Times everything was dropped because guest memory changed beneath.
+    pub epochs: u64,
+}
+
+/// The TLB.
+pub struct Tlb {
+    entries: Box<[Entry; ENTRIES]>,
+    /// The ids in use for the lower and the upper half.
+    ids: [u64; 2],
+    memory: Arc<GuestMemory>,
+    /// The epoch that all entries are as good as.
+    seen: u64,
+    /// Guest frames of the entries, for memory to be told which were writable.
+    gfns: Box<[Gfn; ENTRIES]>,
+    regime: Option<Regime>,
+    pcid: u16,
+    /// By PCID.
+    spaces: Box<[Space; PCIDS]>,
+    shared_id: u16,
+    next_id: u16,
+    large: RegionFilter,
+    gib: RegionFilter,
+    /// Global pages that are tagged with an address space's own id.
+    global_private: RegionFilter,
+    stats: MmuStats,
+}
+
+impl Tlb {
+    /// An empty TLB.
+    pub fn new(memory: Arc<GuestMemory>) -> Self {
+        let seen = memory.epoch();
+        let mut tlb = Self {
+            entries: Box::new([EMPTY; ENTRIES]),
+            ids: [0; 2],
+            memory,
+            seen,
+            gfns: Box::new([Gfn(0); ENTRIES]),
+            regime: None,
+            pcid: 0,
+            spaces: Box::new([Space::default(); PCIDS]),
+            shared_id: 0,
+            next_id: 0,
+            large: RegionFilter::default(),
+            gib: RegionFilter::default(),
+            global_private: RegionFilter::default(),
+            stats: MmuStats::default(),
+        };
+        tlb.clear();
+        tlb
+    }
+
+    /// What was counted.
+    pub const fn stats(&self) -> MmuStats {
+        self.stats
+    }
+
+    // ---- look-up: the hot path -----------------------------------------------------------------------------------
+
+    #[inline(always)]
+    fn tag(&self, va: Gva) -> u64 {
+        va.0 & !PAGE_MASK | self.ids[index(va.0 >> 63)]
+    }
+
+    #[inline(always)]
+    const fn slot(tag: u64, privilege: Privilege) -> usize {
+        let slot = index(tag >> PAGE_SHIFT ^ tag << STIR) & (SLOTS - 1);
+        slot | (privilege as usize & 3) * SLOTS
+    }
+
+    /// The machine frame for a read, if cached.
+    #[inline(always)]
+    pub fn lookup_read(&self, va: Gva, privilege: Privilege) -> Option<Mfn> {
+        let tag = self.tag(va);
+        let entry = &self.entries[Self::slot(tag, privilege)];
+        (entry.read == tag).then_some(entry.mfn)
+    }
+
+    /// The machine frame for a write, if cached.
+    #[inline(always)]
+    pub fn lookup_write(&self, va: Gva, privilege: Privilege) -> Option<Mfn> {
+        let tag = self.tag(va);
+        let entry = &self.entries[Self::slot(tag, privilege)];
+        (entry.write == tag).then_some(entry.mfn)
+    }
+
+    /// The machine frame for an instruction fetch, if cached.
+    #[inline(always)]
+    pub fn lookup_exec(&self, va: Gva, privilege: Privilege) -> Option<Mfn> {
+        let tag = self.tag(va);
+        let entry = &self.entries[Self::slot(tag, privilege)];
+        (entry.exec == tag).then_some(entry.mfn)
+    }
+
+    // ---- fill ----------------------------------------------------------------------------------------------------
+
+    /// Translates an access that missed, and caches what may be cached.
+    ///
+    /// A ballooned frame is taken back by any access.
+    ///
+    /// # Errors
+    /// If the guest's tables do not allow the access.
+    #[inline(never)]
+    pub fn fill(
+        &mut self,
+        context: &PagingContext,
+        va: Gva,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<Target, PageFault> {
+        self.sync_epoch();
+        let translation =
+            walk(&self.memory, context, va, access, privilege).inspect_err(|_| self.stats.faults += 1)?;
+        self.stats.fills += 1;
+        let gfn = translation.gpa.frame();
+        let mut entry = self.memory.entry(gfn);
+        if entry.kind == FrameKind::Ballooned && self.memory.set_kind(gfn, FrameKind::Ram).is_ok() {
+            self.sync_epoch();
+            entry = self.memory.entry(gfn);
+        }
+        let write = access == Access::Write;
+        let cached = match (entry.kind, write) {
+            (FrameKind::Ram, true) => self.memory.may_cache_writes(gfn, entry.mfn),
+            (FrameKind::Ram | FrameKind::ReadOnly | FrameKind::Shared, false) => true,
+            (FrameKind::Mmio, _) => return Ok(Target::Mmio(translation.gpa)),
+            _ => return Ok(Target::Ignore),
+        };
+        self.insert(&context.regime, va, privilege, &translation, (gfn, entry.mfn), write && cached);
+        Ok(Target::Ram { mfn: entry.mfn, gfn, cached })
+    }
+
+    /// Caches a translation: for reads and fetches if its page allows them, for writes if told so.
+    fn insert(
+        &mut self,
+        regime: &Regime,
+        va: Gva,
+        privilege: Privilege,
+        translation: &Translation,
+        (gfn, mfn): (Gfn, Mfn),
+        write: bool,
+    ) {
+        self.choose_tagging(va, translation);
+        let tag = self.tag(va);
+        let slot = Self::slot(tag, privilege);
+        let permitted = |access| {
+            if regime.permits(translation.rights, access, privilege) { tag } else { NO_TAG }
+        };
+        self.entries[slot] = Entry {
+            read: permitted(Access::Read),
+            write: if write { tag } else { NO_TAG },
+            exec: permitted(Access::Execute),
+            mfn,
+        };
+        self.gfns[slot] = gfn;
+        let page = va.page();
+        match translation.page_size {
+            PageSize::Kib4 | PageSize::Everything => {}
+            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(page >> 10),
+            PageSize::Gib1 => self.gib.insert(page >> 18),
+        }
+        if translation.global && self.ids[index(va.0 >> 63)] != u64::from(self.shared_id) {
+            self.global_private.insert(page);
+        }
+    }
+
+    /// Stops using the shared id for this address space's upper half when a page is met that is not shared.
+    fn choose_tagging(&mut self, va: Gva, translation: &Translation) {
+        let space = &mut self.spaces[usize::from(self.pcid) % PCIDS];
+        if va.0 >> 63 != 0 && !translation.global && !space.private {
+            space.private = true;
+            self.ids[1] = space.id.into();
+        }
+    }
+
+    // ---- invalidation --------------------------------------------------------------------------------------------
+
+    /// Acts on changes of guest memory: compares its epoch, and if it has changed, drops everything. True if it did.
+    #[inline(always)]
+    pub fn sync_epoch(&mut self) -> bool {
+        let changed = self.memory.epoch() != self.seen;
+        if changed {
+            self.new_epoch();
+        }
+        changed
+    }
+
+    #[cold]
+    fn new_epoch(&mut self) {
+        self.stats.epochs += 1;
+        self.seen = self.memory.epoch();
+        for (entry, &gfn) in self.entries.iter().zip(self.gfns.iter()).take(USED) {
+            if entry.write != NO_TAG {
+                self.memory.note_write(gfn, entry.mfn);
+            }
+        }
+        self.clear();
+    }
+
+    /// To be called when anything but the root has changed in the context (CR0, CR4, EFER): drops everything if that
+    /// makes a difference to translation.
+    pub fn set_regime(&mut self, context: &PagingContext) {
+        if self.regime != Some(context.regime) {
+            self.regime = Some(context.regime);
+            self.flush_all();
+            self.select(context.pcid());
+        }
+    }
+
+    /// To be called when CR3 is loaded (and, in PAE paging, when the PDPTEs are): goes over to the address space of the
+    /// context's PCID. Its entries survive only with `keep`, bit 63 of the operand under CR4.PCIDE (SDM vol. 3,
+    /// 4.10.4.1).
+    pub fn switch_root(&mut self, context: &PagingContext, keep: bool) {
+        self.sync_epoch();
+        self.stats.switches += 1;
+        let pcid = context.pcid();
+        if !keep {
+            self.stats.flushes += 1;
+            self.forget(pcid);
+        }
+        self.select(pcid);
+    }
+
+    /// Drops everything.
+    pub fn flush_all(&mut self) {
+        self.sync_epoch();
+        self.stats.flushes += 1;
+        self.spaces.fill(Space::default());
+        self.shared_id = self.take_id();
+        self.select(self.pcid);
+    }
+
+    /// Drops everything but global pages, in all address spaces.
+    pub fn flush_non_global(&mut self) {
+        self.sync_epoch();
+        self.stats.flushes += 1;
+        self.spaces.fill(Space::default());
+        self.select(self.pcid);
+    }
+
+    /// INVLPG: drops the page that holds `va` from the current address space, and from all if it is global.
+    pub fn invalidate_page(&mut self, va: Gva) {
+        self.sync_epoch();
+        self.stats.invalidations += 1;
+        self.drop_tag(self.tag(va));
+        self.drop_tag(va.0 & !PAGE_MASK | u64::from(self.shared_id));
+        self.scan_for(va, self.global_private.may_contain(va.page()));
+    }
+
+    /// INVPCID.
+    pub fn invpcid(&mut self, kind: Invpcid) {
+        match kind {
+            Invpcid::Address { pcid, va } => {
+                self.sync_epoch();
+                self.stats.invalidations += 1;
+                let id = self.spaces[usize::from(pcid) % PCIDS].id;
+                self.drop_tag(va.0 & !PAGE_MASK | u64::from(id));
+                self.scan_for(va, false);
+            }
+            Invpcid::Single { pcid } => {
+                self.sync_epoch();
+                self.stats.flushes += 1;
+                self.forget(pcid);
+                self.select(self.pcid);
+            }
+            Invpcid::All => self.flush_all(),
+            Invpcid::AllNonGlobal => self.flush_non_global(),
+        }
+    }
+
+    fn drop_tag(&mut self, tag: u64) {
+        for privilege in Privilege::ALL {
+            let entry = &mut self.entries[Self::slot(tag, privilege)];
+            if entry.any(|t| t == tag) {
+                *entry = EMPTY;
+            }
+        }
+    }
+
+    /// Drops, from all address spaces, the page that holds `va` (if it may be there) and the large pages that may.
+    fn scan_for(&mut self, va: Gva, page: bool) {
+        // Regions of 4 MiB serve for 2 MiB pages too: what is dropped too much comes back.
+        let shift = if self.gib.may_contain(va.0 >> 30) {
+            30
+        } else if self.large.may_contain(va.0 >> 22) {
+            22
+        } else if page {
+            PAGE_SHIFT
+        } else {
+            return;
+        };
+        for entry in self.entries.iter_mut().take(USED).filter(|e| e.any(|tag| (tag ^ va.0) >> shift == 0)) {
+            *entry = EMPTY;
+        }
+    }
+
+    // ---- ids -----------------------------------------------------------------------------------------------------
+
+    fn forget(&mut self, pcid: u16) {
+        self.spaces[usize::from(pcid) % PCIDS] = Space::default();
+    }
+
+    /// Makes `pcid`'s address space the current one.
+    fn select(&mut self, pcid: u16) {
+        self.pcid = pcid;
+        if self.spaces[usize::from(pcid) % PCIDS].id == 0 {
+            // Taking an id may clear everything, so the space is looked at again.
+            let id = self.take_id();
+            self.spaces[usize::from(pcid) % PCIDS] = Space { id, private: false };
+        }
+        let space = self.spaces[usize::from(pcid) % PCIDS];
+        let high = if space.private { space.id } else { self.shared_id };
+        self.ids = [space.id.into(), high.into()];
+    }
+
+    /// An id that no entry has.
+    fn take_id(&mut self) -> u16 {
+        if self.next_id > LAST_ID {
+            self.clear();
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Empties the table itself and starts the ids anew. The current address space keeps being the current one.
+    fn clear(&mut self) {
+        self.entries[..USED].fill(EMPTY);
+        self.spaces.fill(Space::default());
+        self.large = RegionFilter::default();
+        self.gib = RegionFilter::default();
+        self.global_private = RegionFilter::default();
+        self.shared_id = 1;
+        self.next_id = 2;
+        self.select(self.pcid);
+    }
+}
+
+impl std::fmt::Debug for Tlb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tlb")
+            .field("ids", &self.ids)
+            .field("pcid", &self.pcid)
+            .field("stats", &self.stats)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;
