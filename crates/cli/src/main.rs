@@ -1,2 +1,98 @@
 //! The `umbra` command.
-fn main() {}
+//!
+//! What was typed is in [`args`]; what that means, in [`plan`]; each command has a module. Here is only what they
+//! share: reading the command line, and turning a failure into one sentence and an exit status.
+
+mod args;
+mod console;
+mod debian;
+mod doctor;
+mod documents;
+mod duration;
+mod files;
+mod help;
+mod initramfs;
+mod message;
+mod plan;
+mod progress;
+mod report;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use clap::error::{ContextKind, ErrorKind};
+
+use args::{Args, Command, FetchArgs};
+use debian::{Cache, Freshness};
+use status::Status;
+
+fn main() -> ExitCode {
+    // A thread that panics leaves the terminal raw and the VM headless: put the one back and end the other.
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        console::terminal::restore();
+        default_hook(info);
+        message::error("this is a bug in umbra; please report the lines above");
+        std::process::exit(i32::from(Status::OURS.0));
+    }));
+    let status = match Args::try_parse() {
+        Ok(args) => execute(args.command).unwrap_or_else(|error| {
+            message::error(&format!("{error:#}"));
+            Status::OURS
+        }),
+        Err(error) => usage(&error),
+    };
+    status.into()
+}
+
+fn execute(command: Command) -> Result<Status> {
+    match command {
+        Command::Run(args) => run::run(*args),
+        Command::Fetch(args) => fetch(&args),
+        Command::Doctor(_) => doctor::run(),
+        Command::Completions(args) => documents::completions(args.shell),
+        Command::Man(args) => documents::man(args.dir.as_deref()),
+    }
+}
+
+fn fetch(args: &FetchArgs) -> Result<Status> {
+    let cache = Cache::of_user()?;
+    let package = args.package.as_deref().unwrap_or(debian::KERNEL);
+    let kernel = debian::kernel(&cache, package, Freshness::Newest)?;
+    if args.package.is_none() {
+        debian::busybox(&cache, Freshness::Newest)?;
+    }
+    documents::print(&format!("{}\n", kernel.display()))
+}
+
+/// Shows help, or says in one sentence what is wrong with the command line.
+fn usage(error: &clap::Error) -> Status {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            Status::OK
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            Status::OURS
+        }
+        _ => {
+            message::error(&usage_sentence(error));
+            Status::OURS
+        }
+    }
+}
+
+fn usage_sentence(error: &clap::Error) -> String {
+    let option = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+    // A value that its type refuses: the type's own sentence says it best.
+    if let (Some(source), Some(option)) = (std::error::Error::source(error), &option) {
+        return format!("{}: {source}", option.split(' ').next().unwrap_or(option));
+    }
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    format!("{} (see 'umbra --help')", first.strip_prefix("error: ").unwrap_or(first))
+}

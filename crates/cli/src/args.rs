@@ -1,0 +1,143 @@
+//! What was typed.
+//!
+//! The command line as clap reads it: every field is one option with its type and help, and nothing is decided here.
+//! What the options mean together is [`crate::plan`]'s business.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap_complete::Shell;
+use spec::{CpuCount, EngineChoice, MemorySize, Name};
+use x86::cpuid::CpuRequest;
+
+use crate::{duration, help};
+
+/// The colours of help, used on a terminal only.
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Run virtual machines on Linux, with or without hardware virtualization.
+#[derive(Debug, Parser)]
+#[command(name = "umbra", version, styles = STYLES, max_term_width = 100, after_help = help::TOP)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Box<RunArgs>),
+    Fetch(FetchArgs),
+    Doctor(DoctorArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Boot a virtual machine with its console on this terminal
+///
+/// With no SOURCE, the guest is Debian's newest cloud kernel with a small root file system in memory (busybox), made
+/// on the spot. The packages are fetched once, through this machine's own apt, which checks their signatures, and are
+/// not installed. With a CMD, the guest runs it and powers off; without one, it runs a shell.
+///
+/// With a kernel file as SOURCE, exactly that kernel is booted, with the --initrd files and the --append line given
+/// and nothing of ours.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::RUN_SHORT, after_long_help = help::RUN)]
+pub(crate) struct RunArgs {
+    /// A kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
+    pub(crate) source: Option<PathBuf>,
+
+    /// A command to run in the guest; its exit status becomes umbra's
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+
+    /// Boot this kernel instead of Debian's, with the same root file system unless there is an --initrd
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// An initial RAM disk, or a Multiboot module; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Vec<PathBuf>,
+
+    /// Text for the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) append: Option<String>,
+
+    /// Guest memory, with a unit: K, M, G or T
+    #[arg(short, long, value_name = "SIZE", default_value_t)]
+    pub(crate) memory: MemorySize,
+
+    /// Virtual CPUs
+    #[arg(short, long, value_name = "N", default_value_t = CpuCount::ONE)]
+    pub(crate) cpus: CpuCount,
+
+    /// The processor that the guest sees: v2, v3 or host, then +feature, -feature, vendor=NAME
+    ///
+    /// v2 and v3 are the micro-architecture levels of the x86-64 ABI, and host is everything that this processor and
+    /// Umbra can do together. The default is v3 where this processor can carry it, else v2. What is not offered
+    /// faults, as on a processor without it.
+    #[arg(long, value_name = "MODEL[,±FEATURE…][,vendor=NAME]", allow_hyphen_values = true)]
+    pub(crate) cpu: Option<CpuRequest>,
+
+    /// What executes the guest's instructions: auto or interp
+    #[arg(long, value_name = "ENGINE", default_value_t)]
+    pub(crate) engine: EngineChoice,
+
+    /// The VM's name, also the guest's host name
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub(crate) name: Name,
+
+    /// Stop the VM after this long and exit with status 124: 90s, 5m, 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Let the guest end the VM by writing to port 0xf4 (isa-debug-exit)
+    ///
+    /// A guest that writes V exits umbra with status (V << 1) | 1.
+    #[arg(long)]
+    pub(crate) debug_exit: bool,
+
+    /// Show the kernel's messages, and figures at the end
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// Fetch a Debian kernel into the cache and print its path
+///
+/// Without PACKAGE, fetches what `umbra run` uses, in its newest version. `umbra run` itself fetches only what is
+/// not in the cache, so this is also how to update it.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::FETCH)]
+pub(crate) struct FetchArgs {
+    /// A kernel package, or a package that depends on one
+    pub(crate) package: Option<String>,
+}
+
+/// Say what this machine can do, what is missing, and how to get it
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::DOCTOR)]
+pub(crate) struct DoctorArgs {}
+
+/// Print a completion script for a shell
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::COMPLETIONS)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// Write the man pages
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::MAN)]
+pub(crate) struct ManArgs {
+    /// Where to put one page per command; without it, umbra(1) goes to standard output
+    pub(crate) dir: Option<PathBuf>,
+}

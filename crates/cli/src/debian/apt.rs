@@ -1,0 +1,283 @@
+//! The machine's own apt, made to find, fetch and verify one package in a directory of ours.
+//!
+//! `apt-get download` needs no privileges, runs no maintainer script and touches nothing but its working directory. It
+//! checks the file's hash against the package lists, and those carry the archive's signature; what is not
+//! signed is refused, whatever the machine's configuration says. Our settings stand in a file given with `-c`, which
+//! apt reads after its own, so they win.
+//!
+//! The package lists are the machine's where it has any. Where it has none (a container image), or they name a
+//! file that the mirror has replaced, a second set under our cache is filled by `apt-get update`, from the machine's own
+//! sources and keys.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use super::control::Control;
+use crate::progress::Progress;
+
+/// Why apt did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AptError {
+    /// There is no apt here.
+    #[error(
+        "this machine has no {program}: install Debian's apt, or give a kernel as SOURCE, or both --kernel and --initrd"
+    )]
+    NoApt {
+        /// The program that could not be started.
+        program: &'static str,
+    },
+    /// The lists do not have the package.
+    #[error("this machine's apt sources (see sources.list(5)) have no package {package}: {reason}")]
+    NotListed {
+        /// The package asked for.
+        package: String,
+        /// What the last update of the lists said.
+        reason: String,
+    },
+    /// The lists have it and the mirror does not: they are old.
+    #[error("the package lists are out of date: run 'apt-get update' ({0})")]
+    Gone(String),
+    /// The package is not signed.
+    #[error("the package's source is not signed by a key that this machine trusts: {0}")]
+    Unsigned(String),
+    /// Anything else, in apt's words.
+    #[error("apt says: {0}")]
+    Failed(String),
+    /// A file of ours.
+    #[error("cannot use '{}'", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// Settings that hold wherever the lists are.
+const SETTINGS: &str = "\
+APT::Get::AllowUnauthenticated \"false\";
+Acquire::AllowInsecureRepositories \"false\";
+Acquire::AllowDowngradeToInsecureRepositories \"false\";
+Acquire::AllowWeakRepositories \"false\";
+Acquire::Languages \"none\";
+Acquire::Retries \"1\";
+Acquire::http::Timeout \"20\";
+Acquire::https::Timeout \"20\";
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear APT::Update::Pre-Invoke;
+";
+
+/// As root, apt would drop to a user that cannot write to our directories.
+const AS_ROOT: &str = "APT::Sandbox::User \"root\";\n";
+
+/// How often a download's progress is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Apt, with our settings.
+pub(super) struct Apt {
+    settings: PathBuf,
+    log: PathBuf,
+    updated: bool,
+}
+
+impl Apt {
+    /// Apt on the machine's package lists. Settings and log go to `work`.
+    pub(super) fn with_system_lists(work: &Path) -> Result<Self, AptError> {
+        Self::new(work, "", false)
+    }
+
+    /// Apt on lists of our own in `lists`.
+    pub(super) fn with_private_lists(work: &Path, lists: &Path) -> Result<Self, AptError> {
+        if [work, lists].iter().any(|path| path.to_string_lossy().contains(['"', '\n'])) {
+            let source = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "apt cannot be told a path with a quotation mark",
+            );
+            return Err(AptError::File { path: lists.to_owned(), source });
+        }
+        let partial = lists.join("partial");
+        fs::create_dir_all(&partial).map_err(|source| AptError::File { path: partial, source })?;
+        let state = lists.display();
+        let cache = work.display();
+        Self::new(work, &format!("Dir::State::Lists \"{state}\";\nDir::Cache \"{cache}\";\n"), true)
+    }
+
+    fn new(work: &Path, directories: &str, updated: bool) -> Result<Self, AptError> {
+        let settings = work.join("apt.conf");
+        let root = rustix::process::geteuid().is_root();
+        let text = format!("{SETTINGS}{}{directories}", if root { AS_ROOT } else { "" });
+        fs::write(&settings, text).map_err(|source| AptError::File { path: settings.clone(), source })?;
+        Ok(Self { settings, log: work.join("apt.log"), updated })
+    }
+
+    /// Fills our own lists. What fails shows when a package is looked for.
+    pub(super) fn update(&self, progress: &Progress) -> Result<(), AptError> {
+        progress.step("updating package lists");
+        let log = self.open_log()?;
+        let mut child = self
+            .command("apt-get")
+            .args(["-q", "update"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| start_error("apt-get", &error))?;
+        wait(&mut child, progress, |_| ()).map(drop)
+    }
+
+    /// The package with the kernel or program: `package` itself, or the image that a kernel's metapackage depends on.
+    pub(super) fn resolve(&self, package: &str) -> Result<Control, AptError> {
+        let found = self.show(package)?;
+        match found.depends.iter().find(|name| name.starts_with("linux-image-")) {
+            Some(image) => self.show(image),
+            None => Ok(found),
+        }
+    }
+
+    fn show(&self, package: &str) -> Result<Control, AptError> {
+        let output = self.output("apt-cache", &["show", "--no-all-versions", package])?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Control::parse(&text)
+            .filter(|control| control.size > 0)
+            .ok_or_else(|| AptError::NotListed { package: package.to_owned(), reason: self.why_not_listed() })
+    }
+
+    /// The reason why a package is not in the lists, as far as it is known.
+    fn why_not_listed(&self) -> String {
+        let complaint = fs::read_to_string(&self.log).ok().and_then(|log| complaint(&log));
+        match complaint {
+            Some(complaint) => complaint,
+            None if self.updated => "it exists in Debian 12 and later".to_owned(),
+            None => "run 'apt-get update'".to_owned(),
+        }
+    }
+
+    /// Downloads exactly that version into `dir` and checks it.
+    pub(super) fn download(
+        &self,
+        control: &Control,
+        dir: &Path,
+        progress: &Progress,
+    ) -> Result<PathBuf, AptError> {
+        let package = format!("{}={}", control.package, control.version);
+        progress.download(&format!("{} {}", control.package, control.version), control.size);
+        let mut child = self
+            .command("apt-get")
+            .args(["-q", "download", &package])
+            .current_dir(dir)
+            .stdout(Stdio::null())
+            .stderr(self.open_log()?)
+            .spawn()
+            .map_err(|error| start_error("apt-get", &error))?;
+        let good =
+            wait(&mut child, progress, |progress| progress.position(deb_in(dir).map_or(0, |deb| deb.1)))?;
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        match deb_in(dir) {
+            Some((deb, size)) if good && size == control.size => Ok(deb),
+            _ => Err(classify(&log)),
+        }
+    }
+
+    fn output(&self, program: &'static str, args: &[&str]) -> Result<Output, AptError> {
+        self.command(program)
+            .args(args)
+            .stderr(Stdio::null())
+            .output()
+            .map_err(|error| start_error(program, &error))
+    }
+
+    fn command(&self, program: &'static str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("-c").arg(&self.settings).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+
+    fn open_log(&self) -> Result<File, AptError> {
+        File::create(&self.log).map_err(|source| AptError::File { path: self.log.clone(), source })
+    }
+}
+
+/// Waits for a child, showing progress meanwhile; true if it succeeded.
+fn wait(
+    child: &mut std::process::Child,
+    progress: &Progress,
+    show: impl Fn(&Progress),
+) -> Result<bool, AptError> {
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status.success()),
+            Ok(None) => show(progress),
+            Err(error) => return Err(AptError::Failed(error.to_string())),
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn start_error(program: &'static str, error: &io::Error) -> AptError {
+    match error.kind() {
+        io::ErrorKind::NotFound => AptError::NoApt { program },
+        _ => AptError::Failed(format!("{program} does not start: {error}")),
+    }
+}
+
+/// The package file in a directory, with its present size.
+fn deb_in(dir: &Path) -> Option<(PathBuf, u64)> {
+    let files = fs::read_dir(dir).ok()?.flatten();
+    let path =
+        files.map(|file| file.path()).find(|path| path.extension().and_then(OsStr::to_str) == Some("deb"))?;
+    let size = path.metadata().ok()?.len();
+    Some((path, size))
+}
+
+/// The first thing that apt complains of.
+fn complaint(log: &str) -> Option<String> {
+    let line = ["E: ", "Err:", "W: "]
+        .into_iter()
+        .find_map(|mark| log.lines().find_map(|line| line.trim_start().strip_prefix(mark)))?;
+    Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// What a failed download's log means.
+fn classify(log: &str) -> AptError {
+    let text = complaint(log).unwrap_or_else(|| "the download failed without a reason".to_owned());
+    if log.contains("authenticated") {
+        AptError::Unsigned(text)
+    } else if log.contains("404") {
+        AptError::Gone(text)
+    } else {
+        AptError::Failed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_apart() {
+        let gone =
+            "E: Failed to fetch http://deb.debian.org/x.deb  404  Not Found [IP: 1.2.3.4 80]\nE: Other\n";
+        assert!(matches!(classify(gone), AptError::Gone(text) if text.starts_with("Failed to fetch")));
+        let unsigned = "WARNING: The following packages cannot be authenticated!\n  x\nE: Some packages could not be authenticated\n";
+        assert!(matches!(classify(unsigned), AptError::Unsigned(_)));
+        let offline = "E: Failed to fetch http://a/b.deb  Temporary failure resolving 'a'\n";
+        assert!(matches!(classify(offline), AptError::Failed(_)));
+        assert!(matches!(classify(""), AptError::Failed(_)));
+    }
+
+    #[test]
+    fn settings_refuse_the_unsigned() {
+        let work = tempfile::tempdir().unwrap();
+        let lists = work.path().join("lists");
+        let apt = Apt::with_private_lists(work.path(), &lists).unwrap();
+        let text = fs::read_to_string(&apt.settings).unwrap();
+        assert!(text.contains("AllowUnauthenticated \"false\""));
+        assert!(text.contains(&format!("Dir::State::Lists \"{}\"", lists.display())));
+        assert!(lists.join("partial").is_dir());
+    }
+}

@@ -1,0 +1,131 @@
+//! A Debian kernel and busybox, without installing them.
+//!
+//! The machine's own package manager finds, fetches and verifies ([`apt`]); one file is taken out of each package
+//! ([`archive`]) and kept ([`cache`]). What is in the cache is used without asking anybody, so a second run needs
+//! neither network nor package manager; `umbra fetch` asks for newer versions.
+
+mod apt;
+mod archive;
+mod cache;
+mod control;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::progress::Progress;
+use apt::{Apt, AptError};
+pub(crate) use cache::Cache;
+use cache::Staging;
+use control::Control;
+
+/// The package that always depends on Debian's newest cloud kernel.
+pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
+/// The package with a busybox that needs no libraries.
+pub(crate) const BUSYBOX: &str = "busybox-static";
+
+/// The kernel's name in its cache entry.
+const VMLINUZ: &str = "vmlinuz";
+/// Busybox's.
+const BUSYBOX_FILE: &str = "busybox";
+/// The list of busybox's applets, beside it.
+const APPLETS_FILE: &str = "applets";
+
+/// A root file system's worth of programs.
+pub(crate) struct Busybox {
+    /// The program.
+    pub(crate) program: PathBuf,
+    /// The applets' paths from the root: `bin/ls`, `usr/bin/awk`.
+    pub(crate) applets: Vec<String>,
+}
+
+/// Whether a cached file will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    /// Whatever is in the cache.
+    Cached,
+    /// The newest that the package manager knows.
+    Newest,
+}
+
+/// The kernel image of `package`, or of the package that it depends on.
+///
+/// # Errors
+/// If it is not in the cache and cannot be fetched.
+pub(crate) fn kernel(cache: &Cache, package: &str, freshness: Freshness) -> Result<PathBuf> {
+    let entry = obtain(cache, package, freshness, &|deb, staging| {
+        archive::take_file(deb, "./boot/vmlinuz-*", &staging.entry().join(VMLINUZ))
+            .with_context(|| format!("package {package} holds no kernel"))
+    })?;
+    Ok(entry.join(VMLINUZ))
+}
+
+/// Busybox and what it can do.
+///
+/// # Errors
+/// If it is not in the cache and cannot be fetched.
+pub(crate) fn busybox(cache: &Cache, freshness: Freshness) -> Result<Busybox> {
+    let entry = obtain(cache, BUSYBOX, freshness, &|deb, staging| {
+        let program = staging.entry().join(BUSYBOX_FILE);
+        archive::take_file(deb, "*bin/busybox", &program)?;
+        archive::write_applets(&program, &staging.entry().join(APPLETS_FILE))
+    })?;
+    let list = entry.join(APPLETS_FILE);
+    let applets =
+        std::fs::read_to_string(&list).with_context(|| format!("cannot read '{}'", list.display()))?;
+    Ok(Busybox { program: entry.join(BUSYBOX_FILE), applets: applets.lines().map(str::to_owned).collect() })
+}
+
+/// Takes what is wanted of a package file into the staging directory.
+type Unpack<'a> = &'a dyn Fn(&Path, &Staging) -> Result<()>;
+
+/// The cache entry that `package` leads to, made if need be.
+fn obtain(cache: &Cache, package: &str, freshness: Freshness, unpack: Unpack<'_>) -> Result<PathBuf> {
+    if freshness == Freshness::Cached
+        && let Some(entry) = cache.entry(package)
+    {
+        return Ok(entry);
+    }
+    ensure!(control::is_package_name(package), "'{package}' is not a package name");
+    let lock = cache.lock()?;
+    // Whoever held the lock may have been fetching the same.
+    if freshness == Freshness::Cached
+        && let Some(entry) = cache.entry(package)
+    {
+        return Ok(entry);
+    }
+    let staging = cache.stage(&lock)?;
+    let (found, deb) = fetch(cache, &staging, package)
+        .with_context(|| format!("cannot get {package}, which is not in the cache"))?;
+    match deb {
+        Some(deb) => {
+            unpack(&deb, &staging)?;
+            cache.commit(&lock, staging, package, &found)
+        }
+        None => cache.link(&lock, package, &found),
+    }
+}
+
+/// Finds and downloads the package that `package` stands for. The file is `None` if its entry exists already.
+fn fetch(cache: &Cache, staging: &Staging, package: &str) -> Result<(Control, Option<PathBuf>)> {
+    let progress = Progress::start(&format!("looking for {package}"));
+    let work = staging.work();
+    let attempt = |apt: &Apt| -> Result<(Control, Option<PathBuf>), AptError> {
+        let found = apt.resolve(package)?;
+        if cache.has(&found) {
+            return Ok((found, None));
+        }
+        let deb = apt.download(&found, &work, &progress)?;
+        Ok((found, Some(deb)))
+    };
+    match attempt(&Apt::with_system_lists(&work)?) {
+        Ok(done) => Ok(done),
+        // The machine's lists are missing, or older than what the mirror has: keep some of our own.
+        Err(AptError::NotListed { .. } | AptError::Gone { .. }) => {
+            let apt = Apt::with_private_lists(&work, &cache.lists()?)?;
+            apt.update(&progress)?;
+            Ok(attempt(&apt)?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,65 @@
+//! The parts of the help that teach: examples and exit statuses. The man pages are made of the same text.
+
+/// Below `umbra --help`.
+pub(crate) const TOP: &str = "\
+Examples:
+  umbra run                          a shell in a Debian kernel of its own
+  umbra run -- uname -a              one command, its output and its exit status
+  umbra run ./bzImage --append 'console=ttyS0'
+                                     a kernel of yours
+  umbra doctor                       what this machine can do
+
+'umbra run --help' has the exit statuses and more examples.";
+
+/// Below `umbra run -h`.
+pub(crate) const RUN_SHORT: &str = "'umbra run --help' has more, with examples and exit statuses.";
+
+/// Below `umbra run --help`.
+pub(crate) const RUN: &str = "\
+Console:
+  The guest's first serial port is standard input and output. On a terminal it is raw, and Ctrl-]
+  stops the VM. In a pipe it is transparent: bytes go through as they are, end of input reaches CMD,
+  and the kernel's messages and CMD's standard error go to standard error.
+
+Exit status:
+  0     the guest powered off
+  N     CMD's own status, where there is a CMD; 127 if the guest has no such command
+  V     (V' << 1) | 1 if the guest wrote V' to port 0xf4 with --debug-exit, and the low 8 bits of that
+  124   --timeout ran out
+  125   umbra itself failed; one sentence on standard error says why
+  128+S umbra was stopped by signal S (130: Ctrl-C, 141: nobody reads its output, 143: kill)
+  139   the guest's processor shut down (triple fault); its registers are on standard error
+
+Examples:
+  umbra run
+  umbra run -- sh -c 'free; exit 3'; echo $?
+  tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
+  umbra run --timeout 30s --kernel bzImage -- dmesg
+  umbra run --kernel \"$(umbra fetch linux-image-6.12-cloud-amd64)\" -- uname -r
+  umbra run kernel.elf --initrd module.bin --debug-exit";
+
+/// Below `umbra fetch --help`.
+pub(crate) const FETCH: &str = "\
+Examples:
+  umbra fetch
+  umbra fetch linux-image-6.12-cloud-amd64
+
+The cache is $XDG_CACHE_HOME/umbra, or ~/.cache/umbra; it can be deleted at any time.
+Exit status: 0, or 125 with one sentence on standard error.";
+
+/// Below `umbra doctor --help`.
+pub(crate) const DOCTOR: &str =
+    "Exit status: 0 if 'umbra run' has all it needs, 1 if something is missing, 125 on an error.";
+
+/// Below `umbra completions --help`.
+pub(crate) const COMPLETIONS: &str = "\
+Examples:
+  umbra completions bash > ~/.local/share/bash-completion/completions/umbra
+  umbra completions zsh > ~/.zfunc/_umbra
+  umbra completions fish > ~/.config/fish/completions/umbra.fish";
+
+/// Below `umbra man --help`.
+pub(crate) const MAN: &str = "\
+Examples:
+  umbra man | man -l -
+  umbra man ~/.local/share/man/man1";

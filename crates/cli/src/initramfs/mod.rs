@@ -1,0 +1,149 @@
+//! The root file system of a guest that brings none: busybox in an initial RAM disk, made on the spot.
+//!
+//! `/init` ([`script`]) prepares the system, runs the user's command or a shell on the first serial port, reports its
+//! exit status through the second ([`crate::console::control`]) and powers the machine off.
+
+mod cpio;
+mod script;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use cpio::Archive;
+pub(crate) use script::Session;
+
+/// What goes into the root file system.
+pub(crate) struct Contents<'a> {
+    /// The busybox program.
+    pub(crate) busybox: &'a [u8],
+    /// The applets' paths from the root.
+    pub(crate) applets: &'a [String],
+    /// The guest's host name.
+    pub(crate) hostname: &'a str,
+    /// The user's command, empty for a shell.
+    pub(crate) command: &'a [OsString],
+    /// How the command meets the console.
+    pub(crate) session: &'a Session,
+}
+
+/// Directories that have to be there.
+const DIRECTORIES: [&str; 14] = [
+    "bin",
+    "dev",
+    "etc",
+    "etc/umbra",
+    "proc",
+    "root",
+    "run",
+    "sbin",
+    "sys",
+    "tmp",
+    "usr",
+    "usr/bin",
+    "usr/sbin",
+    "var",
+];
+
+/// Makes the archive.
+pub(crate) fn build(contents: &Contents<'_>) -> Vec<u8> {
+    let mut archive = Archive::default();
+    for directory in DIRECTORIES {
+        archive.directory(directory);
+    }
+    // What /init's first messages go to, before devtmpfs is there.
+    archive.character_device("dev/console", 5, 1);
+    archive.program("bin/busybox", contents.busybox);
+    let known: BTreeSet<&str> = DIRECTORIES.into_iter().collect();
+    for applet in contents.applets {
+        let in_known_directory =
+            applet.rsplit_once('/').is_some_and(|(directory, _)| known.contains(directory));
+        if in_known_directory && applet != "bin/busybox" {
+            archive.symlink(applet, "/bin/busybox");
+        }
+    }
+    archive.file("etc/hostname", format!("{}\n", contents.hostname).as_bytes());
+    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
+    archive.file("etc/group", b"root:x:0:\ntty:x:5:\n");
+    archive.program("init", script::init(contents.session).as_bytes());
+    archive.program(script::COMMAND.trim_start_matches('/'), &command_script(contents.command));
+    archive.finish()
+}
+
+/// A script that becomes the command with exactly these arguments, or a shell.
+fn command_script(command: &[OsString]) -> Vec<u8> {
+    let mut script = b"#!/bin/sh\nexec".to_vec();
+    if command.is_empty() {
+        script.extend_from_slice(b" sh");
+    }
+    for argument in command {
+        script.push(b' ');
+        script.extend_from_slice(&quoted(argument.as_bytes()));
+    }
+    script.push(b'\n');
+    script
+}
+
+/// The text as one word of a shell, whatever is in it: between single quotes only a single quote is special.
+fn quoted(text: &[u8]) -> Vec<u8> {
+    let mut word = vec![b'\''];
+    for &byte in text {
+        match byte {
+            b'\'' => word.extend_from_slice(br"'\''"),
+            other => word.push(other),
+        }
+    }
+    word.push(b'\'');
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_shell_gives_arguments_back_exactly() {
+        let arguments = ["printf", "%s|", "a b", "it's", "$HOME `id` \\ \"x\"", "", "*", "-n", "line\nbreak"];
+        let command: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        let script = command_script(&command);
+        let output = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), arguments[2..].join("|") + "|");
+    }
+
+    proptest! {
+        #[test]
+        fn quoting_is_undone_by_the_shell(text in proptest::collection::vec(1_u8.., 0..40)) {
+            let mut script = b"printf %s ".to_vec();
+            script.extend(quoted(&text));
+            let output = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
+            prop_assert_eq!(output.stdout, text);
+        }
+    }
+
+    #[test]
+    fn applets_go_where_directories_are() {
+        let session = Session::Piped;
+        let bytes = build(&Contents {
+            busybox: b"ELF",
+            applets: &[
+                "bin/ls".into(),
+                "linuxrc".into(),
+                "usr/bin/awk".into(),
+                "no/where".into(),
+                "bin/busybox".into(),
+            ],
+            hostname: "h",
+            command: &[],
+            session: &session,
+        });
+        let has =
+            |name: &str| bytes.windows(name.len() + 1).any(|window| window == format!("{name}\0").as_bytes());
+        assert!(has("bin/ls") && has("usr/bin/awk") && has("bin/busybox") && has("init"));
+        assert!(!has("linuxrc") && !has("no/where"));
+    }
+}

@@ -1,0 +1,73 @@
+//! Progress of something slow: a moving line on a terminal, a plain line per step elsewhere.
+
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::message;
+
+/// How often the line moves.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A piece of work under way; its line goes when it is dropped.
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Starts showing.
+    pub(crate) fn start(what: &str) -> Self {
+        let bar = stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.enable_steady_tick(TICK);
+            bar
+        });
+        let progress = Self { bar };
+        progress.step(what);
+        progress
+    }
+
+    /// A step of unknown length begins.
+    pub(crate) fn step(&self, what: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_style(style("{spinner} {msg}"));
+                bar.set_message(what.to_owned());
+            }
+            None => message::note(what),
+        }
+    }
+
+    /// A download of `size` bytes begins.
+    pub(crate) fn download(&self, what: &str, size: u64) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(size);
+                bar.set_style(style("{spinner} {msg} [{bar:24}] {bytes}/{total_bytes} {eta}"));
+                bar.set_message(what.to_owned());
+            }
+            None => message::note(&format!("fetching {what} ({} KiB)", size.div_ceil(1024))),
+        }
+    }
+
+    /// The download has come so far.
+    pub(crate) fn position(&self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(bytes);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A style from a template; the plain one if the template were wrong, which the tests exclude.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}

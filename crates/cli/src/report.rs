@@ -1,0 +1,34 @@
+//! What `--verbose` says at the end.
+
+use std::time::Duration;
+
+use vm::Stats;
+
+use crate::message;
+
+/// Prints what was counted; `ready` is how long it took to reach user space, where that is known.
+pub(crate) fn print(stats: &Stats, ready: Option<Duration>) {
+    if let Some(ready) = ready {
+        message::note(&format!("user space reached after {:.2} s", ready.as_secs_f64()));
+    }
+    let instructions: u64 = stats.vcpus.iter().map(|vcpu| vcpu.instructions).sum();
+    let seconds = Duration::from_nanos(stats.guest_time_ns).as_secs_f64();
+    message::note(&format!(
+        "{instructions} instructions in {seconds:.2} s of guest time, {} resets",
+        stats.resets
+    ));
+    message::note(&format!(
+        "{} MiB of {} MiB guest memory in use, {} MiB by this process at most",
+        stats.ram_resident_bytes >> 20,
+        stats.ram_bytes >> 20,
+        peak_resident_bytes().unwrap_or(0) >> 20
+    ));
+}
+
+/// The most memory that this process has had (proc_pid_status(5), VmHWM).
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}

@@ -1,0 +1,188 @@
+//! `umbra run`: from a plan to an exit status.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use spec::VmSpec;
+use vm::{BootImages, Builder, Initrd, OnReset, Stopped, VmHandle};
+
+use crate::args::RunArgs;
+use crate::console::{Console, Event, Events, FromGuest, signals, terminal};
+use crate::debian::{self, Cache, Freshness};
+use crate::initramfs::{self, Contents};
+use crate::plan::{Audience, Guest, Plan};
+use crate::status::Status;
+use crate::{files, message, report};
+
+/// How long a guest whose command has ended may take to power off.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How it ended.
+enum Ending {
+    /// By itself.
+    Stopped(Stopped),
+    /// The guest stayed after its command.
+    Lingering,
+    /// `--timeout`.
+    TimedOut,
+    /// A signal to us.
+    Signal(i32),
+    /// Ctrl-].
+    Detached,
+    /// Its output has nowhere to go.
+    OutputLost(io::Error),
+}
+
+/// Runs a VM.
+///
+/// # Errors
+/// If it cannot be built, or we fail it.
+pub(crate) fn run(args: RunArgs) -> Result<Status> {
+    let terminal = terminal::is_interactive().then(|| (terminal::size(), terminal::kind()));
+    let plan = Plan::new(args, Audience { terminal })?;
+    let (machine, images) = load(&plan)?;
+    let (events, queue) = Events::queue();
+    let mut console = Console::new(&plan.guest, events)?;
+    let mut builder = Builder::new(&machine, images).on_reset(match plan.guest {
+        Guest::Ours { .. } => OnReset::Stop,
+        Guest::Theirs => OnReset::Reboot,
+    });
+    for (port, sink) in console.ports()? {
+        builder = builder.serial(port, sink);
+    }
+    let vm = builder.build()?.start()?;
+    console.start(&vm)?;
+    let mut watch = Watch::new(plan.timeout);
+    let ending = watch.until_the_end(&vm, &console, &queue)?;
+    if !matches!(ending, Ending::Stopped(_)) {
+        vm.stop();
+    }
+    console.close();
+    if plan.verbose {
+        report::print(&vm.stats(), watch.ready);
+    }
+    let has_command = matches!(&plan.guest, Guest::Ours { command, .. } if !command.is_empty());
+    status(ending, watch.reported.filter(|_| has_command), has_command)
+}
+
+/// Reads or makes everything that the machine boots from.
+fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
+    let mut machine = plan.machine.clone();
+    let limit = machine.memory.bytes();
+    let cache = || Cache::of_user();
+    if plan.kernel().is_none() {
+        machine.boot.kernel = debian::kernel(&cache()?, debian::KERNEL, Freshness::Cached)?;
+    }
+    let kernel = files::read(&machine.boot.kernel, "kernel", limit)?;
+    let initrds = match &plan.guest {
+        Guest::Ours { command, session } => {
+            let busybox = debian::busybox(&cache()?, Freshness::Cached)?;
+            let bytes = initramfs::build(&Contents {
+                busybox: &files::read(&busybox.program, "busybox", limit)?,
+                applets: &busybox.applets,
+                hostname: machine.name.as_str(),
+                command,
+                session,
+            });
+            vec![Initrd { name: "initramfs".to_owned(), bytes }]
+        }
+        Guest::Theirs => {
+            let read = |path: &PathBuf| {
+                let bytes = files::read(path, "initrd", limit)?;
+                Ok(Initrd { name: path.display().to_string(), bytes })
+            };
+            machine.boot.initrds.iter().map(read).collect::<Result<_>>()?
+        }
+    };
+    Ok((machine, BootImages { kernel, initrds }))
+}
+
+/// What has been seen of a running VM.
+struct Watch {
+    started: Instant,
+    /// When not to wait any longer, and what that means.
+    deadline: Option<Instant>,
+    /// How long it took until the guest was ready.
+    ready: Option<Duration>,
+    /// The command's status.
+    reported: Option<u8>,
+}
+
+impl Watch {
+    fn new(timeout: Option<Duration>) -> Self {
+        let started = Instant::now();
+        Self {
+            started,
+            deadline: timeout.and_then(|time| started.checked_add(time)),
+            ready: None,
+            reported: None,
+        }
+    }
+
+    /// Reacts to events until one of them is the end.
+    fn until_the_end(&mut self, vm: &VmHandle, console: &Console, queue: &Receiver<Event>) -> Result<Ending> {
+        loop {
+            match self.next(queue)? {
+                None if self.reported.is_some() => return Ok(Ending::Lingering),
+                None => return Ok(Ending::TimedOut),
+                Some(Event::Stopped(stopped)) => return Ok(Ending::Stopped(stopped)),
+                Some(Event::Detach) => return Ok(Ending::Detached),
+                Some(Event::OutputLost(error)) => return Ok(Ending::OutputLost(error)),
+                Some(Event::Signal(signal)) if signals::is_deadly(signal) => {
+                    return Ok(Ending::Signal(signal));
+                }
+                Some(Event::Signal(signal)) => console.signal(signal, vm),
+                Some(Event::Guest(FromGuest::Ready)) if self.ready.is_none() => {
+                    self.ready = Some(self.started.elapsed());
+                    console.start_input(vm)?;
+                }
+                Some(Event::Guest(FromGuest::Exit(status))) if self.reported.is_none() => {
+                    self.reported = Some(status);
+                    let grace = Instant::now() + GRACE;
+                    self.deadline = Some(self.deadline.map_or(grace, |deadline| deadline.min(grace)));
+                }
+                Some(Event::Guest(_)) => {}
+            }
+        }
+    }
+
+    /// The next event, or none when the time is up.
+    fn next(&self, queue: &Receiver<Event>) -> Result<Option<Event>> {
+        let Some(deadline) = self.deadline else { return Ok(Some(queue.recv()?)) };
+        match queue.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(event) => Ok(Some(event)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(error @ RecvTimeoutError::Disconnected) => Err(error.into()),
+        }
+    }
+}
+
+/// What an ending means to whoever called us; `reported` is the command's own status.
+fn status(ending: Ending, reported: Option<u8>, has_command: bool) -> Result<Status> {
+    Ok(match ending {
+        Ending::Stopped(Stopped::Failed(why)) => bail!(why),
+        Ending::Stopped(Stopped::TripleFault(dump)) => {
+            message::error("the guest's processor shut down (triple fault)");
+            message::block(&dump.to_string());
+            Status::TRIPLE_FAULT
+        }
+        Ending::Stopped(Stopped::DebugExit(value)) => Status::debug_exit(value),
+        Ending::Stopped(_) | Ending::Lingering if reported.is_some() => Status(reported.unwrap_or_default()),
+        Ending::Stopped(Stopped::Reset) if has_command => {
+            bail!(
+                "the guest's kernel rebooted or panicked before the command ended: run with -v to see its messages"
+            )
+        }
+        Ending::Stopped(_) | Ending::Lingering | Ending::Detached => Status::OK,
+        Ending::TimedOut => {
+            message::error("the VM was stopped because the time given with --timeout is over");
+            Status::TIMEOUT
+        }
+        Ending::Signal(number) => Status::signal(number),
+        Ending::OutputLost(error) if error.kind() == io::ErrorKind::BrokenPipe => Status::BROKEN_PIPE,
+        Ending::OutputLost(error) => bail!("the guest's output cannot be written: {error}"),
+    })
+}
