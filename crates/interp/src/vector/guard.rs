@@ -1,0 +1,142 @@
+//! Whether a vector or MMX instruction may execute (SDM vol. 2, 2.4 and 2.5; vol. 3, 23.25 and table 13-1).
+//!
+//! | form | #UD | #NM | also |
+//! |---|---|---|---|
+//! | MMX registers | CR0.EM; CR4.OSFXSR = 0 unless the instruction is of MMX itself | CR0.TS | #MF for a pending x87 exception |
+//! | legacy SSE | CR0.EM; CR4.OSFXSR = 0 | CR0.TS | #GP(0) for a misaligned 16-byte operand |
+//! | VEX | real or virtual-8086 mode; CR4.OSXSAVE = 0; XCR0\[2:1\] ≠ 3 | CR0.TS | #GP(0) only from the aligned moves |
+
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
+use x86::control::{cr0, cr4, xcr0};
+use x86::{Exception, Mode};
+
+use super::environment::Environment;
+use super::mmx;
+use crate::op::Mem;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Mmx { osfxsr: bool },
+    Sse,
+    Vex,
+}
+
+/// The checks of one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Guard {
+    kind: Kind,
+    alignment: u8,
+}
+
+impl Guard {
+    /// The checks that `instruction` needs.
+    pub(crate) fn of(instruction: &Instruction) -> Self {
+        let mmx = instruction.mnemonic() == Mnemonic::Emms
+            || (0..instruction.op_count()).any(|index| {
+                instruction.op_kind(index) == OpKind::Register && instruction.op_register(index).is_mm()
+            });
+        let kind = if instruction.encoding() == EncodingKind::VEX {
+            Kind::Vex
+        } else if mmx {
+            Kind::Mmx { osfxsr: !instruction.cpuid_features().contains(&CpuidFeature::MMX) }
+        } else {
+            Kind::Sse
+        };
+        Self { kind, alignment: alignment(instruction, kind) }
+    }
+
+    /// What the memory operand must be aligned to.
+    #[inline]
+    pub(crate) fn alignment(self) -> u64 {
+        u64::from(self.alignment)
+    }
+
+    /// Whether upper halves are cleared by writes.
+    #[inline]
+    pub(crate) fn is_vex(self) -> bool {
+        self.kind == Kind::Vex
+    }
+
+    /// Makes the checks that come before any operand is looked at.
+    #[inline]
+    pub(crate) fn check<E: Environment>(self, env: &mut E) -> Result<(), E::Break> {
+        let c = env.control();
+        let undefined = match self.kind {
+            Kind::Vex => {
+                c.cr4 & cr4::OSXSAVE == 0
+                    || c.xcr0 & (xcr0::SSE | xcr0::AVX) != xcr0::SSE | xcr0::AVX
+                    || matches!(c.mode, Mode::Real | Mode::V86)
+            }
+            Kind::Sse => c.cr0 & cr0::EM != 0 || c.cr4 & cr4::OSFXSR == 0,
+            Kind::Mmx { osfxsr } => c.cr0 & cr0::EM != 0 || osfxsr && c.cr4 & cr4::OSFXSR == 0,
+        };
+        if undefined {
+            return Err(env.raise(Exception::ud()));
+        }
+        if c.cr0 & cr0::TS != 0 {
+            return Err(env.raise(Exception::nm()));
+        }
+        if matches!(self.kind, Kind::Mmx { .. }) && mmx::is_pending(env.units().fpu) {
+            return Err(env.x87_error());
+        }
+        Ok(())
+    }
+}
+
+/// Raises #GP(0) unless the operand is aligned.
+#[inline]
+pub(crate) fn check_alignment<E: Environment>(
+    env: &mut E,
+    mem: &Mem,
+    alignment: u64,
+    size: usize,
+    write: bool,
+) -> Result<(), E::Break> {
+    if alignment > 1 {
+        let offset = env.offset(mem);
+        let address = env.linear(mem.seg, offset, size as u64, write)?;
+        if !address.is_multiple_of(alignment) {
+            return Err(env.raise(Exception::gp(0)));
+        }
+    }
+    Ok(())
+}
+
+/// The alignment that the memory operand must have: all of it for the moves that say so, 16 for whole legacy
+/// operands, unless the instruction is one of the exceptions (SDM vol. 2, 2.4 and the instructions' own pages).
+fn alignment(instruction: &Instruction, kind: Kind) -> u8 {
+    use Mnemonic as M;
+    let bytes = instruction.memory_size().size();
+    match kind {
+        Kind::Sse => {
+            let free = matches!(
+                instruction.mnemonic(),
+                M::Movups
+                    | M::Movupd
+                    | M::Movdqu
+                    | M::Lddqu
+                    | M::Pcmpestri
+                    | M::Pcmpestrm
+                    | M::Pcmpistri
+                    | M::Pcmpistrm
+                    | M::Pcmpestri64
+                    | M::Pcmpestrm64
+            );
+            if bytes == 16 && !free { 16 } else { 1 }
+        }
+        Kind::Vex => match instruction.mnemonic() {
+            M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => {
+                if bytes == 32 {
+                    32
+                } else {
+                    16
+                }
+            }
+            _ => 1,
+        },
+        Kind::Mmx { .. } => {
+            // CVTPS2PI and CVTPD2PI: the latter reads 16 bytes.
+            if bytes == 16 { 16 } else { 1 }
+        }
+    }
+}
