@@ -2,9 +2,12 @@
 //! AMD64 supplement).
 //!
 //! Only program headers count; sections are for linkers. Both classes are read into one form. Whatever the headers
-//! say is checked against the file here and against memory by the arena later.
+//! say is checked against the file here and against memory by the arena later. A real file's segments share no
+//! bytes, except that notes lie in a loaded segment too; one whose headers name the same bytes again and again is
+//! refused, so that the work is bounded by the file's length.
 
 use crate::bytes::{has, slice_at, u8_at, u16_at, u32_at, u64_at};
+use crate::load::Loader;
 use crate::{LoadError, detect};
 
 const MAGIC: &[u8] = b"\x7fELF";
@@ -26,20 +29,20 @@ const PHYS32_ENTRY: u32 = 18;
 const XEN: &[u8] = b"Xen\0";
 
 /// A loadable part.
-pub(crate) struct Segment<'a> {
+struct Segment<'a> {
     /// Where it goes in memory.
-    pub(crate) physical: u64,
+    physical: u64,
     /// Where it is linked to run.
-    pub(crate) linked: u64,
+    linked: u64,
     /// Its size in memory.
-    pub(crate) len: u64,
+    len: u64,
     /// Its bytes in the file, at most `len`; zeros follow.
-    pub(crate) data: &'a [u8],
+    data: &'a [u8],
 }
 
 /// An executable for this machine.
 pub(crate) struct Elf<'a> {
-    pub(crate) segments: Vec<Segment<'a>>,
+    segments: Vec<Segment<'a>>,
     /// Whether it is of the 64-bit class.
     pub(crate) is_64bit: bool,
     /// The entry point of the PVH note, if there is one.
@@ -93,10 +96,17 @@ impl<'a> Elf<'a> {
             is_program: header.kind == ET_DYN || u8_at(file, 7) == Some(OSABI_GNU),
             entry: header.entry,
         };
+        let mut named_bytes = 0u64;
         for i in 0..header.count {
             let at = header.table.saturating_add(i * header.entry_len);
             let Some(part) = ProgramHeader::parse(file, at, header.is_64bit) else { break };
             let data = slice_at(file, part.offset, part.file_len);
+            if matches!(part.kind, PT_LOAD | PT_NOTE) && data.is_some() {
+                named_bytes += part.file_len;
+                if named_bytes > 2 * have {
+                    return Err(LoadError::Malformed { what: "its segments overlap in the file" });
+                }
+            }
             match (part.kind, data) {
                 (PT_LOAD | PT_NOTE, None) => {
                     expected = expected.max(part.offset.saturating_add(part.file_len));
@@ -112,9 +122,6 @@ impl<'a> Elf<'a> {
         if expected > have {
             return Err(LoadError::Truncated { expected, actual: have });
         }
-        if elf.segments.is_empty() {
-            return Err(LoadError::Malformed { what: "it is an ELF file with nothing to load" });
-        }
         Ok(elf)
     }
 
@@ -124,6 +131,19 @@ impl<'a> Elf<'a> {
         }
         self.segments.push(Segment { physical: part.physical, linked: part.linked, len: part.len, data });
         Ok(())
+    }
+
+    /// Puts all segments into memory.
+    pub(crate) fn place(&self, loader: &mut Loader<'_>) -> Result<(), LoadError> {
+        if self.segments.is_empty() {
+            return Err(LoadError::Malformed { what: "it is an ELF file with nothing to load" });
+        }
+        self.segments.iter().try_for_each(|s| loader.place_segment(s.physical, s.data, s.len))
+    }
+
+    /// The first address behind all segments.
+    pub(crate) fn end(&self) -> u64 {
+        self.segments.iter().map(|s| s.physical.saturating_add(s.len)).max().unwrap_or(0)
     }
 
     /// The physical address of the entry point, inside a segment.

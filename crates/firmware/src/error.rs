@@ -83,7 +83,7 @@ pub enum LoadError {
     /// The initrd does not fit beside the kernel.
     #[error(
         "the initrd needs {needs_mib} MiB and {free_mib} MiB of memory are free for it; \
-         give the machine more memory or make the initrd smaller"
+         give the machine more (--memory) or make the initrd smaller"
     )]
     InitrdTooLarge {
         /// MiB that the initrd needs.

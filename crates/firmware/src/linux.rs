@@ -91,13 +91,16 @@ pub(crate) struct Limits {
     pub(crate) command_line: u64,
 }
 
+/// The size of the zero page.
+const ZERO_PAGE_BYTES: usize = 4096;
+
 /// The zero page while it is filled.
-pub(crate) struct ZeroPage([u8; PAGE_SIZE as usize]);
+pub(crate) struct ZeroPage([u8; ZERO_PAGE_BYTES]);
 
 impl ZeroPage {
     /// A zero page with the setup header `header`, which starts at [`hdr::START`].
     pub(crate) fn new(header: &[u8]) -> Self {
-        let mut page = Self([0; PAGE_SIZE as usize]);
+        let mut page = Self([0; ZERO_PAGE_BYTES]);
         let room = hdr::END - hdr::START;
         put(&mut page.0, hdr::START, &header[..header.len().min(room)]);
         page
@@ -133,7 +136,7 @@ pub(crate) fn finish(
     page.put(hdr::CMD_LINE_PTR, &low32(command_line.0).to_le_bytes());
     page.put(ACPI_RSDP_ADDR, &layout::RSDP.0.to_le_bytes());
     page.put_memory_map(&loader.request.map);
-    let page_place = loader.store(&[0; PAGE_SIZE as usize], PAGE_SIZE)?;
+    let page_place = loader.store(&[0; ZERO_PAGE_BYTES], PAGE_SIZE)?;
     let cpu = entry::long_mode(loader, entry, page_place)?;
     if let Some((start, len)) = load_initrds(loader, limits)? {
         page.put(hdr::RAMDISK_IMAGE, &low32(start.0).to_le_bytes());
@@ -169,9 +172,7 @@ fn load_initrds(loader: &mut Loader<'_>, limits: &Limits) -> Result<Option<(Gpa,
 
 /// Loads a vmlinux without a PVH note: it has no setup header, so the zero page gets the least one.
 pub(crate) fn load_vmlinux(loader: &mut Loader<'_>, elf: &Elf<'_>) -> Result<CpuState, LoadError> {
-    for segment in &elf.segments {
-        loader.place_segment(segment.physical, segment.data, segment.len)?;
-    }
+    elf.place(loader)?;
     let mut page = ZeroPage::new(&[]);
     page.put(hdr::BOOT_FLAG, hdr::BOOT_FLAG_MAGIC);
     page.put(hdr::HEADER, hdr::HEADER_MAGIC);

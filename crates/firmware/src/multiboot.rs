@@ -106,7 +106,11 @@ pub(crate) fn load(
     }
     let (entry, end) = match (&header.kludge, elf) {
         (Some(kludge), _) => place_kludge(loader, header.offset, kludge)?,
-        (None, Some(elf)) => place_elf(loader, elf)?,
+        (None, Some(elf)) => {
+            elf.place(loader)?;
+            // Inside a segment that was placed, hence below 4 GiB.
+            (low32(elf.physical_entry()?), elf.end())
+        }
         (None, None) => {
             return Err(LoadError::Malformed { what: "its Multiboot header gives no load addresses" });
         }
@@ -115,16 +119,6 @@ pub(crate) fn load(
     let mut cpu = entry::protected_mode(loader, entry, place)?;
     cpu.gpr[gpr::RAX] = LOADER_MAGIC;
     Ok(cpu)
-}
-
-/// Places the kernel by its ELF headers; gives the entry point and the end of the kernel.
-fn place_elf(loader: &mut Loader<'_>, elf: &Elf<'_>) -> Result<(u32, u64), LoadError> {
-    for segment in &elf.segments {
-        loader.place_segment(segment.physical, segment.data, segment.len)?;
-    }
-    let end = elf.segments.iter().map(|s| s.physical.saturating_add(s.len)).max().unwrap_or(0);
-    // Inside a segment that was placed, hence below 4 GiB.
-    Ok((low32(elf.physical_entry()?), end))
 }
 
 /// Places the kernel by the header's own addresses; gives the entry point and the end of the kernel.

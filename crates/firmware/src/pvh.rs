@@ -21,9 +21,7 @@ const MEMMAP_BYTES: usize = 24;
 
 /// Loads the request's kernel, whose PVH entry is `entry`.
 pub(crate) fn load(loader: &mut Loader<'_>, elf: &Elf<'_>, entry: u32) -> Result<CpuState, LoadError> {
-    for segment in &elf.segments {
-        loader.place_segment(segment.physical, segment.data, segment.len)?;
-    }
+    elf.place(loader)?;
     if !elf.contains(entry.into()) {
         return Err(LoadError::Malformed { what: "its PVH entry point is in none of its segments" });
     }
