@@ -27,6 +27,8 @@ const PT_NOTE: u32 = 4;
 /// XEN_ELFNOTE_PHYS32_ENTRY: the physical address of the PVH entry point (Xen: `public/elfnote.h`).
 const PHYS32_ENTRY: u32 = 18;
 const XEN: &[u8] = b"Xen\0";
+/// Who owns the notes that every `vmlinux` has.
+const LINUX: &[u8] = b"Linux\0";
 
 /// A loadable part.
 struct Segment<'a> {
@@ -45,11 +47,10 @@ pub(crate) struct Elf<'a> {
     segments: Vec<Segment<'a>>,
     /// Whether it is of the 64-bit class.
     pub(crate) is_64bit: bool,
-    /// The entry point of the PVH note, if there is one.
-    pub(crate) pvh_entry: Option<u32>,
     /// Whether it bears marks of an operating system's program. Those do not hinder a kernel that also says how it
     /// is booted.
     pub(crate) is_program: bool,
+    notes: Notes,
     entry: u64,
 }
 
@@ -92,7 +93,7 @@ impl<'a> Elf<'a> {
         let mut elf = Self {
             segments: Vec::new(),
             is_64bit: header.is_64bit,
-            pvh_entry: None,
+            notes: Notes::default(),
             is_program: header.kind == ET_DYN || u8_at(file, 7) == Some(OSABI_GNU),
             entry: header.entry,
         };
@@ -113,7 +114,8 @@ impl<'a> Elf<'a> {
                 }
                 (PT_LOAD, Some(data)) if part.len > 0 => elf.add_segment(&part, data)?,
                 (PT_NOTE, Some(data)) => {
-                    elf.pvh_entry = elf.pvh_entry.or(phys32_entry(data, part.align));
+                    // Where the records end, whole or cut, is no matter.
+                    let _ = elf.notes.read(data, part.align);
                 }
                 (PT_INTERP, _) => elf.is_program = true,
                 _ => {}
@@ -131,6 +133,16 @@ impl<'a> Elf<'a> {
         }
         self.segments.push(Segment { physical: part.physical, linked: part.linked, len: part.len, data });
         Ok(())
+    }
+
+    /// The entry point of the PVH note, if there is one.
+    pub(crate) fn pvh_entry(&self) -> Option<u32> {
+        self.notes.pvh_entry
+    }
+
+    /// Whether this is certainly a Linux kernel.
+    pub(crate) fn is_linux(&self) -> bool {
+        self.notes.is_linux
     }
 
     /// Puts all segments into memory.
@@ -256,19 +268,30 @@ fn wrong_machine(machine: u16) -> LoadError {
     LoadError::WrongMachine { machine: name.to_owned() }
 }
 
-/// The PVH entry point, if the notes in `notes` give it (gABI, "Note Section").
-fn phys32_entry(notes: &[u8], align: u64) -> Option<u32> {
-    let align = if align == 8 { 8 } else { 4 };
-    let mut at = 0u64;
-    loop {
-        let name_len = u64::from(u32_at(notes, at)?);
-        let desc_len = u64::from(u32_at(notes, at + 4)?);
-        let kind = u32_at(notes, at + 8)?;
-        let name = at + 12;
-        let desc = (name + name_len).next_multiple_of(align);
-        if kind == PHYS32_ENTRY && slice_at(notes, name, name_len) == Some(XEN) && desc_len >= 4 {
-            return u32_at(notes, desc);
+/// What the notes of a kernel say.
+#[derive(Default)]
+struct Notes {
+    pvh_entry: Option<u32>,
+    is_linux: bool,
+}
+
+impl Notes {
+    /// Reads records of a name and a description, each padded to `align` (gABI, "Note Section"), up to the first
+    /// that is cut.
+    fn read(&mut self, notes: &[u8], align: u64) -> Option<()> {
+        let align = if align == 8 { 8 } else { 4 };
+        let mut at = 0u64;
+        loop {
+            let name_len = u64::from(u32_at(notes, at)?);
+            let desc_len = u64::from(u32_at(notes, at + 4)?);
+            let kind = u32_at(notes, at + 8)?;
+            let name = slice_at(notes, at + 12, name_len)?;
+            let desc = (at + 12 + name_len).next_multiple_of(align);
+            self.is_linux |= name == LINUX;
+            if self.pvh_entry.is_none() && kind == PHYS32_ENTRY && name == XEN && desc_len >= 4 {
+                self.pvh_entry = u32_at(notes, desc);
+            }
+            at = (desc + desc_len).next_multiple_of(align);
         }
-        at = (desc + desc_len).next_multiple_of(align);
     }
 }

@@ -74,8 +74,9 @@ const VID_MODE_NORMAL: u16 = 0xffff;
 const HEAP_END: u16 = 0xe000 - 0x200;
 
 /// What a vmlinux does not say of itself, from the kernel's source: its own limit of the command line
-/// (`COMMAND_LINE_SIZE` less the zero), and how high an initrd may end in every version.
-const VMLINUX_COMMAND_LINE: u64 = 2047;
+/// (`COMMAND_LINE_SIZE` less the zero), past which it would cut silently, and how high an initrd may end in every
+/// version.
+pub(crate) const VMLINUX_COMMAND_LINE: u64 = 2047;
 const VMLINUX_INITRD_LIMIT: u64 = 0x8000_0000;
 /// The header that a bzImage of a 64-bit kernel has at the least, which some early code looks at.
 const VMLINUX_PROTOCOL: u16 = 0x020c;

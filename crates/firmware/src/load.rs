@@ -105,7 +105,7 @@ pub fn load(memory: &GuestMemory, request: &BootRequest<'_>) -> Result<Boot, Loa
 }
 
 fn load_elf(loader: &mut Loader<'_>, elf: &Elf<'_>) -> Result<Boot, LoadError> {
-    let (protocol, cpu) = if let Some(entry) = elf.pvh_entry {
+    let (protocol, cpu) = if let Some(entry) = elf.pvh_entry() {
         (Protocol::Pvh, pvh::load(loader, elf, entry)?)
     } else if let Some(header) = multiboot::Header::find(loader.request.kernel) {
         (Protocol::Multiboot, multiboot::load(loader, &header, Some(elf))?)

@@ -9,6 +9,7 @@ use crate::bytes::put;
 use crate::elf::Elf;
 use crate::entry;
 use crate::layout;
+use crate::linux::VMLINUX_COMMAND_LINE;
 use crate::load::{FIRST_MIB, Loader, MAX_COMMAND_LINE};
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
@@ -25,7 +26,8 @@ pub(crate) fn load(loader: &mut Loader<'_>, elf: &Elf<'_>, entry: u32) -> Result
     if !elf.contains(entry.into()) {
         return Err(LoadError::Malformed { what: "its PVH entry point is in none of its segments" });
     }
-    let command_line = loader.store_command_line(loader.request.command_line, MAX_COMMAND_LINE)?;
+    let limit = if elf.is_linux() { VMLINUX_COMMAND_LINE } else { MAX_COMMAND_LINE };
+    let command_line = loader.store_command_line(loader.request.command_line, limit)?;
     let regions = memory_map(loader);
     let region_count = regions.len() / MEMMAP_BYTES;
     let memmap = loader.store(&regions, 8)?;

@@ -125,6 +125,11 @@ pub(super) fn pvh_note(entry: u32) -> Vec<u8> {
     note
 }
 
+/// A note as every vmlinux has one.
+pub(super) fn linux_note() -> Vec<u8> {
+    b"\x06\0\0\0\x04\0\0\0\0\x01\0\0Linux\0\0\0\0\0\0\0".to_vec()
+}
+
 /// A Multiboot header with these flags and, after it, these words.
 pub(super) fn multiboot_header(flags: u32, addresses: &[u32]) -> Vec<u8> {
     let checksum = 0u32.wrapping_sub(0x1bad_b002).wrapping_sub(flags);

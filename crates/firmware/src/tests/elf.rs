@@ -84,6 +84,18 @@ fn pvh_gets_its_start_info_in_flat_protected_mode() {
 }
 
 #[test]
+fn linux_by_pvh_keeps_linuxs_limit_of_the_command_line() {
+    let machine = Machine::new(64 * MIB);
+    let note = [linux_note(), pvh_note(16 * MIB as u32)].concat();
+    let linux = elf(true, 0, &[part(16 * MIB, b"text"), Part { kind: NOTE, ..part(0, &note) }]);
+    let line = "x".repeat(2048);
+    let error = machine.load(&linux, &[], &line).unwrap_err();
+    assert!(matches!(error, LoadError::CommandLineTooLong { len: 2048, limit: 2047 }), "{error}");
+    machine.load(&linux, &[], &line[1..]).unwrap();
+    machine.load(&pvh_kernel(true), &[], &line).unwrap();
+}
+
+#[test]
 fn without_modules_the_list_is_absent() {
     let machine = Machine::new(64 * MIB);
     let info = machine.load(&pvh_kernel(true), &[], "").unwrap().cpu.gpr[gpr::RBX];
