@@ -1,1 +1,38 @@
-//! Assembles a machine from its description and drives its life
+//! Assembles a machine from its description and drives its life.
+//!
+//! | module | concept |
+//! |---|---|
+//! | `build` | from a description to a machine, in named stages |
+//! | `chips` | every chip, made and wired |
+//! | `machine` | the built machine, and what can be done to all of it |
+//! | `platform` | the machine as a vCPU sees it |
+//! | `driver` | the one driver of the VM's states |
+//! | `handle` | how the world sees a VM |
+//! | `vcpu_thread`, `gate` | the thread of a vCPU; when vCPUs may run and where idle ones wait |
+//! | `clock`, `alarms` | guest time and TSC, which stop with the VM; the thread that calls devices when their time has come |
+//! | `events` | what the machine tells its driver |
+//! | `serial` | the host ends of the serial ports |
+//! | `dump` | what a processor looked like when it could not go on |
+
+mod alarms;
+mod build;
+mod chips;
+mod clock;
+mod driver;
+mod dump;
+mod error;
+mod events;
+mod gate;
+mod handle;
+mod machine;
+mod platform;
+mod saved_ram;
+mod serial;
+mod vcpu_thread;
+
+pub use build::Builder;
+pub use dump::Dump;
+pub use error::VmError;
+pub use handle::{OnReset, State, Stats, Stopped, VmHandle};
+pub use machine::{BootImages, Initrd, Machine};
+pub use serial::{SerialInput, SerialSink};

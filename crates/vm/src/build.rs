@@ -1,0 +1,219 @@
+//! From a description to a machine, in stages.
+//!
+//! ```text
+//! Builder ─▶ Ground (RAM, processor model, clock, timers) ─▶ Populated (chips) ─▶ Loaded (firmware, kernel) ─▶ Machine (vCPUs)
+//! ```
+//!
+//! Each stage is a type that consumes the one before, so nothing can be used before it exists, and a failure at any
+//! stage drops what was built so far and leaves nothing behind.
+
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, mpsc};
+
+use chipset::fw_cfg::FwCfgContents;
+use engine::{Engine, EngineError, VcpuId, VcpuSetup};
+use firmware::MemoryMap;
+use memory::GuestMemory;
+use spec::{EngineChoice, VmSpec};
+use x86::CpuState;
+use x86::cpuid::{CpuModel, CpuidTable, HostCpuid};
+
+use crate::VmError;
+use crate::alarms::Alarms;
+use crate::chips::{ChipOptions, Chips, Foundation, assemble};
+use crate::clock::{HostTime, VmClock};
+use crate::events::{EventSink, Watch};
+use crate::gate::{Doorbell, Gate};
+use crate::handle::{Message, OnReset};
+use crate::machine::{BootImages, BootPlan, Machine};
+use crate::platform::MachinePlatform;
+use crate::serial::SerialSink;
+use crate::vcpu_thread::VcpuCell;
+
+/// Builds a machine from its description and from what the front door attaches to it.
+pub struct Builder {
+    spec: VmSpec,
+    images: BootImages,
+    serial: [Option<Box<dyn SerialSink>>; 4],
+    on_reset: OnReset,
+    engine: Option<Arc<dyn Engine>>,
+}
+
+impl Builder {
+    /// A machine of this description that boots these bytes. No serial port is attached yet.
+    pub fn new(spec: &VmSpec, images: BootImages) -> Self {
+        Self {
+            spec: spec.clone(),
+            images,
+            serial: [const { None }; 4],
+            on_reset: OnReset::default(),
+            engine: None,
+        }
+    }
+
+    /// Attaches `sink` to a serial port, COM1 being 0, and so puts the port there. There are four.
+    #[must_use]
+    pub fn serial(mut self, port: usize, sink: Box<dyn SerialSink>) -> Self {
+        if let Some(place) = self.serial.get_mut(port) {
+            *place = Some(sink);
+        }
+        self
+    }
+
+    /// Says what a machine reset does.
+    #[must_use]
+    pub fn on_reset(mut self, on_reset: OnReset) -> Self {
+        self.on_reset = on_reset;
+        self
+    }
+
+    /// Executes with this engine, whatever the description says.
+    #[must_use]
+    pub fn engine(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// Builds the machine.
+    ///
+    /// # Errors
+    /// If the host or the files do not allow it; one sentence says which.
+    pub fn build(self) -> Result<Machine, VmError> {
+        let engine = match self.engine {
+            Some(engine) => engine,
+            None => engine_of(self.spec.engine)?,
+        };
+        let ground = Ground::prepare(&self.spec)?;
+        let options =
+            ChipOptions { serial: self.serial, debug_exit: self.spec.debug_exit, facts: facts(&self.spec) };
+        ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*engine, self.on_reset)
+    }
+}
+
+/// The engine of a name.
+fn engine_of(choice: EngineChoice) -> Result<Arc<dyn Engine>, EngineError> {
+    match choice {
+        EngineChoice::Auto | EngineChoice::Interp => {
+            Err(EngineError::Unavailable { engine: "interp", reason: "it is being written".into() })
+        }
+    }
+}
+
+/// What a kernel may learn through `fw_cfg`.
+fn facts(spec: &VmSpec) -> FwCfgContents {
+    let cpus = u16::try_from(spec.cpus.get()).unwrap_or(u16::MAX);
+    FwCfgContents { cpus, max_cpus: cpus, ram_bytes: spec.memory.bytes(), files: Vec::new() }
+}
+
+/// RAM, the processor model, the clock and the timer thread: what chips stand on.
+struct Ground {
+    map: MemoryMap,
+    memory: Arc<GuestMemory>,
+    cpuid: Arc<CpuidTable>,
+    clock: Arc<VmClock>,
+    bells: Arc<[Arc<Doorbell>]>,
+    events: EventSink,
+    alarms: Alarms,
+    inbox: Receiver<Message>,
+    outbox: Sender<Message>,
+}
+
+impl Ground {
+    fn prepare(spec: &VmSpec) -> Result<Self, VmError> {
+        let cpus = spec.cpus.get();
+        let host = HostTime::real();
+        let model = CpuModel::resolve(&spec.cpu, &HostCpuid::new(&host::cpu::cpuid, host::cpu::xgetbv0()))?;
+        let map = MemoryMap::new(spec.memory.bytes());
+        let memory = Arc::new(GuestMemory::new(&map.ram_ranges())?);
+        let clock = Arc::new(VmClock::new(host));
+        let bells: Arc<[Arc<Doorbell>]> = (0..cpus).map(|_| Arc::default()).collect();
+        let (outbox, inbox) = mpsc::channel();
+        let events = EventSink::new(Arc::<Gate>::default(), bells.clone(), outbox.clone());
+        let watch = Watch { thread: "the timer thread", events: events.clone() };
+        let alarms = Alarms::start(clock.clone(), watch)?;
+        let cpuid = Arc::new(CpuidTable::new(model, clock.tsc_khz(), cpus));
+        Ok(Self { map, memory, cpuid, clock, bells, events, alarms, inbox, outbox })
+    }
+
+    fn populate(self, options: ChipOptions) -> Result<Populated, VmError> {
+        let foundation = Foundation {
+            memory: &self.memory,
+            clock: &self.clock,
+            alarms: &self.alarms,
+            events: &self.events,
+            bells: &self.bells,
+            cpuid: &self.cpuid,
+        };
+        let chips = assemble(&foundation, options)?;
+        Ok(Populated { chips, ground: self })
+    }
+}
+
+/// With its chips, in the power-on state.
+struct Populated {
+    ground: Ground,
+    chips: Chips,
+}
+
+impl Populated {
+    fn load(self, spec: &VmSpec, images: BootImages) -> Result<Loaded, VmError> {
+        let kernel = &spec.boot.kernel;
+        let name = kernel.file_name().unwrap_or(kernel.as_os_str());
+        let boot = BootPlan {
+            images,
+            kernel_file: kernel.display().to_string(),
+            kernel_name: name.to_string_lossy().into_owned(),
+            command_line: spec.boot.command_line.clone(),
+            map: self.ground.map,
+            cpus: spec.cpus.get(),
+        };
+        let state = boot.load(&self.ground.memory)?;
+        Ok(Loaded { populated: self, boot, state })
+    }
+}
+
+/// With firmware tables and kernel in RAM.
+struct Loaded {
+    populated: Populated,
+    boot: BootPlan,
+    state: CpuState,
+}
+
+impl Loaded {
+    fn with_vcpus(self, engine: &dyn Engine, on_reset: OnReset) -> Result<Machine, VmError> {
+        let Self { populated: Populated { ground, chips }, boot, state } = self;
+        let router = Arc::new(chips.router);
+        let platform = Arc::new(MachinePlatform {
+            router: router.clone(),
+            apics: chips.apics,
+            clock: ground.clock.clone(),
+        });
+        let mut vcpus = Vec::new();
+        for (id, bell) in (0..).map(VcpuId).zip(ground.bells.iter()) {
+            let vcpu = engine.create_vcpu(VcpuSetup {
+                id,
+                memory: ground.memory.clone(),
+                platform: platform.clone(),
+                cpuid: ground.cpuid.clone(),
+            })?;
+            vcpus.push(VcpuCell::new(id, vcpu, bell.clone()));
+        }
+        let machine = Machine {
+            memory: ground.memory,
+            cpuid: ground.cpuid,
+            clock: ground.clock,
+            alarms: ground.alarms,
+            router,
+            power: chips.power,
+            serial: chips.serial,
+            vcpus,
+            boot,
+            on_reset,
+            events: ground.events,
+            inbox: ground.inbox,
+            outbox: ground.outbox,
+        };
+        machine.power_on(&state);
+        Ok(machine)
+    }
+}

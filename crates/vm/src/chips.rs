@@ -1,0 +1,208 @@
+//! The machine's chips and their wiring.
+//!
+//! Every chip is made, wired and plugged in here and nowhere else. Each gets what it needs injected: clock, an alarm
+//! of its own, its interrupt lines; the router then owns the list that drives reset, pause, save and restore. The
+//! interrupt controllers come first in that list: when other chips drive their lines anew after a restore, the
+//! controllers already know the levels and see no edge.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bus::{Alarm, Clock, Device, Router};
+use chipset::acpi_pm::AcpiPm;
+use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, InterruptFabric, VcpuIndex};
+use chipset::control::{MachineControl, MachineEvent};
+use chipset::debug_exit::DebugExit;
+use chipset::fw_cfg::{FwCfg, FwCfgContents};
+use chipset::hpet::{Hpet, HpetWiring, LegacyRoute};
+use chipset::i8042::I8042;
+use chipset::irq_router::IrqRouter;
+use chipset::pci::Pci;
+use chipset::pit::Pit;
+use chipset::rtc::Rtc;
+use chipset::uart::Uart;
+use memory::GuestMemory;
+use x86::cpuid::{CpuidTable, Feature};
+
+use crate::VmError;
+use crate::alarms::{AlarmHandle, Alarms};
+use crate::clock::VmClock;
+use crate::events::{Event, EventSink, Watch};
+use crate::gate::Doorbell;
+use crate::platform::MemoryBytes;
+use crate::serial::{SerialPort, SerialSink};
+
+/// Base port and interrupt of COM1 to COM4.
+const SERIAL: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+
+/// The IOAPIC's pins that the HPET can drive itself.
+const HPET_INPUTS: std::ops::Range<u8> = 20..24;
+
+/// What the chips are built upon.
+pub(crate) struct Foundation<'a> {
+    /// Guest RAM.
+    pub(crate) memory: &'a Arc<GuestMemory>,
+    /// Guest time.
+    pub(crate) clock: &'a Arc<VmClock>,
+    /// Who calls the chips when their time has come.
+    pub(crate) alarms: &'a Alarms,
+    /// Where they report what concerns the whole machine.
+    pub(crate) events: &'a EventSink,
+    /// One per vCPU.
+    pub(crate) bells: &'a Arc<[Arc<Doorbell>]>,
+    /// What CPUID promises of the local APICs.
+    pub(crate) cpuid: &'a CpuidTable,
+}
+
+/// What may differ from machine to machine.
+pub(crate) struct ChipOptions {
+    /// What is attached to COM1 to COM4; nothing: the port is not there.
+    pub(crate) serial: [Option<Box<dyn SerialSink>>; 4],
+    /// Whether port 0xf4 ends the VM.
+    pub(crate) debug_exit: bool,
+    /// What `fw_cfg` says.
+    pub(crate) facts: FwCfgContents,
+}
+
+/// The chips, plugged in.
+pub(crate) struct Chips {
+    /// The bus, which knows them all.
+    pub(crate) router: Router,
+    /// The local APICs, which vCPUs reach directly.
+    pub(crate) apics: Arc<InterruptFabric>,
+    /// The serial ports that are there.
+    pub(crate) serial: [Option<SerialPort>; 4],
+    /// The chip that the power button is wired to.
+    pub(crate) power: Arc<Mutex<AcpiPm>>,
+}
+
+impl MachineControl for EventSink {
+    fn request(&self, event: MachineEvent) {
+        self.raise(match event {
+            MachineEvent::PowerOff => Event::PowerOff,
+            MachineEvent::Reset => Event::Reset,
+            MachineEvent::DebugExit(value) => Event::DebugExit(value),
+        });
+    }
+}
+
+/// Makes all chips.
+///
+/// # Errors
+/// If two claim the same addresses, or the host gives no threads for the serial ports.
+pub(crate) fn assemble(foundation: &Foundation<'_>, options: ChipOptions) -> Result<Chips, VmError> {
+    let apics = local_apics(foundation);
+    let irqs = IrqRouter::new(&apics);
+    let mut board = Board { foundation, router: Router::default() };
+    board.plug(ApicDevice::new(apics.clone()))?;
+    board.plug(irqs.pic())?;
+    board.plug(irqs.ioapic())?;
+
+    let clock: Arc<dyn Clock> = foundation.clock.clone();
+    let control: Arc<dyn MachineControl> = Arc::new(foundation.events.clone());
+    board.plug_timers(&irqs, &clock)?;
+    let power = board.plug_timed(|alarm| {
+        AcpiPm::new(clock.clone(), alarm, irqs.isa_line(firmware::layout::SCI_IRQ), control.clone())
+    })?;
+    let mut serial = [const { None }; 4];
+    for ((port, sink), (base, irq)) in serial.iter_mut().zip(options.serial).zip(SERIAL) {
+        if let Some(sink) = sink {
+            *port = Some(board.plug_serial(sink, |sink, alarm| {
+                Uart::new(base, sink, irqs.isa_line(irq), clock.clone(), alarm)
+            })?);
+        }
+    }
+    board.plug(I8042::new(irqs.isa_line(1), control.clone()))?;
+    board.plug(Pci::new(control.clone()))?;
+    board.plug(FwCfg::new(options.facts))?;
+    if options.debug_exit {
+        board.plug(DebugExit::new(control))?;
+    }
+    Ok(Chips { router: board.router, apics, serial, power })
+}
+
+fn local_apics(foundation: &Foundation<'_>) -> Arc<InterruptFabric> {
+    let Foundation { memory, clock, alarms, bells, cpuid, .. } = foundation;
+    let handles: Vec<AlarmHandle> = bells.iter().map(|_| alarms.alarm()).collect();
+    let bells = (*bells).clone();
+    let fabric = InterruptFabric::new(FabricSetup {
+        features: ApicFeatures {
+            x2apic: cpuid.has(Feature::X2apic),
+            tsc_deadline: cpuid.has(Feature::TscDeadline),
+        },
+        clock: (*clock).clone(),
+        alarms: handles.iter().map(|handle| Arc::new(handle.clone()) as Arc<dyn Alarm>).collect(),
+        tsc: (*clock).clone(),
+        memory: Arc::new(MemoryBytes((*memory).clone())),
+        wake: Box::new(move |vcpu| {
+            if let Some(bell) = bells.get(vcpu.0 as usize) {
+                bell.look();
+            }
+        }),
+    });
+    for (vcpu, handle) in (0..).map(VcpuIndex).zip(&handles) {
+        let apics = fabric.clone();
+        handle.connect(Arc::new(move |now| apics.advance(vcpu, now)));
+    }
+    fabric
+}
+
+/// The bus while chips are plugged into it.
+struct Board<'a> {
+    foundation: &'a Foundation<'a>,
+    router: Router,
+}
+
+impl Board<'_> {
+    /// Plugs in a chip that needs no alarm.
+    fn plug<D: Device + 'static>(&mut self, chip: D) -> Result<Arc<Mutex<D>>, VmError> {
+        let chip = Arc::new(Mutex::new(chip));
+        self.router.plug(chip.clone())?;
+        Ok(chip)
+    }
+
+    /// Plugs in a chip that is made around its alarm.
+    fn plug_timed<D: Device + 'static>(
+        &mut self,
+        make: impl FnOnce(Arc<dyn Alarm>) -> D,
+    ) -> Result<Arc<Mutex<D>>, VmError> {
+        let alarm = self.foundation.alarms.alarm();
+        let chip = self.plug(make(Arc::new(alarm.clone())))?;
+        connect(&alarm, &chip);
+        Ok(chip)
+    }
+
+    /// Plugs in PIT, RTC and HPET, of which the last may take the interrupts of the others over.
+    fn plug_timers(&mut self, irqs: &Arc<IrqRouter>, clock: &Arc<dyn Clock>) -> Result<(), VmError> {
+        let irq0 = LegacyRoute::new(irqs.isa_line(0));
+        let irq8 = LegacyRoute::new(irqs.isa_line(8));
+        self.plug_timed(|alarm| Pit::new(clock.clone(), alarm, irq0.chip_line()))?;
+        let wall_clock = host::time::wall_clock_ns();
+        self.plug_timed(|alarm| Rtc::new(wall_clock, clock.clone(), alarm, irq8.chip_line()))?;
+        let inputs = HPET_INPUTS.map(|gsi| (gsi, irqs.line(gsi))).collect();
+        let wiring = HpetWiring { irq0, irq8, inputs };
+        self.plug_timed(|alarm| Hpet::new(clock.clone(), alarm, wiring))?;
+        Ok(())
+    }
+
+    /// Plugs in a serial port with `sink` at its far end.
+    fn plug_serial(
+        &mut self,
+        sink: Box<dyn SerialSink>,
+        make: impl FnOnce(Box<dyn chipset::uart::CharSink>, Arc<dyn Alarm>) -> Uart,
+    ) -> Result<SerialPort, VmError> {
+        let alarm = self.foundation.alarms.alarm();
+        let watch = Watch { thread: "a serial port", events: self.foundation.events.clone() };
+        let (port, uart) = SerialPort::start(sink, watch, |sink| make(sink, Arc::new(alarm.clone())))?;
+        connect(&alarm, &uart);
+        self.router.plug(uart)?;
+        Ok(port)
+    }
+}
+
+/// Lets an alarm advance its chip.
+fn connect<D: Device + 'static>(alarm: &AlarmHandle, chip: &Arc<Mutex<D>>) {
+    let chip = chip.clone();
+    alarm.connect(Arc::new(move |now| {
+        chip.lock().unwrap_or_else(PoisonError::into_inner).advance(now);
+    }));
+}

@@ -1,0 +1,48 @@
+//! Why a VM could not be built, started or asked.
+
+use bus::RouterError;
+use engine::EngineError;
+use firmware::LoadError;
+use memory::MemoryError;
+use state::StateError;
+use x86::cpuid::CpuModelError;
+
+/// What went wrong, in one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The guest's RAM cannot be had.
+    #[error("the guest's memory cannot be made: {0}")]
+    Memory(#[from] MemoryError),
+    /// The processor asked for cannot be had here.
+    #[error(transparent)]
+    Cpu(#[from] CpuModelError),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Two devices are in each other's way.
+    #[error("the machine cannot be assembled: {0}")]
+    Devices(#[from] RouterError),
+    /// The kernel cannot be loaded.
+    #[error("{file}: {error}")]
+    Kernel {
+        /// The kernel's file.
+        file: String,
+        /// Why.
+        error: LoadError,
+    },
+    /// The host has no thread for us.
+    #[error("the host gives no thread: {0}")]
+    Thread(std::io::Error),
+    /// The VM has stopped.
+    #[error("the VM has stopped")]
+    Stopped,
+    /// Only a paused VM can be saved.
+    #[error("the VM is running; pause it first")]
+    NotPaused,
+    /// A component does not take its saved state.
+    #[error("the saved state cannot be restored: {0}")]
+    State(#[from] StateError),
+    /// The saved state is of another machine.
+    #[error("the saved state is of another machine: {0}")]
+    OtherMachine(String),
+}

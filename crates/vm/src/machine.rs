@@ -1,0 +1,225 @@
+//! A built machine: everything that is there before the first guest instruction, and what can be done to all of it.
+//!
+//! The machine acts only when its driver tells it to, and only while no vCPU is inside the gate. One list, the
+//! router's, drives reset, pause, save and restore; the few things that are not devices (clock, RAM, vCPUs) stand
+//! before it.
+
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bus::{Clock, Router};
+use chipset::acpi_pm::AcpiPm;
+use engine::VcpuId;
+use firmware::MemoryMap;
+use memory::GuestMemory;
+use mmu::PagingFeatures;
+use state::Record;
+use x86::CpuState;
+use x86::cpuid::CpuidTable;
+use x86::state::Activity;
+
+use crate::alarms::Alarms;
+use crate::clock::VmClock;
+use crate::dump::Dump;
+use crate::events::EventSink;
+use crate::handle::{Message, OnReset, Stats, VmHandle};
+use crate::saved_ram::SavedRam;
+use crate::serial::{SerialInput, SerialPort};
+use crate::vcpu_thread::VcpuCell;
+use crate::{VmError, driver};
+
+/// The bytes of the files that a VM boots. They are kept: a machine reset loads them again.
+#[derive(Clone, Debug, Default)]
+pub struct BootImages {
+    /// The kernel.
+    pub kernel: Vec<u8>,
+    /// Initial RAM disks or Multiboot modules, in order.
+    pub initrds: Vec<Initrd>,
+}
+
+/// An initial RAM disk, or a Multiboot module.
+#[derive(Clone, Debug, Default)]
+pub struct Initrd {
+    /// The module's string, customarily the file's name and arguments.
+    pub name: String,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// How to get from an empty RAM to a kernel's first instruction, any number of times.
+pub(crate) struct BootPlan {
+    /// The files' bytes.
+    pub(crate) images: BootImages,
+    /// The kernel's name in messages.
+    pub(crate) kernel_file: String,
+    /// The kernel's name on its own command line.
+    pub(crate) kernel_name: String,
+    /// The kernel's command line.
+    pub(crate) command_line: String,
+    /// The memory map.
+    pub(crate) map: MemoryMap,
+    /// The number of processors.
+    pub(crate) cpus: u32,
+}
+
+impl BootPlan {
+    /// Loads firmware tables and kernel, and gives the boot processor's state.
+    ///
+    /// # Errors
+    /// If the kernel is none, or does not fit.
+    pub(crate) fn load(&self, memory: &GuestMemory) -> Result<CpuState, VmError> {
+        let initrds: Vec<_> = self
+            .images
+            .initrds
+            .iter()
+            .map(|initrd| firmware::Initrd { data: &initrd.bytes, command_line: &initrd.name })
+            .collect();
+        let request = firmware::BootRequest {
+            kernel: &self.images.kernel,
+            kernel_name: &self.kernel_name,
+            initrds: &initrds,
+            command_line: &self.command_line,
+            map: self.map,
+            cpus: self.cpus,
+        };
+        let kernel = |error| VmError::Kernel { file: self.kernel_file.clone(), error };
+        Ok(firmware::load(memory, &request).map_err(kernel)?.cpu)
+    }
+}
+
+/// A machine, built and not yet started.
+pub struct Machine {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) cpuid: Arc<CpuidTable>,
+    pub(crate) clock: Arc<VmClock>,
+    pub(crate) alarms: Alarms,
+    pub(crate) router: Arc<Router>,
+    pub(crate) power: Arc<Mutex<AcpiPm>>,
+    pub(crate) serial: [Option<SerialPort>; 4],
+    pub(crate) vcpus: Vec<VcpuCell>,
+    pub(crate) boot: BootPlan,
+    pub(crate) on_reset: OnReset,
+    pub(crate) events: EventSink,
+    pub(crate) inbox: Receiver<Message>,
+    pub(crate) outbox: Sender<Message>,
+}
+
+fn lock<D: ?Sized>(device: &Mutex<D>) -> MutexGuard<'_, D> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Machine {
+    /// Starts the VM.
+    ///
+    /// # Errors
+    /// If the host has no threads for it.
+    pub fn start(self) -> Result<VmHandle, VmError> {
+        driver::start(self)
+    }
+
+    /// Takes over what [`VmHandle::save`] gave, from a machine of the same description.
+    ///
+    /// # Errors
+    /// If it is not of such a machine, or damaged. The machine is then fit for nothing but another attempt.
+    pub fn restore(&mut self, records: &[Record]) -> Result<(), VmError> {
+        let mut records = records.iter();
+        let mut next = || records.next().ok_or_else(|| VmError::OtherMachine("it has fewer parts".into()));
+        self.clock.restore(next()?)?;
+        if next()?.decode::<memory::SavedP2m>()? != self.memory.save() {
+            return Err(VmError::OtherMachine("its memory is laid out differently".into()));
+        }
+        next()?.decode::<SavedRam>()?.restore(&self.memory)?;
+        for vcpu in &self.vcpus {
+            let state = next()?.decode()?;
+            vcpu.lock().set_state(&state);
+        }
+        for device in self.router.devices() {
+            lock(device).restore(next()?)?;
+        }
+        match records.next() {
+            Some(extra) => Err(VmError::OtherMachine(format!("it has a part more, '{}'", extra.name()))),
+            None => Ok(()),
+        }
+    }
+
+    /// The state of everything, in the order in which [`Machine::restore`] takes it.
+    pub(crate) fn save(&self) -> Result<Vec<Record>, VmError> {
+        let mut records = vec![
+            self.clock.save(),
+            Record::encode(&self.memory.save()),
+            Record::encode(&SavedRam::of(&self.memory)?),
+        ];
+        records.extend(self.vcpus.iter().map(|vcpu| Record::encode(&vcpu.lock().state())));
+        records.extend(self.router.devices().iter().map(|device| lock(device).save()));
+        Ok(records)
+    }
+
+    /// Makes timers, clock and devices quiet.
+    pub(crate) fn pause(&self) {
+        self.alarms.pause();
+        self.clock.stop();
+        for device in self.router.devices() {
+            lock(device).pause();
+        }
+    }
+
+    /// The same backwards.
+    pub(crate) fn resume(&self) {
+        for device in self.router.devices().iter().rev() {
+            lock(device).resume();
+        }
+        self.clock.resume();
+        self.alarms.resume();
+    }
+
+    /// Loads the kernel anew and switches the machine on. The timers must be quiet.
+    pub(crate) fn reset(&self) -> Result<(), VmError> {
+        let boot = self.boot.load(&self.memory)?;
+        self.power_on(&boot);
+        Ok(())
+    }
+
+    /// Power-on state everywhere; the boot processor gets its own, the others wait for a start-up IPI.
+    pub(crate) fn power_on(&self, boot: &CpuState) {
+        for device in self.router.devices() {
+            lock(device).reset();
+        }
+        let waiting = CpuState { activity: Activity::WaitForSipi, ..CpuState::reset() };
+        for vcpu in &self.vcpus {
+            let state = if vcpu.id() == VcpuId(0) { boot } else { &waiting };
+            vcpu.lock().set_state(state);
+        }
+    }
+
+    /// What a vCPU looks like.
+    pub(crate) fn dump(&self, vcpu: VcpuId) -> Option<Dump> {
+        let cell = self.vcpus.iter().find(|cell| cell.id() == vcpu)?;
+        let features = PagingFeatures::from(&*self.cpuid);
+        Some(Dump::take(vcpu.0, cell.lock().state(), &self.memory, &features))
+    }
+
+    /// What was counted; resets are the driver's to count.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            vcpus: self.vcpus.iter().map(|vcpu| vcpu.lock().stats()).collect(),
+            guest_time_ns: self.clock.now().0,
+            ram_bytes: self.memory.ram_bytes(),
+            // A kernel that cannot say what a file costs is not worth failing for.
+            ram_resident_bytes: self.memory.resident_bytes().unwrap_or(0),
+            resets: 0,
+        }
+    }
+
+    pub(crate) fn press_power_button(&self) {
+        lock(&self.power).press_power_button();
+    }
+
+    pub(crate) fn serial_inputs(&self) -> [Option<SerialInput>; 4] {
+        self.serial.each_ref().map(|port| port.as_ref().map(SerialPort::input))
+    }
+
+    /// The serial ports that are there.
+    pub(crate) fn serial_ports(&self) -> impl Iterator<Item = &SerialPort> {
+        self.serial.iter().flatten()
+    }
+}

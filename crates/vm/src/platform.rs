@@ -1,0 +1,133 @@
+//! The machine as a vCPU sees it: [`engine::Platform`] over the bus, the local APICs and the clock.
+//!
+//! Nothing is kept here. An access is passed to whoever owns the address: the page of the local APIC's registers to
+//! the vCPU's own APIC, every other address to the bus; an MSR to the APICs first, then to the paravirtual clock. So
+//! this file is the one place where the engines' words (vCPU, event, MSR access) and the chips' words meet.
+
+use std::sync::Arc;
+
+use bus::{GuestTime, Router, Space};
+use chipset::apic::{self, GuestBytes, InterruptFabric, MsrOutcome, PendingEvent, TscTime, VcpuIndex};
+use engine::{Event, MsrAccess, Platform, PortWidth, VcpuId};
+use memory::GuestMemory;
+use x86::{Gpa, PAGE_MASK};
+
+use crate::clock::VmClock;
+
+/// What vCPUs run in.
+pub(crate) struct MachinePlatform {
+    /// Ports and memory-mapped registers.
+    pub(crate) router: Arc<Router>,
+    /// The local APICs.
+    pub(crate) apics: Arc<InterruptFabric>,
+    /// The clock.
+    pub(crate) clock: Arc<VmClock>,
+}
+
+const fn index(vcpu: VcpuId) -> VcpuIndex {
+    VcpuIndex(vcpu.0)
+}
+
+fn access<T>(outcome: MsrOutcome<T>) -> MsrAccess<T> {
+    match outcome {
+        MsrOutcome::Done(value) => MsrAccess::Done(value),
+        MsrOutcome::Fault => MsrAccess::Fault,
+        MsrOutcome::Unknown => MsrAccess::Unknown,
+    }
+}
+
+/// The offset in the local APIC's page, if an access lies in it.
+fn apic_offset(gpa: Gpa, data: &[u8]) -> Option<u64> {
+    let fits = gpa.offset() + data.len() as u64 <= PAGE_MASK + 1;
+    (gpa.page_base().0 == apic::APIC_BASE && fits).then_some(gpa.offset())
+}
+
+impl Platform for MachinePlatform {
+    fn port_read(&self, _vcpu: VcpuId, port: u16, width: PortWidth) -> u32 {
+        let mut data = [0; 4];
+        let (bytes, _) = data.split_at_mut(width.bytes());
+        self.router.read(Space::Port, port.into(), bytes);
+        u32::from_le_bytes(data)
+    }
+
+    fn port_write(&self, _vcpu: VcpuId, port: u16, width: PortWidth, value: u32) {
+        let data = value.to_le_bytes();
+        self.router.write(Space::Port, port.into(), data.split_at(width.bytes()).0);
+    }
+
+    fn mmio_read(&self, vcpu: VcpuId, gpa: Gpa, data: &mut [u8]) {
+        match apic_offset(gpa, data) {
+            Some(offset) => self.apics.mmio_read(index(vcpu), offset, data),
+            None => self.router.read(Space::Mmio, gpa.0, data),
+        }
+    }
+
+    fn mmio_write(&self, vcpu: VcpuId, gpa: Gpa, data: &[u8]) {
+        match apic_offset(gpa, data) {
+            Some(offset) => self.apics.mmio_write(index(vcpu), offset, data),
+            None => self.router.write(Space::Mmio, gpa.0, data),
+        }
+    }
+
+    fn pending(&self, vcpu: VcpuId) -> Option<Event> {
+        Some(match self.apics.pending(index(vcpu))? {
+            PendingEvent::Init => Event::Init,
+            PendingEvent::Startup(page) => Event::Startup(page),
+            PendingEvent::Nmi => Event::Nmi,
+            PendingEvent::Interrupt => Event::Interrupt,
+        })
+    }
+
+    fn take(&self, vcpu: VcpuId, event: Event) {
+        let event = match event {
+            Event::Init => PendingEvent::Init,
+            Event::Startup(page) => PendingEvent::Startup(page),
+            Event::Nmi => PendingEvent::Nmi,
+            Event::Interrupt => PendingEvent::Interrupt,
+        };
+        self.apics.take(index(vcpu), event);
+    }
+
+    fn acknowledge(&self, vcpu: VcpuId) -> Option<u8> {
+        self.apics.acknowledge(index(vcpu))
+    }
+
+    fn cr8(&self, vcpu: VcpuId) -> u8 {
+        self.apics.cr8(index(vcpu))
+    }
+
+    fn set_cr8(&self, vcpu: VcpuId, value: u8) {
+        self.apics.set_cr8(index(vcpu), value);
+    }
+
+    fn read_msr(&self, vcpu: VcpuId, msr: u32) -> MsrAccess<u64> {
+        access(self.apics.read_msr(index(vcpu), msr))
+    }
+
+    fn write_msr(&self, vcpu: VcpuId, msr: u32, value: u64) -> MsrAccess<()> {
+        access(self.apics.write_msr(index(vcpu), msr, value))
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.clock.tsc_offset()
+    }
+}
+
+impl TscTime for VmClock {
+    fn time_of_tsc(&self, _vcpu: VcpuIndex, tsc: u64) -> GuestTime {
+        self.time_of_tsc(tsc)
+    }
+}
+
+/// Guest memory, byte by byte, for the local APICs.
+pub(crate) struct MemoryBytes(pub(crate) Arc<GuestMemory>);
+
+impl GuestBytes for MemoryBytes {
+    fn read_byte(&self, gpa: Gpa) -> Option<u8> {
+        self.0.read_word(gpa).ok()
+    }
+
+    fn write_byte(&self, gpa: Gpa, value: u8) -> bool {
+        self.0.write_word(gpa, value).is_ok()
+    }
+}

@@ -1,0 +1,69 @@
+//! The thread of one vCPU.
+//!
+//! It owns the vCPU while it is inside the gate and leaves it behind, unlocked, when it goes out; so the driver, once
+//! the gate is shut and empty, may look at and change every vCPU's state. A vCPU with nothing to execute sits on its
+//! bench and uses no processor time.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use engine::{Exit, Vcpu, VcpuId};
+
+use crate::VmError;
+use crate::events::{Event, EventSink, Watch};
+use crate::gate::Doorbell;
+
+/// A vCPU that its thread and the driver share; never at the same time.
+#[derive(Clone)]
+pub(crate) struct VcpuCell {
+    id: VcpuId,
+    vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
+    bell: Arc<Doorbell>,
+}
+
+impl VcpuCell {
+    /// Takes a vCPU in and connects its doorbell.
+    pub(crate) fn new(id: VcpuId, vcpu: Box<dyn Vcpu>, bell: Arc<Doorbell>) -> Self {
+        bell.connect(vcpu.kick_handle());
+        Self { id, vcpu: Arc::new(Mutex::new(vcpu)), bell }
+    }
+
+    /// The vCPU. The driver calls this only while the gate is empty, and so never waits.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Box<dyn Vcpu>> {
+        self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which vCPU this is.
+    pub(crate) fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    /// Starts the vCPU's thread; it ends with the gate.
+    ///
+    /// # Errors
+    /// If the host has no thread for us.
+    pub(crate) fn spawn(&self, events: EventSink) -> Result<JoinHandle<()>, VmError> {
+        let cell = self.clone();
+        std::thread::Builder::new()
+            .name(format!("vcpu{}", self.id.0))
+            .spawn(move || {
+                let _watch = Watch { thread: "a virtual CPU", events: events.clone() };
+                cell.live(&events);
+            })
+            .map_err(VmError::Thread)
+    }
+
+    fn live(&self, events: &EventSink) {
+        while let Some(_pass) = events.gate().enter() {
+            // Declared after the pass, so that the vCPU is free before the gate counts us out.
+            let mut vcpu = self.lock();
+            while events.gate().is_open() {
+                match vcpu.run() {
+                    Exit::Kicked => {}
+                    Exit::Halted | Exit::WaitForSipi => self.bell.sit(),
+                    Exit::Shutdown => events.raise(Event::TripleFault(self.id)),
+                }
+            }
+        }
+    }
+}
