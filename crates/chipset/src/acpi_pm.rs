@@ -119,12 +119,15 @@ impl AcpiPm {
         }
     }
 
-    fn sync(&mut self) {
+    /// Notes a carry of the timer; true if there was one.
+    fn sync(&mut self) -> bool {
         let now = self.clock.now();
-        if carries(now) > carries(self.state.synced) {
+        let carried = carries(now) > carries(self.state.synced);
+        if carried {
             self.state.status |= TIMER_EVENT;
         }
         self.state.synced = now;
+        carried
     }
 
     fn drive(&mut self) {
@@ -184,9 +187,11 @@ impl Device for AcpiPm {
     }
 
     fn read(&mut self, region: usize, offset: u64, data: &mut [u8]) {
-        self.sync();
+        // The timer is read often; nothing else changes by reading.
+        if self.sync() {
+            self.drive();
+        }
         access::read(2, offset, data, |register| self.read_register(region, register));
-        self.drive();
     }
 
     fn write(&mut self, region: usize, offset: u64, data: &[u8]) {

@@ -10,10 +10,15 @@ pub mod acpi_pm;
 pub mod apic;
 pub mod control;
 pub mod debug_exit;
+pub mod fw_cfg;
 #[cfg(test)]
 mod harness;
+pub mod hpet;
+pub mod i8042;
 pub mod ioapic;
 pub mod irq_router;
+pub mod kvm_clock;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod rtc;

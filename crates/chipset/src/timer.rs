@@ -10,8 +10,8 @@ use bus::{Alarm, GuestTime};
 
 const NS_PER_S: u128 = 1_000_000_000;
 
-/// The shortest time between two alarms of a free-running periodic timer. A guest can program periods below a
-/// microsecond; events that fall between two alarms merge into one, as they do on an interrupt line nobody serves.
+/// The shortest time between two alarms of a timer with a shorter period than that: guests can program periods below a
+/// microsecond. Events that fall between two alarms merge into one, as they do on an interrupt line nobody serves.
 pub(crate) const MIN_PERIODIC_GAP_NS: u64 = 20_000;
 
 /// A clock of a whole number of ticks a second, at most 10^9, that ticked first at time 0.

@@ -183,8 +183,7 @@ impl UartState {
         if !self.loopback() {
             return msr::ATTACHED;
         }
-        let wires =
-            [(mcr::RTS, msr::CTS), (mcr::DTR, msr::DSR), (mcr::OUT1, msr::RI), (mcr::OUT2, msr::DCD)];
+        let wires = [(mcr::RTS, msr::CTS), (mcr::DTR, msr::DSR), (mcr::OUT1, msr::RI), (mcr::OUT2, msr::DCD)];
         wires.iter().filter(|(output, _)| self.mcr & output != 0).fold(0, |lines, (_, input)| lines | input)
     }
 
@@ -200,7 +199,8 @@ impl UartState {
     /// The time in which four characters arrive on the line.
     fn timeout_ns(&self) -> u64 {
         let stop_bits = if self.lcr & lcr::TWO_STOP_BITS != 0 { 2 } else { 1 };
-        let bits = 1 + 5 + u64::from(self.lcr & lcr::LENGTH) + u64::from(self.lcr & lcr::PARITY != 0) + stop_bits;
+        let bits =
+            1 + 5 + u64::from(self.lcr & lcr::LENGTH) + u64::from(self.lcr & lcr::PARITY != 0) + stop_bits;
         4 * bits * FASTEST_BIT_NS * u64::from(self.divisor.max(1))
     }
 
@@ -309,7 +309,8 @@ impl Uart {
         self.irq.set(gate && self.state.interrupt() != iir::NONE);
         let waits = self.state.ier & ier::RECEIVE != 0;
         self.timer.arm(self.state.timeout_at.filter(|_| waits));
-        if self.refused && self.accepts() && self.room() > 0 {
+        // Not for each byte: half the room makes it worth waking the host's thread.
+        if self.refused && self.accepts() && self.room() * 2 >= self.state.capacity() {
             self.refused = false;
             self.sink.input_wanted();
         }

@@ -80,8 +80,12 @@ impl Counter {
         self.mode <= 5 && [self.count, self.reload].iter().all(|count| (least..=0x1_0000).contains(count))
     }
 
-    /// Whether the output goes on rising by itself.
-    pub(super) fn is_periodic(&self) -> bool {
+    /// Whether the output rises again and again within `ticks`.
+    pub(super) fn repeats_within(&self, ticks: u64) -> bool {
+        self.is_periodic() && u64::from(self.count) < ticks
+    }
+
+    fn is_periodic(&self) -> bool {
         matches!(self.mode, 2 | 3)
     }
 
@@ -176,7 +180,7 @@ impl Counter {
         };
         let rose = self.rises(from, at);
         // A new count at the end of mode 3's high half starts with the low half.
-        let low_half = self.mode == 3 && self.elapsed(at) % u64::from(self.count) != 0;
+        let low_half = self.mode == 3 && !self.elapsed(at).is_multiple_of(u64::from(self.count));
         self.count = self.reload;
         self.take_over_at = None;
         let skipped = if low_half { self.high_half() } else { 0 };

@@ -91,9 +91,10 @@ impl Pit {
         let [first, ..] = &self.state.counters;
         self.irq.set(first.output(tick));
         let soonest = self.state.synced.after_ns(MIN_PERIODIC_GAP_NS);
+        let short = first.repeats_within(RATE.ticks_at(GuestTime(MIN_PERIODIC_GAP_NS)));
         self.timer.arm(first.next_event(tick).map(|tick| {
             let at = RATE.time_of(tick);
-            if first.is_periodic() { at.max(soonest) } else { at }
+            if short { at.max(soonest) } else { at }
         }));
     }
 
@@ -113,7 +114,7 @@ impl Pit {
 
     fn read_speaker(&self, tick: u64) -> u8 {
         let [_, _, third] = &self.state.counters;
-        let refresh = self.state.synced.0 / REFRESH_TOGGLE_NS & 1 != 0;
+        let refresh = !(self.state.synced.0 / REFRESH_TOGGLE_NS).is_multiple_of(2);
         self.state.speaker
             | if refresh { SPEAKER_REFRESH } else { 0 }
             | if third.output(tick) { SPEAKER_OUTPUT } else { 0 }

@@ -145,7 +145,7 @@ impl RtcState {
 
     fn encode(&self, value: i64) -> u8 {
         let value = low8(value.rem_euclid(100).unsigned_abs());
-        if self.cell(B) & B_BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.cell(B) & B_BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, byte: u8) -> i64 {

@@ -15,7 +15,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let (clock, line) = (ManualClock::default(), Latch::default());
-        let rtc = Rtc::new(START_NS, Arc::new(clock.clone()), Arc::new(clock.clone()), Arc::new(line.clone()));
+        let rtc =
+            Rtc::new(START_NS, Arc::new(clock.clone()), Arc::new(clock.clone()), Arc::new(line.clone()));
         Self { rtc, clock, line }
     }
 
@@ -64,7 +65,8 @@ fn is_set_as_linux_sets_it() {
     b.put(B, B_SET | B_24_HOURS);
     b.put(A, 0x70);
     let wanted = [0x19, 0x99, 0x12, 0x31, 0x23, 0x59, 0x50];
-    for (register, value) in [RTC_CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS].into_iter().zip(wanted) {
+    for (register, value) in [RTC_CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS].into_iter().zip(wanted)
+    {
         b.put(register, value);
     }
     b.clock.step(5 * SECOND_NS);
