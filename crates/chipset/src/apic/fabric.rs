@@ -130,8 +130,8 @@ struct Cell {
 
 struct Armed {
     apic: LocalApic,
-    /// What the alarm is set to.
-    alarm: Option<GuestTime>,
+    /// What the alarm is set to; `None` if it may have gone off since.
+    alarm: Option<Option<GuestTime>>,
 }
 
 // The summary word; the start-up IPI's page number is in bits 15:8.
@@ -173,8 +173,8 @@ impl Cell {
         let mut armed = lock(&self.apic);
         let result = act(&mut armed.apic);
         let due = armed.apic.timer.due;
-        if due != armed.alarm {
-            armed.alarm = due;
+        if armed.alarm != Some(due) {
+            armed.alarm = Some(due);
             self.alarm.set(due);
         }
         let new = summary_of(&armed.apic);
@@ -190,7 +190,7 @@ impl InterruptFabric {
         let cell = |(id, alarm)| {
             let apic = LocalApic::new(id, setup.features);
             let summary = AtomicU32::new(summary_of(&apic));
-            Cell { summary, apic: Mutex::new(Armed { apic, alarm: None }), alarm }
+            Cell { summary, apic: Mutex::new(Armed { apic, alarm: Some(None) }), alarm }
         };
         Arc::new(Self {
             clock: setup.clock,
@@ -259,7 +259,7 @@ impl InterruptFabric {
         }
     }
 
-    fn vcpus(&self) -> impl Iterator<Item = VcpuIndex> + use<> {
+    pub(super) fn vcpus(&self) -> impl Iterator<Item = VcpuIndex> + use<> {
         (0..low32(self.cells.len() as u64)).map(VcpuIndex)
     }
 
@@ -433,7 +433,6 @@ impl InterruptFabric {
     /// The vCPU's alarm has gone off, or may have.
     pub fn advance(&self, vcpu: VcpuIndex, now: GuestTime) {
         if let Some(cell) = self.cell(vcpu) {
-            // The alarm is spent: if the timer is still running, it is set again.
             lock(&cell.apic).alarm = None;
         }
         self.change(vcpu, |apic| apic.advance(now));
@@ -464,11 +463,12 @@ impl InterruptFabric {
         for vcpu in self.vcpus() {
             self.change(vcpu, LocalApic::reset);
         }
+        self.turn.store(0, Ordering::Relaxed);
     }
 
     fn save(&self) -> SavedApics {
         let apics = self.cells.iter().map(|cell| SavedApic::of(&lock(&cell.apic).apic)).collect();
-        SavedApics { apics, intr: self.intr.load(Ordering::SeqCst) }
+        SavedApics { apics, intr: self.intr.load(Ordering::SeqCst), turn: self.turn.load(Ordering::Relaxed) }
     }
 
     fn restore(&self, saved: &SavedApics) -> Result<(), String> {
@@ -484,6 +484,7 @@ impl InterruptFabric {
             return Err("a local APIC is in a mode it does not have".into());
         }
         self.intr.store(saved.intr, Ordering::SeqCst);
+        self.turn.store(saved.turn, Ordering::Relaxed);
         for (vcpu, apic) in self.vcpus().zip(&saved.apics) {
             self.change(vcpu, |runtime| apic.restore(runtime, &*self.tsc));
         }

@@ -278,10 +278,10 @@ impl LocalApic {
         if tpr >> 4 >= in_service >> 4 { tpr } else { in_service & 0xf0 }
     }
 
-    /// The interrupt to deliver next, if its class is above the processor's.
+    /// The interrupt to deliver next, if its class is above the processor's and the processor is started.
     pub(super) fn deliverable(&self) -> Option<u8> {
         let vector = self.registers.irr.highest()?;
-        (vector >> 4 > self.ppr() >> 4).then_some(vector)
+        (vector >> 4 > self.ppr() >> 4 && !self.signals.waiting).then_some(vector)
     }
 
     /// The interrupt-acknowledge cycle.

@@ -17,6 +17,8 @@ use super::{TscTime, registers};
 pub(super) struct SavedApics {
     pub(super) apics: Vec<SavedApic>,
     pub(super) intr: bool,
+    /// Where the next search for a lowest-priority target starts.
+    pub(super) turn: u32,
 }
 
 impl Saved for SavedApics {
@@ -27,28 +29,28 @@ impl Saved for SavedApics {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedApic {
     /// 0 disabled, 1 xAPIC, 2 x2APIC.
-    mode: u8,
-    tpr: u8,
-    ldr: u32,
-    dfr: u32,
-    svr: u32,
-    esr: u32,
-    errors: u32,
-    icr: u64,
-    lvt: [u32; 6],
-    irr: [u64; 4],
-    isr: [u64; 4],
-    tmr: [u64; 4],
-    divide: u32,
-    initial: u32,
-    due: Option<GuestTime>,
-    tsc_deadline: u64,
-    init: bool,
-    startup: Option<u8>,
-    nmi: bool,
-    waiting: bool,
-    pv_eoi_msr: u64,
-    pv_eoi_offered: bool,
+    pub(super) mode: u8,
+    pub(super) tpr: u8,
+    pub(super) ldr: u32,
+    pub(super) dfr: u32,
+    pub(super) svr: u32,
+    pub(super) esr: u32,
+    pub(super) errors: u32,
+    pub(super) icr: u64,
+    pub(super) lvt: [u32; 6],
+    pub(super) irr: [u64; 4],
+    pub(super) isr: [u64; 4],
+    pub(super) tmr: [u64; 4],
+    pub(super) divide: u32,
+    pub(super) initial: u32,
+    pub(super) due: Option<GuestTime>,
+    pub(super) tsc_deadline: u64,
+    pub(super) init: bool,
+    pub(super) startup: Option<u8>,
+    pub(super) nmi: bool,
+    pub(super) waiting: bool,
+    pub(super) pv_eoi_msr: u64,
+    pub(super) pv_eoi_offered: bool,
 }
 
 impl SavedApic {

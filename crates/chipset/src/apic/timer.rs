@@ -166,7 +166,7 @@ mod tests {
         let mut t = timer(TimerMode::Periodic, 11, 3);
         assert!(t.expire(GuestTime(3)));
         let due = t.due.unwrap();
-        assert!(due >= GuestTime(3 + MIN_PERIOD_NS) && due.0 % 3 == 0);
+        assert!(due >= GuestTime(3 + MIN_PERIOD_NS) && due.0.is_multiple_of(3));
         assert_eq!([3, 4, 5, 6].map(|now| t.count(GuestTime(now))), [3, 2, 1, 3]);
     }
 
