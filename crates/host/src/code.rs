@@ -9,8 +9,8 @@
 //! ends with one, which covers the writing thread. Other threads learn of new code from the writer through some lock
 //! or atomic; code they have never fetched before cannot be stale in their pipelines.
 
+use crate::HostError;
 use crate::mem::{Mapping, Memfd, Protection};
-use crate::{HostError, cpu};
 
 /// A fixed number of bytes that generated code lives in.
 #[derive(Debug)]
@@ -47,10 +47,9 @@ impl CodeMemory {
         // SAFETY: the destination lies inside the writable mapping, of which only this function knows the address,
         // and `&mut self` keeps other writers away; the source is a live slice and cannot overlap the mapping.
         unsafe {
-            std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.as_ptr().add(offset), code.len())
-        };
-        // CPUID serializes (SDM vol. 3A, 10.3).
-        cpu::cpuid(0, 0);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.as_ptr().add(offset), code.len());
+        }
+        serialize();
         Ok(())
     }
 
@@ -69,6 +68,32 @@ impl CodeMemory {
     /// Code memory is never empty.
     pub fn is_empty(&self) -> bool {
         false
+    }
+}
+
+/// Executes a serializing instruction (SDM vol. 3A, 10.3): IRET, to the instruction after it. CPUID is the usual choice,
+/// but a hypervisor below intercepts it, which costs up to tens of microseconds.
+fn serialize() {
+    // SAFETY: the frame that IRETQ pops holds the selectors, flags and stack pointer that are current anyway, so nothing
+    // changes but the instruction pointer, to the label. The pushes lie below the stack pointer, which the compiler
+    // keeps free of live data because `nostack` is not given.
+    unsafe {
+        core::arch::asm!(
+            "mov {stack}, rsp",
+            "mov {scratch:e}, ss",
+            "push {scratch}",
+            "push {stack}",
+            "pushfq",
+            "mov {scratch:e}, cs",
+            "push {scratch}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "iretq",
+            "2:",
+            stack = out(reg) _,
+            scratch = out(reg) _,
+            options(preserves_flags),
+        );
     }
 }
 

@@ -5,6 +5,9 @@
 //! not reserved for them (`MAP_NORESERVE`; a memfd itself is never accounted up front), so the size of a file is a
 //! promise and not a cost.
 //!
+//! Tables that belong to one process alone are anonymous mappings instead ([`Mapping::zeros`]): reading an untouched page
+//! of those costs nothing either.
+//!
 //! A [`Mapping`] hands out a raw pointer and nothing else: its bytes change under the program's feet (guest CPUs, other
 //! processes), so a Rust reference to them can never be right. Whoever dereferences the pointer says why that is sound.
 
@@ -104,7 +107,8 @@ impl Protection {
     }
 }
 
-/// A shared mapping of whole pages of a [`Memfd`]; unmapped when dropped. It stays valid when the file is closed.
+/// Whole pages of address space, unmapped when dropped: a shared mapping of a [`Memfd`], which stays valid when the file is
+/// closed, or private zeros.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -123,23 +127,34 @@ impl Mapping {
     /// If the range is not whole pages of the file, or address space is short.
     pub fn new(file: &Memfd, offset: u64, len: u64, protection: Protection) -> Result<Self, HostError> {
         file.check(offset, len)?;
-        let failed = |errno: rustix::io::Errno| HostError::Map { len, source: errno.into() };
         let size = x86::bits::index(len);
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: no address is asked for, so the kernel places the mapping where nothing else is, and no existing
         // object of the program is touched.
+        let start =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection.flags(), flags, file, offset) };
+        Self::mapped(start, size)
+    }
+
+    /// Maps `len` bytes of zeros (rounded up to whole pages) that are readable, writable and nobody else's.
+    ///
+    /// # Errors
+    /// If address space is short or `len` is 0.
+    pub fn zeros(len: u64) -> Result<Self, HostError> {
+        let size = len.checked_next_multiple_of(PAGE_SIZE).map_or(usize::MAX, x86::bits::index);
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: as in `new`.
         let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                size,
-                protection.flags(),
-                MapFlags::SHARED | MapFlags::NORESERVE,
-                file,
-                offset,
-            )
-        }
-        .map_err(failed)?;
-        let start = NonNull::new(start.cast()).ok_or_else(|| failed(rustix::io::Errno::NOMEM))?;
-        Ok(Self { start, len: size })
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, Protection::ReadWrite.flags(), flags)
+        };
+        Self::mapped(start, size)
+    }
+
+    fn mapped(start: rustix::io::Result<*mut core::ffi::c_void>, len: usize) -> Result<Self, HostError> {
+        let failed = |errno: rustix::io::Errno| HostError::Map { len: len as u64, source: errno.into() };
+        let start =
+            NonNull::new(start.map_err(failed)?.cast()).ok_or_else(|| failed(rustix::io::Errno::NOMEM))?;
+        Ok(Self { start, len })
     }
 
     /// The address of the first byte, page-aligned. Valid for [`Mapping::len`] bytes as long as the mapping lives,
@@ -163,8 +178,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new` and is unmapped only here; users of the raw pointer promised not to
-        // outlive the mapping. `munmap` of a whole mapping fails only for arguments that `new` has ruled out.
+        // SAFETY: the range was mapped by `new` or `zeros` and is unmapped only here; users of the raw pointer promised not to
+        // outlive the mapping. `munmap` of a whole mapping fails only for arguments that they have ruled out.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
@@ -204,12 +219,24 @@ mod tests {
     }
 
     #[test]
+    fn private_zeros_may_be_larger_than_the_host() {
+        let table = Mapping::zeros((1 << 42) + 1).unwrap();
+        assert_eq!(table.len(), (1 << 42) + 4096);
+        // SAFETY: the offsets lie in the mapping; nobody else knows it.
+        let (first, last) = unsafe {
+            table.as_ptr().write_volatile(1);
+            (table.as_ptr().read_volatile(), table.as_ptr().add(1 << 42).read_volatile())
+        };
+        assert_eq!((first, last), (1, 0));
+        assert!(matches!(Mapping::zeros(0), Err(HostError::Map { .. })));
+        assert!(matches!(Mapping::zeros(u64::MAX), Err(HostError::Map { .. })));
+    }
+
+    #[test]
     fn bad_ranges_are_refused() {
         let file = Memfd::new("test", 5000).unwrap();
         assert_eq!(file.len(), 2 * PAGE_SIZE);
-        for (offset, len) in
-            [(0, 0), (1, PAGE_SIZE), (0, 100), (PAGE_SIZE, 2 * PAGE_SIZE), (u64::MAX & !4095, 4096)]
-        {
+        for (offset, len) in [(0, 0), (1, PAGE_SIZE), (0, 100), (PAGE_SIZE, 2 * PAGE_SIZE), (!4095, 4096)] {
             assert!(matches!(
                 Mapping::new(&file, offset, len, Protection::Read),
                 Err(HostError::Range { .. })

@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use x86::Mfn;
 use x86::bits::index;
 
-use crate::zeroed;
+use crate::MemoryError;
+use crate::zeroed::Table;
 
 const WATCHED: u32 = 1;
 const WRITABLE: u32 = 2;
@@ -31,13 +32,13 @@ const CHANGED: u32 = 4 - WATCHED;
 
 #[derive(Debug)]
 pub(crate) struct CodeWatch {
-    frames: Box<[AtomicU32]>,
+    frames: Table<AtomicU32>,
 }
 
 impl CodeWatch {
     /// Nothing is watched. Costs memory only where frames are.
-    pub(crate) fn new(frames: u64) -> Self {
-        Self { frames: zeroed::half_words(index(frames)) }
+    pub(crate) fn new(frames: u64) -> Result<Self, MemoryError> {
+        Ok(Self { frames: Table::new(frames)? })
     }
 
     #[inline(always)]
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_version_lasts_until_the_first_write() {
-        let watch = CodeWatch::new(8);
+        let watch = CodeWatch::new(8).unwrap();
         let (first, _) = watch.watch(M);
         assert_eq!((watch.version(M), watch.watch(M).0, watch.is_watched(M)), (first, first, true));
         watch.written(M);
@@ -98,7 +99,7 @@ mod tests {
 
     #[test]
     fn versions_never_repeat() {
-        let watch = CodeWatch::new(8);
+        let watch = CodeWatch::new(8).unwrap();
         let mut seen = std::collections::HashSet::new();
         for round in 0..1000 {
             assert!(seen.insert(watch.watch(M).0));
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn watching_reports_writable_translations_once() {
-        let watch = CodeWatch::new(8);
+        let watch = CodeWatch::new(8).unwrap();
         assert!(!watch.watch(M).1);
         assert!(!watch.allow_writable(M));
         watch.written(M);
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn frames_outside_are_never_code_and_never_writable() {
-        let watch = CodeWatch::new(8);
+        let watch = CodeWatch::new(8).unwrap();
         let outside = Mfn(8);
         assert_eq!(watch.watch(outside), (0, false));
         watch.written(outside);

@@ -8,19 +8,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use x86::bits::index;
 
-use crate::zeroed;
+use crate::MemoryError;
+use crate::zeroed::Table;
 
 /// Which slots of a layout were written.
 #[derive(Debug)]
 pub(crate) struct DirtyLog {
     on: AtomicBool,
-    words: Box<[AtomicU64]>,
+    words: Table<AtomicU64>,
 }
 
 impl DirtyLog {
     /// A log, switched off, of `slots` slots. Costs memory only where frames are marked.
-    pub(crate) fn new(slots: u64) -> Self {
-        Self { on: AtomicBool::new(false), words: zeroed::words(index(slots).div_ceil(64)) }
+    pub(crate) fn new(slots: u64) -> Result<Self, MemoryError> {
+        Ok(Self { on: AtomicBool::new(false), words: Table::new(slots.div_ceil(64))? })
     }
 
     #[inline(always)]
@@ -48,7 +49,7 @@ impl DirtyLog {
 
     /// Empties the log, calling `each` for every marked slot in ascending order.
     pub(crate) fn take(&self, mut each: impl FnMut(u64)) {
-        for (number, word) in (0u64..).zip(&self.words) {
+        for (number, word) in (0u64..).zip(self.words.iter()) {
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn each_mark_is_harvested_once_in_order() {
-        let log = DirtyLog::new(200);
+        let log = DirtyLog::new(200).unwrap();
         log.switch(true);
         for slot in [199, 64, 0, 63, 64] {
             log.mark(slot);
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_new_log_starts_empty() {
-        let log = DirtyLog::new(10);
+        let log = DirtyLog::new(10).unwrap();
         log.switch(true);
         log.mark(3);
         log.switch(false);

@@ -74,8 +74,7 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Makes memory of this layout, all RAM, all zeros, none of it costing anything yet (except for the P2M itself: two
-    /// thousandths of its size).
+    /// Makes memory of this layout, all RAM, all zeros, none of it costing anything yet.
     ///
     /// # Errors
     /// If the ranges are empty, overlap, are not ascending or lie too high, or the host has not the address space.
@@ -85,9 +84,9 @@ impl GuestMemory {
             // 0 is left to mean "never seen".
             epoch: AtomicU64::new(1),
             frames: Frames::new(layout.frames())?,
-            p2m: P2m::new(&layout),
-            code: CodeWatch::new(layout.frames()),
-            dirty: DirtyLog::new(layout.frames()),
+            p2m: P2m::new(&layout)?,
+            code: CodeWatch::new(layout.frames())?,
+            dirty: DirtyLog::new(layout.frames())?,
             layout,
         })
     }

@@ -2,15 +2,16 @@
 //!
 //! One 64-bit word per guest frame, in leaves of 512 words (2 MiB of guest memory each) under one top-level array; a
 //! part of the guest-physical space without memory has no leaf. The two levels themselves never change after creation,
-//! so a look-up takes no lock: it is two loads and no more than two bounds checks. An entry changes as a whole, by one
-//! atomic store.
+//! so a look-up takes no lock: it is three loads and two bounds checks. An entry changes as a whole, by one atomic store.
 //!
 //! ```text
 //!   63            12 11     4  3        2    0
 //!  | machine frame  |  zero  | backed | kind  |
 //! ```
 //!
-//! The map costs 8 bytes for each 4096 of guest memory.
+//! A word is stored as its difference (exclusive or) from what the leaf would hold if it were RAM in ascending order of
+//! machine frames. Nearly all of a guest is exactly that, so nearly all of the map is zeros that were never written and
+//! cost nothing; otherwise a large guest would pay for its map before it touches a byte.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,10 +20,10 @@ use x86::bits::index;
 use x86::{Gfn, Mfn};
 
 use crate::layout::Layout;
+use crate::zeroed::Table;
+use crate::{MemoryError, RamRange};
 
-/// log2 of the entries in a leaf.
-const LEAF_SHIFT: u32 = 9;
-const LEAF_ENTRIES: usize = 1 << LEAF_SHIFT;
+const LEAF_ENTRIES: u64 = 512;
 const KIND_MASK: u64 = 7;
 /// A machine frame belongs to this guest frame, whatever its kind.
 const BACKED: u64 = 1 << 3;
@@ -75,56 +76,145 @@ pub struct P2mEntry {
     pub mfn: Mfn,
 }
 
-type Leaf = [AtomicU64; LEAF_ENTRIES];
+impl P2mEntry {
+    #[inline(always)]
+    fn from_word(word: u64) -> Self {
+        Self { kind: FrameKind::from_bits(word), mfn: Mfn(word >> MFN_SHIFT) }
+    }
+}
+
+/// One entry of the top level.
+#[derive(Clone, Copy, Debug)]
+struct Leaf {
+    /// The index of its first word in the table; past every table's end if there is no leaf.
+    at: usize,
+    /// What its first word is the difference from. That of the word after is one machine frame more, and so on.
+    start: u64,
+}
+
+impl Leaf {
+    const NONE: Self = Self { at: usize::MAX / 2, start: 0 };
+
+    /// What the word of the leaf's entry for `gfn` is the difference from.
+    #[inline(always)]
+    fn initial(self, gfn: u64) -> u64 {
+        self.start.wrapping_add((gfn % LEAF_ENTRIES) << MFN_SHIFT)
+    }
+}
 
 /// The map of one guest.
 #[derive(Debug)]
 pub(crate) struct P2m {
-    leaves: Box<[Option<Box<Leaf>>]>,
+    leaves: Box<[Leaf]>,
+    words: Table<AtomicU64>,
 }
 
 impl P2m {
     /// Every frame of `layout` as RAM, backed by the machine frame of its slot.
-    pub(crate) fn new(layout: &Layout) -> Self {
-        let count = index(layout.end().0).div_ceil(LEAF_ENTRIES);
-        let mut leaves: Box<[Option<Box<Leaf>>]> = std::iter::repeat_with(|| None).take(count).collect();
-        let mut mfn = 0;
+    pub(crate) fn new(layout: &Layout) -> Result<Self, MemoryError> {
+        let leaves_of = |range: &RamRange| range.base.0 / LEAF_ENTRIES..range.end().0.div_ceil(LEAF_ENTRIES);
+        // Ranges that share a leaf count it twice, which wastes nothing but addresses.
+        let count: u64 = layout.ranges().iter().map(|range| leaves_of(range).count() as u64).sum();
+        let mut map = Self {
+            leaves: vec![Leaf::NONE; index(layout.end().0.div_ceil(LEAF_ENTRIES))].into(),
+            words: Table::new(count * LEAF_ENTRIES)?,
+        };
+        let (mut at, mut slots) = (0, 0);
         for range in layout.ranges() {
-            for gfn in range.base.0..range.end().0 {
-                if let Some(leaf) = leaves.get_mut(index(gfn >> LEAF_SHIFT)) {
-                    let leaf =
-                        leaf.get_or_insert_with(|| Box::new([const { AtomicU64::new(0) }; LEAF_ENTRIES]));
-                    *leaf[index(gfn) % LEAF_ENTRIES].get_mut() =
-                        mfn << MFN_SHIFT | BACKED | FrameKind::Ram as u64;
-                    mfn += 1;
-                }
+            // What a frame of this range is, as a function of its number; the bits above wrap for frames before it.
+            let entry = |gfn: u64| {
+                gfn.wrapping_sub(range.base.0).wrapping_add(slots) << MFN_SHIFT
+                    | BACKED
+                    | FrameKind::Ram as u64
+            };
+            for number in leaves_of(range) {
+                map.add_leaf(number, range, entry, &mut at);
             }
+            slots += range.frames;
         }
-        Self { leaves }
+        Ok(map)
     }
 
+    /// Enters the part of `range` that lies in leaf `number`. `at` is where the next leaf's words go.
+    fn add_leaf(&mut self, number: u64, range: &RamRange, entry: impl Fn(u64) -> u64, at: &mut usize) {
+        let Some(leaf) = self.leaves.get_mut(index(number)) else { return };
+        let frames = number * LEAF_ENTRIES..(number + 1) * LEAF_ENTRIES;
+        let inside = |gfn: &u64| (range.base.0..range.end().0).contains(gfn);
+        let new = leaf.at == Leaf::NONE.at;
+        if new {
+            *leaf = Leaf { at: *at, start: entry(frames.start) };
+            *at += index(LEAF_ENTRIES);
+            if inside(&frames.start) && inside(&(frames.end - 1)) {
+                return;
+            }
+        }
+        // A leaf that this range does not fill: either the rest of it is no memory, or another range's part is in already.
+        let leaf = *leaf;
+        for gfn in frames.filter(|gfn| inside(gfn) != new) {
+            if let Some(word) = self.words.get(leaf.at + index(gfn % LEAF_ENTRIES)) {
+                let value = if new { 0 } else { entry(gfn) };
+                word.store(value ^ leaf.initial(gfn), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A frame's word, and what it is the difference from.
     #[inline(always)]
-    fn word(&self, gfn: Gfn) -> Option<&AtomicU64> {
-        let leaf = self.leaves.get(index(gfn.0 >> LEAF_SHIFT))?.as_ref()?;
-        Some(&leaf[index(gfn.0) % LEAF_ENTRIES])
+    fn word(&self, gfn: Gfn) -> Option<(&AtomicU64, u64)> {
+        let leaf = self.leaves.get(index(gfn.0 / LEAF_ENTRIES))?;
+        Some((self.words.get(leaf.at + index(gfn.0 % LEAF_ENTRIES))?, leaf.initial(gfn.0)))
     }
 
     /// What `gfn` is; [`FrameKind::Mmio`] outside the layout.
     #[inline(always)]
     pub(crate) fn entry(&self, gfn: Gfn) -> P2mEntry {
         // Acquire: whoever sees the new kind sees what was done to the frame before it was set.
-        let word = self.word(gfn).map_or(0, |word| word.load(Ordering::Acquire));
-        P2mEntry { kind: FrameKind::from_bits(word), mfn: Mfn(word >> MFN_SHIFT) }
+        let word = self.word(gfn).map_or(0, |(word, initial)| word.load(Ordering::Acquire) ^ initial);
+        P2mEntry::from_word(word)
     }
 
     /// Changes a frame's kind and returns what it was, or `None` if there is no machine frame behind it.
     pub(crate) fn set_kind(&self, gfn: Gfn, kind: FrameKind) -> Option<P2mEntry> {
-        let word = self.word(gfn)?;
+        let (word, initial) = self.word(gfn)?;
         let before = word
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
-                (old & BACKED != 0).then_some(old & !KIND_MASK | kind as u64)
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |stored| {
+                let old = stored ^ initial;
+                (old & BACKED != 0).then_some((old & !KIND_MASK | kind as u64) ^ initial)
             })
             .ok()?;
-        Some(P2mEntry { kind: FrameKind::from_bits(before), mfn: Mfn(before >> MFN_SHIFT) })
+        Some(P2mEntry::from_word(before ^ initial))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_may_share_leaves_in_any_way() {
+        let layouts: [&[(u64, u64)]; 6] = [
+            &[(0, 512)],
+            &[(0, 1)],
+            &[(511, 2)],
+            &[(3, 7), (10, 5), (17, 1), (600, 2000)],
+            &[(100, 1000), (1200, 336), (1536, 512), (2049, 1)],
+            &[(0, 160), (256, 800), (1056, 1)],
+        ];
+        for ranges in layouts {
+            let ranges: Vec<_> =
+                ranges.iter().map(|&(base, frames)| RamRange { base: Gfn(base), frames }).collect();
+            let layout = Layout::new(&ranges).unwrap();
+            let map = P2m::new(&layout).unwrap();
+            for gfn in (0..3000).map(Gfn) {
+                let expected =
+                    layout.slot(gfn).map_or(P2mEntry { kind: FrameKind::Mmio, mfn: Mfn(0) }, |slot| {
+                        P2mEntry { kind: FrameKind::Ram, mfn: Mfn(slot) }
+                    });
+                assert_eq!(map.entry(gfn), expected, "{gfn:?} of {ranges:?}");
+                let changed = map.set_kind(gfn, FrameKind::Absent);
+                assert_eq!(changed, layout.slot(gfn).map(|_| expected));
+                assert_eq!(map.entry(gfn).mfn, expected.mfn);
+            }
+        }
     }
 }

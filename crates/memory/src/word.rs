@@ -151,7 +151,7 @@ pub(crate) unsafe fn compare_exchange_128(at: *mut u8, expected: u128, new: u128
 }
 
 /// Copies up to this many bytes word by word: `rep movsb` starts slowly.
-const SHORT: usize = 64;
+const SHORT: usize = 256;
 
 /// Copies bytes of which one side lies in a guest frame.
 ///
