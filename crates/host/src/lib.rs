@@ -9,6 +9,7 @@
 pub mod code;
 pub mod cpu;
 pub mod mem;
+pub mod random;
 pub mod signal;
 pub mod time;
 

@@ -1,0 +1,19 @@
+//! Random numbers from the host kernel.
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+/// 64 random bits, or `None` as long as the kernel's generator is not seeded (early in the host's boot).
+pub fn u64() -> Option<u64> {
+    let mut bytes = [0; 8];
+    let filled = getrandom(&mut bytes, GetRandomFlags::NONBLOCK).ok()?;
+    (filled == bytes.len()).then(|| u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn draws_differ() {
+        let draws: std::collections::HashSet<_> = (0..64).filter_map(|_| super::u64()).collect();
+        assert_eq!(draws.len(), 64);
+    }
+}

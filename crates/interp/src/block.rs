@@ -1,0 +1,213 @@
+//! Decoded code.
+//!
+//! A block is a straight run of instructions within one frame, ending where control may go elsewhere or where the
+//! processor's state may change what follows. Blocks are found by frame, offset and code size: not by virtual address, so
+//! that a frame mapped many times is decoded once, and a change of mapping cannot run the wrong code.
+//!
+//! The cache is direct-mapped and bounded; a block that loses its slot is decoded again when it is met again. Writes to
+//! decoded code are noticed through the frame's version ([`memory::GuestMemory::watch_code`]): the version is taken
+//! before the bytes are read, and a block runs only while it is unchanged.
+//!
+//! An instruction that crosses into the next page depends on two mappings and is decoded each time it runs.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use mmu::{Access, Privilege};
+use x86::bits::{index, low32};
+use x86::{Gva, Mfn, Mode, PAGE_SIZE};
+
+use crate::access::Place;
+use crate::cpu::Cpu;
+use crate::lower::{self, Lowered};
+use crate::op::{Break, Op};
+
+/// Instructions in a block at the most.
+const MAX_OPS: usize = 32;
+/// Blocks in the cache.
+const SLOTS: usize = 1 << 15;
+/// The longest instruction.
+const MAX_LEN: usize = 15;
+
+/// A decoded run of instructions.
+pub(crate) struct Block {
+    key: u64,
+    version: u32,
+    /// Bytes that the instructions take.
+    pub(crate) len: u64,
+    pub(crate) ops: Box<[Op]>,
+}
+
+/// The blocks of one vCPU.
+pub(crate) struct Blocks {
+    /// The cache, and behind it the slot of the block that is not cached.
+    slots: Box<[Block]>,
+}
+
+/// A key that no frame has.
+const NO_KEY: u64 = u64::MAX;
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { key: NO_KEY, version: 0, len: 0, ops: Box::new([]) }
+    }
+}
+
+/// Frame, offset and code size in one word.
+fn key(mfn: Mfn, offset: u64, mode: Mode) -> u64 {
+    (mfn.0 << 12 | offset) << 2 | u64::from(bitness(mode) >> 5)
+}
+
+/// What the decoder calls bitness: 16, 32 or 64.
+fn bitness(mode: Mode) -> u32 {
+    match mode {
+        Mode::Long => 64,
+        Mode::Protected32 => 32,
+        Mode::Real | Mode::V86 | Mode::Protected16 => 16,
+    }
+}
+
+fn slot(key: u64) -> usize {
+    // Fibonacci hashing: neighbouring offsets and equal offsets of different frames both spread.
+    index(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.trailing_zeros()))
+}
+
+impl Blocks {
+    /// An empty cache.
+    pub(crate) fn new() -> Self {
+        let mut slots = Vec::new();
+        slots.resize_with(SLOTS + 1, Block::default);
+        Self { slots: slots.into_boxed_slice() }
+    }
+
+    /// The block at RIP, decoded if need be. Fetch faults are raised.
+    #[inline]
+    pub(crate) fn at_rip(&mut self, cpu: &mut Cpu) -> Result<&Block, Break> {
+        let va = cpu.code_address();
+        let privilege = if cpu.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
+        let hit = cpu.tlb.lookup_exec(Gva(va), privilege).and_then(|mfn| {
+            let key = key(mfn, va % PAGE_SIZE, cpu.mode);
+            self.holds(key, cpu.memory.code_version(mfn)).then(|| slot(key))
+        });
+        let slot = match hit {
+            Some(slot) => slot,
+            None => self.decode(cpu, va, privilege)?,
+        };
+        self.slots.get(slot).ok_or(Break::Again)
+    }
+
+    #[inline]
+    fn holds(&self, key: u64, version: u32) -> bool {
+        self.slots.get(slot(key)).is_some_and(|block| block.key == key && block.version == version)
+    }
+
+    /// Makes sure that the block at `va` is in the cache; returns its slot.
+    #[cold]
+    #[inline(never)]
+    fn decode(&mut self, cpu: &mut Cpu, va: u64, privilege: Privilege) -> Result<usize, Break> {
+        if cpu.flat && !Gva(va).is_canonical() {
+            return Err(cpu.gp0());
+        }
+        let Place::Frame { mfn, offset, .. } = cpu.place(va, Access::Execute, privilege)? else {
+            return Ok(self.put_passing(outside_memory()));
+        };
+        let key = key(mfn, offset, cpu.mode);
+        if self.holds(key, cpu.memory.code_version(mfn)) {
+            return Ok(slot(key));
+        }
+        let version = cpu.memory.watch_code(mfn);
+        cpu.tlb.sync_epoch();
+        let mut bytes = [0; index(PAGE_SIZE)];
+        let left = (bytes.len() - index(offset)).min(MAX_OPS * MAX_LEN);
+        let Some(code) = bytes.get_mut(..left) else { return Err(cpu.gp0()) };
+        cpu.memory.frames().copy_out(mfn, offset, code);
+        let ops = decode_run(code, cpu);
+        if ops.is_empty() {
+            let lowered = crossing(cpu, va, code, privilege)?;
+            return Ok(self.put_passing(lowered));
+        }
+        let len = ops.iter().map(|op| u64::from(op.len)).sum();
+        Ok(self.put(slot(key), Block { key, version, len, ops: ops.into_boxed_slice() }))
+    }
+
+    fn put(&mut self, slot: usize, block: Block) -> usize {
+        if let Some(entry) = self.slots.get_mut(slot) {
+            *entry = block;
+        }
+        slot
+    }
+
+    /// Keeps a block of one instruction where no look-up finds it, until the next such one.
+    fn put_passing(&mut self, lowered: Lowered) -> usize {
+        let len = u64::from(lowered.op.len);
+        self.put(SLOTS, Block { key: NO_KEY, version: 0, len, ops: Box::new([lowered.op]) })
+    }
+}
+
+/// Code in a device or in nothing: the bus answers with ones, and FF FF is no instruction.
+fn outside_memory() -> Lowered {
+    lower::raising(lower::undefined, 1)
+}
+
+fn decoder<'a>(code: &'a [u8], cpu: &Cpu) -> Decoder<'a> {
+    // Without WBNOINVD its encoding is what it was before.
+    let options = DecoderOptions::NO_WBNOINVD;
+    Decoder::with_ip(bitness(cpu.mode), code, 0, options)
+}
+
+/// Decodes until the block ends or the bytes run out; empty if already the first instruction needs more bytes.
+fn decode_run(code: &[u8], cpu: &Cpu) -> Vec<Op> {
+    let mut decoder = decoder(code, cpu);
+    let mut ops = Vec::new();
+    let mut insn = Instruction::default();
+    while ops.len() < MAX_OPS && decoder.can_decode() {
+        let start = decoder.position();
+        decoder.decode_out(&mut insn);
+        let rest = code.get(start..).unwrap_or(&[]);
+        if decoder.last_error() == DecoderError::NoMoreBytes && rest.len() < MAX_LEN {
+            break;
+        }
+        let lowered = lower_decoded(&insn, rest, decoder.last_error(), cpu);
+        let ends = lowered.ends;
+        ops.push(lowered.op);
+        if ends {
+            break;
+        }
+    }
+    ops
+}
+
+fn lower_decoded(insn: &Instruction, bytes: &[u8], error: DecoderError, cpu: &Cpu) -> Lowered {
+    match error {
+        DecoderError::None => {
+            let bytes = bytes.get(..insn.len()).unwrap_or(bytes);
+            lower::lower(insn, bytes, cpu.cpuid.features())
+        }
+        // Fifteen bytes were there and were not enough.
+        DecoderError::NoMoreBytes => lower::raising(lower::too_long, 1),
+        _ => lower::raising(lower::undefined, 1),
+    }
+}
+
+/// Decodes an instruction whose first bytes end their page.
+fn crossing(cpu: &mut Cpu, va: u64, first: &[u8], privilege: Privilege) -> Result<Lowered, Break> {
+    let next = va.wrapping_add(first.len() as u64);
+    let next = if cpu.flat { next } else { u64::from(low32(next)) };
+    let Place::Frame { mfn, offset, .. } = cpu.place(next, Access::Execute, privilege)? else {
+        return Ok(outside_memory());
+    };
+    let mut bytes = [0; MAX_LEN];
+    let (head, tail) = bytes.split_at_mut(first.len().min(MAX_LEN));
+    head.copy_from_slice(&first[..head.len()]);
+    cpu.memory.frames().copy_out(mfn, offset, tail);
+    let mut decoder = decoder(&bytes, cpu);
+    let insn = decoder.decode();
+    Ok(lower_decoded(&insn, &bytes, decoder.last_error(), cpu))
+}
+
+impl Cpu {
+    /// The linear address of the next instruction.
+    #[inline(always)]
+    pub(crate) fn code_address(&self) -> u64 {
+        let va = self.rip().wrapping_add(self.bases[1]);
+        if self.flat { va } else { u64::from(low32(va)) }
+    }
+}
