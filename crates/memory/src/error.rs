@@ -5,8 +5,8 @@ use x86::{Gfn, Gpa};
 
 use crate::FrameKind;
 
-/// Why an operation on guest memory did not happen. A guest can cause every variant but [`MemoryError::Host`], so none
-/// of them is a bug of the hypervisor.
+/// Why an operation on guest memory did not happen. A guest that names addresses can cause [`MemoryError::Refused`],
+/// [`MemoryError::PastEnd`] and [`MemoryError::Crossing`], which are its own affair and never the hypervisor's failure.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The layout asked for cannot be.

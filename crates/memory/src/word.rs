@@ -169,24 +169,23 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         return;
     }
     let mut done = 0;
-    // SAFETY (all four): `done + size <= len`, so both words lie in the ranges that the caller vouches for.
     while len - done >= 8 {
-        // SAFETY: as above.
+        // SAFETY: `done + 8 <= len`, so both words lie in the ranges that the caller vouches for.
         unsafe { raw::Access::store(to.add(done), <u64 as raw::Access>::load(from.add(done))) };
         done += 8;
     }
     if len - done >= 4 {
-        // SAFETY: as above.
+        // SAFETY: as above, with this size.
         unsafe { raw::Access::store(to.add(done), <u32 as raw::Access>::load(from.add(done))) };
         done += 4;
     }
     if len - done >= 2 {
-        // SAFETY: as above.
+        // SAFETY: as above, with this size.
         unsafe { raw::Access::store(to.add(done), <u16 as raw::Access>::load(from.add(done))) };
         done += 2;
     }
     if len > done {
-        // SAFETY: as above.
+        // SAFETY: as above, with this size.
         unsafe { raw::Access::store(to.add(done), <u8 as raw::Access>::load(from.add(done))) };
     }
 }
