@@ -198,7 +198,7 @@ impl Tlb {
     #[inline(always)]
     const fn slot(tag: u64, privilege: Privilege) -> usize {
         let slot = index(tag >> PAGE_SHIFT ^ tag << STIR) & (SLOTS - 1);
-        slot | (privilege as usize & 3) * SLOTS
+        slot | ((privilege as usize & 3) * SLOTS)
     }
 
     /// The machine frame for a read, if cached.
