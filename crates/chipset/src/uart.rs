@@ -415,7 +415,13 @@ impl Device for Uart {
 
 impl Lifecycle for Uart {
     fn name(&self) -> &'static str {
-        UartState::NAME
+        match self.base {
+            COM1_PORT => "com1",
+            0x2f8 => "com2",
+            0x3e8 => "com3",
+            0x2e8 => "com4",
+            _ => UartState::NAME,
+        }
     }
 
     fn reset(&mut self) {
