@@ -281,7 +281,8 @@ mod tests {
             assert_eq!(ok(Write, Supervisor), data(false) && (!wp || rights.writable));
             assert_eq!(ok(Write, SupervisorAc), data(true) && (!wp || rights.writable));
             for p in [Supervisor, SupervisorAc] {
-                assert_eq!(ok(Execute, p), !rights.no_execute && !(rights.user && smep));
+                let forbidden = rights.no_execute || rights.user && smep;
+                assert_eq!(ok(Execute, p), !forbidden);
             }
             // "For user-mode accesses".
             assert_eq!(ok(Read, User), rights.user);
