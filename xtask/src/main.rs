@@ -1,2 +1,46 @@
-//! Repository tasks.
-fn main() {}
+//! Repository tasks: `cargo xtask <task>`.
+
+mod check;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+/// Repository tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Check everything that does not need to run: format, lints, and the rules of this repository
+    Check {
+        /// Only these checks
+        names: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = root().and_then(|root| match Args::parse().task {
+        Task::Check { names } => check::run(&root, &names),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The top of the repository.
+fn root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map(Path::to_owned).context("xtask has no parent directory")
+}
