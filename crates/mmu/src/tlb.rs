@@ -88,8 +88,11 @@ pub enum Target {
         mfn: Mfn,
         /// The guest frame.
         gfn: Gfn,
-        /// The translation is cached. If a write's is not, the frame holds decoded code: the engine calls
-        /// [`GuestMemory::note_write`] after it has written.
+        /// The translation is cached. If a write's is not, the frame holds decoded code.
+        ///
+        /// Either way an engine calls [`GuestMemory::note_write`] after it has written through a target: a target is a
+        /// translation in its hand, which the TLB cannot account for if the epoch changes before the write (an access
+        /// across two pages, a host that preempts). Only writes through [`Tlb::lookup_write`] need no note.
         cached: bool,
     },
     /// The bus, at this address.
@@ -329,12 +332,15 @@ impl Tlb {
         self.clear();
     }
 
-    /// To be called when anything but the root has changed in the context (CR0, CR4, EFER): drops everything if that
-    /// makes a difference to translation.
+    /// To be called when anything has changed in the context other than by a load of CR3 (CR0, CR4, EFER, the whole
+    /// state): drops everything if that makes a difference to translation, and follows a change of PCID.
     pub fn set_regime(&mut self, context: &PagingContext) {
         if self.regime != Some(context.regime) {
             self.regime = Some(context.regime);
             self.flush_all();
+        }
+        if self.pcid != context.pcid() {
+            self.sync_epoch();
             self.select(context.pcid());
         }
     }

@@ -351,6 +351,19 @@ fn a_change_of_rules_drops_everything_and_nothing_else_does() {
 }
 
 #[test]
+fn a_new_state_brings_its_pcid() {
+    let mut m = Machine::new(cr4::PCIDE);
+    m.tlb.flush_all();
+    m.context = Machine::context(cr4::PCIDE, 1);
+    m.tlb.set_regime(&m.context);
+    m.touch(0x1000);
+    m.switch(0, true);
+    assert!(!m.hits(0x1000));
+    m.switch(1, true);
+    assert!(m.hits(0x1000));
+}
+
+#[test]
 fn unlike_programs_laid_out_alike_do_not_evict_each_other() {
     let mut m = Machine::new(cr4::PCIDE);
     for root in 0..ROOTS {
