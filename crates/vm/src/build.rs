@@ -11,10 +11,11 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, mpsc};
 
 use chipset::fw_cfg::FwCfgContents;
-use engine::{Engine, EngineError, VcpuId, VcpuSetup};
+use engine::{Engine, VcpuId, VcpuSetup};
 use firmware::MemoryMap;
 use memory::GuestMemory;
 use spec::{EngineChoice, VmSpec};
+use state::Record;
 use x86::CpuState;
 use x86::cpuid::{CpuModel, CpuidTable, HostCpuid};
 
@@ -25,7 +26,7 @@ use crate::clock::{HostTime, VmClock};
 use crate::events::{EventSink, Watch};
 use crate::gate::{Doorbell, Gate};
 use crate::handle::{Message, OnReset};
-use crate::machine::{BootImages, BootPlan, Machine};
+use crate::machine::{BootImages, BootPlan, Machine, next_record};
 use crate::platform::MachinePlatform;
 use crate::serial::SerialSink;
 use crate::vcpu_thread::VcpuCell;
@@ -79,11 +80,28 @@ impl Builder {
     /// # Errors
     /// If the host or the files do not allow it; one sentence says which.
     pub fn build(self) -> Result<Machine, VmError> {
-        let engine = match self.engine {
-            Some(engine) => engine,
-            None => engine_of(self.spec.engine)?,
-        };
-        let ground = Ground::prepare(&self.spec)?;
+        self.build_on(Ground::prepare)
+    }
+
+    /// Builds the machine in the state that [`crate::VmHandle::save`] gave of one of the same description.
+    ///
+    /// # Errors
+    /// As [`Builder::build`]; or if the state is not of such a machine, or damaged.
+    pub fn restore(self, records: &[Record]) -> Result<Machine, VmError> {
+        let mut records = records.iter();
+        // The clock comes before all else: chips are made with the wall clock's time at guest time 0.
+        let machine = self.build_on(|spec| {
+            let ground = Ground::prepare(spec)?;
+            ground.clock.restore(next_record(&mut records)?)?;
+            Ok(ground)
+        })?;
+        machine.restore(&mut records)?;
+        Ok(machine)
+    }
+
+    fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
+        let engine = self.engine.unwrap_or_else(|| engine_of(self.spec.engine));
+        let ground = ground(&self.spec)?;
         let options =
             ChipOptions { serial: self.serial, debug_exit: self.spec.debug_exit, facts: facts(&self.spec) };
         ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*engine, self.on_reset)
@@ -91,11 +109,9 @@ impl Builder {
 }
 
 /// The engine of a name.
-fn engine_of(choice: EngineChoice) -> Result<Arc<dyn Engine>, EngineError> {
+fn engine_of(choice: EngineChoice) -> Arc<dyn Engine> {
     match choice {
-        EngineChoice::Auto | EngineChoice::Interp => {
-            Err(EngineError::Unavailable { engine: "interp", reason: "it is being written".into() })
-        }
+        EngineChoice::Auto | EngineChoice::Interp => Arc::new(interp::Interp),
     }
 }
 
@@ -187,6 +203,7 @@ impl Loaded {
             router: router.clone(),
             apics: chips.apics,
             clock: ground.clock.clone(),
+            kvm_clock: chips.kvm_clock,
         });
         let mut vcpus = Vec::new();
         for (id, bell) in (0..).map(VcpuId).zip(ground.bells.iter()) {

@@ -16,6 +16,7 @@ use chipset::fw_cfg::{FwCfg, FwCfgContents};
 use chipset::hpet::{Hpet, HpetWiring, LegacyRoute};
 use chipset::i8042::I8042;
 use chipset::irq_router::IrqRouter;
+use chipset::kvm_clock::KvmClock;
 use chipset::pci::Pci;
 use chipset::pit::Pit;
 use chipset::rtc::Rtc;
@@ -71,6 +72,8 @@ pub(crate) struct Chips {
     pub(crate) apics: Arc<InterruptFabric>,
     /// The serial ports that are there.
     pub(crate) serial: [Option<SerialPort>; 4],
+    /// The paravirtual clock, which vCPUs reach through MSRs.
+    pub(crate) kvm_clock: Arc<Mutex<KvmClock>>,
     /// The chip that the power button is wired to.
     pub(crate) power: Arc<Mutex<AcpiPm>>,
 }
@@ -111,13 +114,19 @@ pub(crate) fn assemble(foundation: &Foundation<'_>, options: ChipOptions) -> Res
             })?);
         }
     }
+    let kvm_clock = board.plug(kvm_clock(foundation))?;
     board.plug(I8042::new(irqs.isa_line(1), control.clone()))?;
     board.plug(Pci::new(control.clone()))?;
     board.plug(FwCfg::new(options.facts))?;
     if options.debug_exit {
         board.plug(DebugExit::new(control))?;
     }
-    Ok(Chips { router: board.router, apics, serial, power })
+    Ok(Chips { router: board.router, apics, serial, kvm_clock, power })
+}
+
+fn kvm_clock(foundation: &Foundation<'_>) -> KvmClock {
+    let Foundation { memory, clock, bells, .. } = foundation;
+    KvmClock::new(bells.len(), clock.tsc_khz(), clock.epoch_unix_ns(), (*memory).clone(), (*clock).clone())
 }
 
 fn local_apics(foundation: &Foundation<'_>) -> Arc<InterruptFabric> {
@@ -176,8 +185,8 @@ impl Board<'_> {
         let irq0 = LegacyRoute::new(irqs.isa_line(0));
         let irq8 = LegacyRoute::new(irqs.isa_line(8));
         self.plug_timed(|alarm| Pit::new(clock.clone(), alarm, irq0.chip_line()))?;
-        let wall_clock = host::time::wall_clock_ns();
-        self.plug_timed(|alarm| Rtc::new(wall_clock, clock.clone(), alarm, irq8.chip_line()))?;
+        let epoch = self.foundation.clock.epoch_unix_ns();
+        self.plug_timed(|alarm| Rtc::new(epoch, clock.clone(), alarm, irq8.chip_line()))?;
         let inputs = HPET_INPUTS.map(|gsi| (gsi, irqs.line(gsi))).collect();
         let wiring = HpetWiring { irq0, irq8, inputs };
         self.plug_timed(|alarm| Hpet::new(clock.clone(), alarm, wiring))?;

@@ -1,4 +1,5 @@
-//! The clock of one VM: guest time and the guest's time stamp counter, which both stand still while the VM does.
+//! The clock of one VM: guest time and the guest's time stamp counter, which both stand still while the VM does, and
+//! the wall clock that guest time is counted from.
 //!
 //! Guest time is the host's monotonic clock minus all the time that the VM was stopped; the guest's TSC is the host's
 //! plus an offset, which is set anew at each resume so that the counter goes on from where it stood. Both are frozen
@@ -16,7 +17,6 @@ use std::sync::{PoisonError, RwLock};
 use bus::{Clock, GuestTime};
 use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
-use x86::bits;
 
 /// Where time comes from. Injected, so that the clock is tested with no real time passing.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,8 @@ pub(crate) struct HostTime {
     pub(crate) rdtsc: fn() -> u64,
     /// The counter's rate.
     pub(crate) tsc_khz: u64,
+    /// Nanoseconds since 1970.
+    pub(crate) wall_clock_ns: fn() -> u64,
 }
 
 impl HostTime {
@@ -36,6 +38,7 @@ impl HostTime {
             monotonic_ns: host::time::monotonic_ns,
             rdtsc: host::time::rdtsc,
             tsc_khz: host::time::tsc_khz(),
+            wall_clock_ns: host::time::wall_clock_ns,
         }
     }
 }
@@ -57,6 +60,8 @@ pub(crate) struct VmClock {
     host: HostTime,
     tsc_khz: AtomicU64,
     tsc_offset: AtomicU64,
+    /// What the wall clock showed at guest time 0, in ns since 1970.
+    epoch_unix_ns: AtomicU64,
     phase: RwLock<Phase>,
 }
 
@@ -67,6 +72,7 @@ impl VmClock {
             tsc_khz: AtomicU64::new(host.tsc_khz.max(1)),
             host,
             tsc_offset: AtomicU64::new(0),
+            epoch_unix_ns: AtomicU64::new((host.wall_clock_ns)()),
             phase: RwLock::new(Phase::Stopped { time: GuestTime(0), tsc: 0 }),
         }
     }
@@ -93,22 +99,35 @@ impl VmClock {
         match phase {
             Phase::Stopped { time, tsc } => (time, tsc),
             Phase::Running { origin_ns } => {
-                let time = GuestTime((self.host.monotonic_ns)().wrapping_sub(origin_ns));
-                (time, (self.host.rdtsc)().wrapping_add(self.tsc_offset()))
+                let (host_ns, host_tsc) = self.read_host();
+                (GuestTime(host_ns.wrapping_sub(origin_ns)), host_tsc.wrapping_add(self.tsc_offset()))
             }
         }
     }
 
-    /// Guest time and the guest's TSC (without IA32_TSC_ADJUST) of the same moment. The time is read first: a thread
-    /// that loses the processor in between believes a deadline to be nearer than it is, wakes early and looks again.
+    /// Both clocks of the host, close together. The TSC is read first, so that a deadline computed from the pair is
+    /// never early. A thread that loses the processor in between tries again.
+    fn read_host(&self) -> (u64, u64) {
+        let close = self.host.tsc_khz * SAMPLE_NS / 1_000_000;
+        let attempts = std::iter::repeat_with(|| {
+            let tsc = (self.host.rdtsc)();
+            let ns = (self.host.monotonic_ns)();
+            ((self.host.rdtsc)().wrapping_sub(tsc), (ns, tsc))
+        });
+        let mut best = (u64::MAX, (0, 0));
+        for attempt in attempts.take(SAMPLE_ATTEMPTS) {
+            best = best.min(attempt);
+            if best.0 <= close {
+                break;
+            }
+        }
+        best.1
+    }
+
+    /// Guest time and the guest's TSC (without IA32_TSC_ADJUST) of the same moment.
     pub(crate) fn sample(&self) -> (GuestTime, u64) {
         let phase = self.phase.read().unwrap_or_else(PoisonError::into_inner);
         self.read(*phase)
-    }
-
-    /// The guest's TSC, without IA32_TSC_ADJUST.
-    pub(crate) fn guest_tsc(&self) -> u64 {
-        self.sample().1
     }
 
     /// What to add to the host's TSC to get the guest's, while the clock runs.
@@ -137,15 +156,16 @@ impl VmClock {
         u64::try_from(ns).unwrap_or(u64::MAX)
     }
 
-    /// Nanoseconds as TSC ticks, wrapping as the counter does.
-    pub(crate) fn ns_to_tsc(&self, ns: u64) -> u64 {
-        bits::low64(u128::from(ns) * u128::from(self.tsc_khz()) / 1_000_000)
+    /// What the wall clock showed at guest time 0, in ns since 1970.
+    pub(crate) fn epoch_unix_ns(&self) -> u64 {
+        self.epoch_unix_ns.load(Ordering::Relaxed)
     }
 
     /// The saved form. A running clock is saved as of now.
     pub(crate) fn save(&self) -> Record {
         let (time, tsc) = self.sample();
-        Record::encode(&SavedClock { time, tsc, tsc_khz: self.tsc_khz() })
+        let (tsc_khz, epoch_unix_ns) = (self.tsc_khz(), self.epoch_unix_ns());
+        Record::encode(&SavedClock { time, tsc, tsc_khz, epoch_unix_ns })
     }
 
     /// Takes over a saved form; the clock is stopped afterwards.
@@ -164,10 +184,15 @@ impl VmClock {
         }
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         self.tsc_khz.store(saved.tsc_khz.max(1), Ordering::Relaxed);
+        self.epoch_unix_ns.store(saved.epoch_unix_ns, Ordering::Relaxed);
         *phase = Phase::Stopped { time: saved.time, tsc: saved.tsc };
         Ok(())
     }
 }
+
+/// How far apart the two clocks are read at most, if the host lets us, and how often we try.
+const SAMPLE_NS: u64 = 1000;
+const SAMPLE_ATTEMPTS: usize = 5;
 
 /// Two measurements of one TSC's rate differ by less than one part in this many.
 const CALIBRATION_ERROR: u64 = 1000;
@@ -188,6 +213,7 @@ struct SavedClock {
     time: GuestTime,
     tsc: u64,
     tsc_khz: u64,
+    epoch_unix_ns: u64,
 }
 
 impl Saved for SavedClock {
@@ -206,7 +232,12 @@ mod tests {
 
     /// A host whose TSC ticks at 2 GHz.
     fn clock() -> VmClock {
-        VmClock::new(HostTime { monotonic_ns: || NS.get(), rdtsc: || NS.get() * 2 + 77, tsc_khz: 2_000_000 })
+        VmClock::new(HostTime {
+            monotonic_ns: || NS.get(),
+            rdtsc: || NS.get() * 2 + 77,
+            tsc_khz: 2_000_000,
+            wall_clock_ns: || 1_000_000_000 + NS.get(),
+        })
     }
 
     fn pass(ns: u64) {
@@ -240,7 +271,6 @@ mod tests {
         assert_eq!(clock.time_of_tsc(2000 + 3), GuestTime(1002), "rounded up");
         assert_eq!(clock.time_of_tsc(5), GuestTime(1000), "the past is now");
         assert_eq!(clock.time_of_tsc(u64::MAX), GuestTime(1000 + (u64::MAX - 2000).div_ceil(2)));
-        assert_eq!(clock.ns_to_tsc(7), 14);
     }
 
     #[test]
@@ -253,6 +283,7 @@ mod tests {
         let new = clock();
         new.restore(&record).unwrap();
         assert_eq!(new.save(), record);
+        assert_eq!(new.epoch_unix_ns(), old.epoch_unix_ns(), "and with it the guest's wall clock");
         new.resume();
         pass(3);
         assert_eq!(new.sample(), (GuestTime((1 << 50) + 3), (1 << 51) + 6));
@@ -260,11 +291,11 @@ mod tests {
 
     #[test]
     fn refuses_a_host_of_another_speed() {
-        let record = Record::encode(&SavedClock { time: GuestTime(0), tsc: 0, tsc_khz: 2_100_000 });
-        assert!(matches!(clock().restore(&record), Err(StateError::Damaged { .. })));
-        let near = Record::encode(&SavedClock { time: GuestTime(0), tsc: 0, tsc_khz: 2_000_100 });
+        let saved =
+            |tsc_khz| Record::encode(&SavedClock { time: GuestTime(0), tsc: 0, tsc_khz, epoch_unix_ns: 0 });
+        assert!(matches!(clock().restore(&saved(2_100_000)), Err(StateError::Damaged { .. })));
         let clock = clock();
-        clock.restore(&near).unwrap();
+        clock.restore(&saved(2_000_100)).unwrap();
         assert_eq!(clock.tsc_khz(), 2_000_100, "the guest keeps the rate it was told");
     }
 }

@@ -108,6 +108,11 @@ fn lock<D: ?Sized>(device: &Mutex<D>) -> MutexGuard<'_, D> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The next part of a saved machine.
+pub(crate) fn next_record<'a>(records: &mut std::slice::Iter<'a, Record>) -> Result<&'a Record, VmError> {
+    records.next().ok_or_else(|| VmError::OtherMachine("it has fewer parts".into()))
+}
+
 impl Machine {
     /// Starts the VM.
     ///
@@ -117,24 +122,18 @@ impl Machine {
         driver::start(self)
     }
 
-    /// Takes over what [`VmHandle::save`] gave, from a machine of the same description.
-    ///
-    /// # Errors
-    /// If it is not of such a machine, or damaged. The machine is then fit for nothing but another attempt.
-    pub fn restore(&mut self, records: &[Record]) -> Result<(), VmError> {
-        let mut records = records.iter();
-        let mut next = || records.next().ok_or_else(|| VmError::OtherMachine("it has fewer parts".into()));
-        self.clock.restore(next()?)?;
-        if next()?.decode::<memory::SavedP2m>()? != self.memory.save() {
+    /// Takes over what [`VmHandle::save`] gave, from behind the clock's record on.
+    pub(crate) fn restore(&self, records: &mut std::slice::Iter<'_, Record>) -> Result<(), VmError> {
+        if next_record(records)?.decode::<memory::SavedP2m>()? != self.memory.save() {
             return Err(VmError::OtherMachine("its memory is laid out differently".into()));
         }
-        next()?.decode::<SavedRam>()?.restore(&self.memory)?;
+        next_record(records)?.decode::<SavedRam>()?.restore(&self.memory)?;
         for vcpu in &self.vcpus {
-            let state = next()?.decode()?;
+            let state = next_record(records)?.decode()?;
             vcpu.lock().set_state(&state);
         }
         for device in self.router.devices() {
-            lock(device).restore(next()?)?;
+            lock(device).restore(next_record(records)?)?;
         }
         match records.next() {
             Some(extra) => Err(VmError::OtherMachine(format!("it has a part more, '{}'", extra.name()))),
@@ -142,7 +141,7 @@ impl Machine {
         }
     }
 
-    /// The state of everything, in the order in which [`Machine::restore`] takes it.
+    /// The state of everything, in the order in which [`crate::Builder::restore`] takes it.
     pub(crate) fn save(&self) -> Result<Vec<Record>, VmError> {
         let mut records = vec![
             self.clock.save(),

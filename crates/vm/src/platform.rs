@@ -4,10 +4,11 @@
 //! the vCPU's own APIC, every other address to the bus; an MSR to the APICs first, then to the paravirtual clock. So
 //! this file is the one place where the engines' words (vCPU, event, MSR access) and the chips' words meet.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus::{GuestTime, Router, Space};
 use chipset::apic::{self, GuestBytes, InterruptFabric, MsrOutcome, PendingEvent, TscTime, VcpuIndex};
+use chipset::kvm_clock::{KvmClock, Moment, TscClock};
 use engine::{Event, MsrAccess, Platform, PortWidth, VcpuId};
 use memory::GuestMemory;
 use x86::{Gpa, PAGE_MASK};
@@ -22,6 +23,14 @@ pub(crate) struct MachinePlatform {
     pub(crate) apics: Arc<InterruptFabric>,
     /// The clock.
     pub(crate) clock: Arc<VmClock>,
+    /// The paravirtual clock.
+    pub(crate) kvm_clock: Arc<Mutex<KvmClock>>,
+}
+
+impl MachinePlatform {
+    fn kvm_clock(&self) -> MutexGuard<'_, KvmClock> {
+        self.kvm_clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 const fn index(vcpu: VcpuId) -> VcpuIndex {
@@ -101,11 +110,22 @@ impl Platform for MachinePlatform {
     }
 
     fn read_msr(&self, vcpu: VcpuId, msr: u32) -> MsrAccess<u64> {
-        access(self.apics.read_msr(index(vcpu), msr))
+        match self.apics.read_msr(index(vcpu), msr) {
+            MsrOutcome::Unknown => match self.kvm_clock().read_msr(vcpu.0 as usize, msr) {
+                Some(value) => MsrAccess::Done(value),
+                None => MsrAccess::Unknown,
+            },
+            known => access(known),
+        }
     }
 
     fn write_msr(&self, vcpu: VcpuId, msr: u32, value: u64) -> MsrAccess<()> {
-        access(self.apics.write_msr(index(vcpu), msr, value))
+        match self.apics.write_msr(index(vcpu), msr, value) {
+            MsrOutcome::Unknown if self.kvm_clock().write_msr(vcpu.0 as usize, msr, value) => {
+                MsrAccess::Done(())
+            }
+            known => access(known),
+        }
     }
 
     fn tsc_offset(&self) -> u64 {
@@ -116,6 +136,13 @@ impl Platform for MachinePlatform {
 impl TscTime for VmClock {
     fn time_of_tsc(&self, _vcpu: VcpuIndex, tsc: u64) -> GuestTime {
         self.time_of_tsc(tsc)
+    }
+}
+
+impl TscClock for VmClock {
+    fn moment(&self) -> Moment {
+        let (time, tsc) = self.sample();
+        Moment { tsc, time }
     }
 }
 

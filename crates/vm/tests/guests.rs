@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::*;
 use iced_x86::code_asm::*;
-use vm::{OnReset, State, Stopped, VmError};
+use vm::{State, Stopped, VmError};
 
 #[test]
 fn hello_and_power_off() {
@@ -18,7 +18,7 @@ fn hello_and_power_off() {
     assert_eq!(screen.text(), "hello\n");
     assert_eq!(vm.state(), State::Stopped);
     let stats = vm.stats();
-    assert!(stats.vcpus[0].instructions > 20 && stats.ram_bytes == 16 << 20, "{stats:?}");
+    assert!(stats.vcpus[0].instructions > 20 && stats.ram_bytes > 15 << 20, "{stats:?}");
     assert!(stats.ram_resident_bytes < 4 << 20, "RAM comes into being on first touch: {stats:?}");
 }
 
@@ -34,16 +34,17 @@ fn debug_exit_carries_a_value() {
 /// Counts ten interrupts of the PIT in HLT.
 fn ten_ticks(hz: u32) -> Vec<u8> {
     kernel(|a| {
-        let (mut handler, mut idle, mut main) = (a.create_label(), a.create_label(), a.create_label());
+        let (mut idle, mut main) = (a.create_label(), a.create_label());
         a.xor(ecx, ecx)?;
-        a.jmp(main)?;
-        a.set_label(&mut handler)?;
+        // The handler's address is the return address.
+        a.call(main)?;
         a.inc(ecx)?;
         a.mov(al, 0x20)?;
         a.out(0x20, al)?;
         a.iretd()?;
         a.set_label(&mut main)?;
-        tables_and_pit(a, handler, hz)?;
+        a.pop(ebx)?;
+        tables_and_pit(a, hz)?;
         a.sti()?;
         a.set_label(&mut idle)?;
         a.hlt()?;
@@ -65,14 +66,9 @@ fn a_timer_wakes_a_halted_guest() {
 #[test]
 fn a_triple_fault_is_dumped() {
     let (vm, _) = start(kernel(|a| {
-        let mut register = a.create_label();
-        let mut over = a.create_label();
-        a.jmp(over)?;
-        a.set_label(&mut register)?;
-        a.dw(&[0, 0, 0])?;
-        a.set_label(&mut over)?;
-        a.lea(ebx, ptr(register))?;
-        a.lidt(ptr(ebx))?;
+        a.mov(dword_ptr(STACK), 0)?;
+        a.mov(word_ptr(STACK + 4), 0)?;
+        a.lidt(ptr(STACK))?;
         a.push(0x0bad_cafe)?;
         a.mov(esi, 0x5eed)?;
         a.ud2()
@@ -109,8 +105,8 @@ fn a_reset_may_stop_the_vm() {
 #[test]
 fn a_reset_boots_again() {
     for (port, value) in RESETS {
-        let (machine, screen) = build(resetter(port, value), OnReset::Reboot);
-        let vm = machine.start().unwrap();
+        let (builder, screen) = builder(resetter(port, value));
+        let vm = builder.build().unwrap().start().unwrap();
         screen.wait_until(|bytes| bytes.len() >= 4);
         assert!(matches!(vm.stop(), Stopped::Killed));
         assert!(vm.stats().resets >= 3);
@@ -118,7 +114,7 @@ fn a_reset_boots_again() {
     }
 }
 
-/// Sends back every byte until 'q', which powers off.
+/// Says ">", then sends back every byte until 'q', which powers off.
 fn echo() -> Vec<u8> {
     kernel(|a| {
         let (mut again, mut quit) = (a.create_label(), a.create_label());
@@ -126,6 +122,7 @@ fn echo() -> Vec<u8> {
         a.mov(dx, 0x3fa)?;
         a.mov(al, 1)?;
         a.out(dx, al)?;
+        print(a, ">")?;
         a.set_label(&mut again)?;
         get_al(a)?;
         a.cmp(al, u32::from(b'q'))?;
@@ -140,6 +137,7 @@ fn echo() -> Vec<u8> {
 #[test]
 fn input_is_never_lost() {
     let (vm, screen) = start(echo());
+    screen.wait_until(|bytes| bytes == b">");
     let text: Vec<u8> = (0..150_000u32).map(|n| b'a' + (n.wrapping_mul(2_654_435_761) >> 28) as u8).collect();
     let text: Vec<u8> = text.into_iter().filter(|byte| *byte != b'q').collect();
     let input = vm.serial_input(0).unwrap();
@@ -148,7 +146,7 @@ fn input_is_never_lost() {
     }
     assert!(input.send(b"q"));
     assert!(matches!(end(&vm), Stopped::PowerOff));
-    assert!(screen.bytes() == text, "{} of {} bytes came back", screen.bytes().len(), text.len());
+    assert!(screen.bytes()[1..] == text, "{} of {} bytes came back", screen.bytes().len(), text.len());
     assert!(!input.send(b"too late"));
     assert!(vm.serial_input(1).is_none() && vm.serial_input(9).is_none());
 }
@@ -157,8 +155,9 @@ fn input_is_never_lost() {
 fn a_paused_vm_stands_still() {
     let (vm, screen) = start(echo());
     let input = vm.serial_input(0).unwrap();
+    screen.wait_until(|bytes| bytes == b">");
     assert!(input.send(b"x"));
-    screen.wait_until(|bytes| bytes == b"x");
+    screen.wait_until(|bytes| bytes == b">x");
     vm.pause().unwrap();
     vm.pause().unwrap();
     assert_eq!(vm.state(), State::Paused);
@@ -166,10 +165,10 @@ fn a_paused_vm_stands_still() {
     assert!(input.send(b"yq"));
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(vm.stats(), before, "neither time nor instructions pass");
-    assert_eq!(screen.text(), "x");
+    assert_eq!(screen.text(), ">x");
     vm.resume().unwrap();
     assert!(matches!(end(&vm), Stopped::PowerOff));
-    assert_eq!(screen.text(), "xy");
+    assert_eq!(screen.text(), ">xy");
     assert!(matches!(vm.pause(), Err(VmError::Stopped)));
 }
 
@@ -241,9 +240,8 @@ fn a_saved_vm_goes_on_elsewhere() {
     let time = vm.stats().guest_time_ns;
     vm.stop();
 
-    let (mut machine, screen) = build(image, OnReset::Stop);
-    machine.restore(&records).unwrap();
-    let vm = machine.start().unwrap();
+    let (builder, screen) = builder(image);
+    let vm = builder.restore(&records).unwrap().start().unwrap();
     assert!(vm.stats().guest_time_ns >= time);
     assert!(vm.serial_input(0).unwrap().send(&[0x44]));
     assert!(matches!(end(&vm), Stopped::DebugExit(0x4411_2233)));

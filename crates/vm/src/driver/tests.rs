@@ -275,11 +275,11 @@ fn every_part_survives_a_save() {
     let vm = start(|_| Some(Exit::Halted));
     vm.pause().unwrap();
     let records = vm.save().unwrap();
-    let mut machine = builder(|cpu| cpu.debug_exit(1)).build().unwrap();
-    machine.restore(&records).unwrap();
+    let restore = |records| builder(|cpu| cpu.debug_exit(1)).restore(records);
+    let machine = restore(&records).unwrap();
     assert_eq!(machine.save().unwrap(), records);
-    assert!(machine.restore(&records[1..]).is_err() && machine.restore(&records[..5]).is_err());
-    machine.restore(&records).unwrap();
+    assert!(restore(&records[1..]).is_err() && restore(&records[..5]).is_err());
+    assert!(restore(&[&records[..], &records[..1]].concat()).is_err());
     assert!(matches!(end(&machine.start().unwrap()), Stopped::DebugExit(1)));
 }
 

@@ -6,19 +6,19 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use vm::{BootImages, Builder, Machine, OnReset, SerialSink, Stopped, VmHandle};
+use vm::{BootImages, Builder, OnReset, SerialSink, Stopped, VmHandle};
 
 /// How long a test waits for a guest. Never a measure of speed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the guests' code starts: behind the Multiboot header.
 const BASE: u32 = 0x10_0000;
 const HEADER: u32 = 32;
 /// A stack below the code.
-pub const STACK: u32 = 0x8_0000;
+pub(crate) const STACK: u32 = 0x8_0000;
 
 /// Assembles a 32-bit Multiboot kernel (Multiboot 0.6.96, 3.1.1, with the address fields filled in).
-pub fn kernel(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub(crate) fn kernel(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut a = CodeAssembler::new(32).unwrap();
     a.mov(esp, STACK).unwrap();
     write(&mut a).unwrap();
@@ -32,7 +32,7 @@ pub fn kernel(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -
 }
 
 /// Writes AL to COM1 once there is room.
-pub fn put_al(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn put_al(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut wait = a.create_label();
     a.mov(ah, al)?;
     a.mov(dx, 0x3fd)?;
@@ -46,7 +46,7 @@ pub fn put_al(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// Writes a text to COM1.
-pub fn print(a: &mut CodeAssembler, text: &str) -> Result<(), IcedError> {
+pub(crate) fn print(a: &mut CodeAssembler, text: &str) -> Result<(), IcedError> {
     for byte in text.bytes() {
         a.mov(al, u32::from(byte))?;
         put_al(a)?;
@@ -55,7 +55,7 @@ pub fn print(a: &mut CodeAssembler, text: &str) -> Result<(), IcedError> {
 }
 
 /// Waits for a byte from COM1; it is in AL then.
-pub fn get_al(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn get_al(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut wait = a.create_label();
     a.mov(dx, 0x3fd)?;
     a.set_label(&mut wait)?;
@@ -67,22 +67,22 @@ pub fn get_al(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// Switches the machine off through ACPI, then waits.
-pub fn power_off(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn power_off(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(dx, 0x604)?;
-    a.mov(ax, 5 << 10 | 1 << 13)?;
+    a.mov(ax, 0x2000)?;
     a.out(dx, ax)?;
     hang(a)
 }
 
 /// Leaves through `isa-debug-exit` with EAX.
-pub fn debug_exit_eax(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn debug_exit_eax(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(dx, 0xf4)?;
     a.out(dx, eax)?;
     hang(a)
 }
 
 /// CLI and HLT for ever.
-pub fn hang(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn hang(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut forever = a.create_label();
     a.cli()?;
     a.set_label(&mut forever)?;
@@ -90,44 +90,44 @@ pub fn hang(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(forever)
 }
 
-/// Loads a GDT and an IDT whose vector 0x20 leads to `handler`, and starts the PIT at `hz` through the PICs.
-pub fn tables_and_pit(a: &mut CodeAssembler, handler: CodeLabel, hz: u32) -> Result<(), IcedError> {
+/// Loads a GDT, and an IDT whose vector 0x20 leads to EBX, and starts the PIT at `hz` through the PICs.
+pub(crate) fn tables_and_pit(a: &mut CodeAssembler, hz: u32) -> Result<(), IcedError> {
+    const GDT: u32 = 0x6_0000;
     const IDT: u32 = 0x7_0000;
-    let (mut gdt, mut gdt_register, mut idt_register) =
-        (a.create_label(), a.create_label(), a.create_label());
-    let (mut reload, mut over) = (a.create_label(), a.create_label());
-    a.jmp(over)?;
-    a.set_label(&mut gdt)?;
-    a.dq(&[0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff])?;
-    a.set_label(&mut gdt_register)?;
-    a.dw(&[23])?;
-    a.dd(&[0])?;
-    a.set_label(&mut idt_register)?;
-    a.dw(&[0x21 * 8 - 1])?;
-    a.dd(&[IDT])?;
-    a.set_label(&mut over)?;
-    a.lea(eax, ptr(gdt))?;
-    a.lea(ebx, ptr(gdt_register))?;
-    a.mov(dword_ptr(ebx + 2), eax)?;
-    a.lgdt(ptr(ebx))?;
-    a.lea(ebx, ptr(idt_register))?;
-    a.lidt(ptr(ebx))?;
-    a.mov(eax, 0x10)?;
+    const GATE: u32 = IDT + 0x20 * 8;
+    // A pointer to a table: limit, base.
+    const POINTER: u32 = 0x5_0000;
+    // Flat code at 8, flat data at 16.
+    let gdt = [0, 0, 0xffff, 0x00cf_9b00, 0xffff, 0x00cf_9300];
+    for (at, word) in (GDT..).step_by(4).zip(gdt) {
+        a.mov(dword_ptr(at), word)?;
+    }
+    a.mov(word_ptr(POINTER), 23)?;
+    a.mov(dword_ptr(POINTER + 2), GDT)?;
+    a.lgdt(ptr(POINTER))?;
+    a.mov(word_ptr(POINTER), 0x21 * 8 - 1)?;
+    a.mov(dword_ptr(POINTER + 2), IDT)?;
+    a.lidt(ptr(POINTER))?;
+    a.mov(eax, 16)?;
     a.mov(ds, eax)?;
     a.mov(es, eax)?;
     a.mov(ss, eax)?;
-    a.lea(ebx, ptr(reload))?;
-    a.push(8)?;
-    a.push(ebx)?;
-    a.retf()?;
+    // CS: a far return to the next instruction but one.
+    let (mut reload, mut over) = (a.create_label(), a.create_label());
+    a.call(reload)?;
+    a.jmp(over)?;
     a.set_label(&mut reload)?;
+    a.pop(eax)?;
+    a.push(8)?;
+    a.push(eax)?;
+    a.retf()?;
+    a.set_label(&mut over)?;
     // The gate: offset 15:0, selector 8, present 32-bit interrupt gate, offset 31:16.
-    a.lea(ebx, ptr(handler))?;
-    a.mov(word_ptr(IDT + 0x20 * 8), bx)?;
-    a.mov(word_ptr(IDT + 0x20 * 8 + 2), 8)?;
-    a.mov(word_ptr(IDT + 0x20 * 8 + 4), 0x8e00)?;
+    a.mov(word_ptr(GATE), bx)?;
+    a.mov(word_ptr(GATE + 2), 8)?;
+    a.mov(word_ptr(GATE + 4), 0x8e00)?;
     a.shr(ebx, 16)?;
-    a.mov(word_ptr(IDT + 0x20 * 8 + 6), bx)?;
+    a.mov(word_ptr(GATE + 6), bx)?;
     let divisor = 1_193_182 / hz;
     let setting = [
         (0x20, 0x11),
@@ -153,7 +153,7 @@ pub fn tables_and_pit(a: &mut CodeAssembler, handler: CodeLabel, hz: u32) -> Res
 
 /// What a guest wrote, for whoever waits for it.
 #[derive(Clone, Default)]
-pub struct Screen(Arc<(Mutex<Vec<u8>>, Condvar)>);
+pub(crate) struct Screen(Arc<(Mutex<Vec<u8>>, Condvar)>);
 
 impl SerialSink for Screen {
     fn write(&mut self, bytes: &[u8]) {
@@ -164,17 +164,17 @@ impl SerialSink for Screen {
 
 impl Screen {
     /// All that was written so far.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.0.lock().unwrap().clone()
     }
 
     /// The same as text.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
     /// Waits until what was written satisfies `enough`.
-    pub fn wait_until(&self, enough: impl Fn(&[u8]) -> bool) {
+    pub(crate) fn wait_until(&self, enough: impl Fn(&[u8]) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         let mut bytes = self.0.0.lock().unwrap();
         while !enough(&bytes) {
@@ -186,7 +186,7 @@ impl Screen {
 }
 
 /// A description of the smallest VM.
-pub fn spec() -> spec::VmSpec {
+pub(crate) fn spec() -> spec::VmSpec {
     spec::VmSpec {
         name: "test".parse().unwrap(),
         memory: "16M".parse().unwrap(),
@@ -198,21 +198,20 @@ pub fn spec() -> spec::VmSpec {
     }
 }
 
-/// Builds a VM with a screen on COM1.
-pub fn build(kernel: Vec<u8>, on_reset: OnReset) -> (Machine, Screen) {
+/// A VM with a screen on COM1, about to be built.
+pub(crate) fn builder(kernel: Vec<u8>) -> (Builder, Screen) {
     let screen = Screen::default();
     let images = BootImages { kernel, initrds: Vec::new() };
-    let builder = Builder::new(&spec(), images).serial(0, Box::new(screen.clone())).on_reset(on_reset);
-    (builder.build().unwrap(), screen)
+    (Builder::new(&spec(), images).serial(0, Box::new(screen.clone())), screen)
 }
 
-/// Starts a guest.
-pub fn start(kernel: Vec<u8>) -> (VmHandle, Screen) {
-    let (machine, screen) = build(kernel, OnReset::Stop);
-    (machine.start().unwrap(), screen)
+/// Starts a guest in a VM that a reset stops.
+pub(crate) fn start(kernel: Vec<u8>) -> (VmHandle, Screen) {
+    let (builder, screen) = builder(kernel);
+    (builder.on_reset(OnReset::Stop).build().unwrap().start().unwrap(), screen)
 }
 
 /// Waits for the end.
-pub fn end(vm: &VmHandle) -> Stopped {
+pub(crate) fn end(vm: &VmHandle) -> Stopped {
     vm.wait_timeout(PATIENCE).expect("the guest does not come to an end")
 }
