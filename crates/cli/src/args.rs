@@ -22,7 +22,7 @@ const STYLES: Styles = Styles::styled()
     .literal(AnsiColor::Cyan.on_default().bold())
     .placeholder(AnsiColor::Cyan.on_default());
 
-/// Run virtual machines on Linux, with or without hardware virtualization.
+/// Run virtual machines on Linux without hardware virtualization.
 #[derive(Debug, Parser)]
 #[command(name = "umbra", version, styles = STYLES, max_term_width = 100, after_help = help::TOP)]
 #[command(disable_help_subcommand = true)]
@@ -72,7 +72,7 @@ pub(crate) struct RunArgs {
     pub(crate) append: Option<String>,
 
     /// Guest memory, with a unit: K, M, G or T
-    #[arg(short, long, value_name = "SIZE", default_value_t)]
+    #[arg(short, long, value_name = "SIZE", default_value = "256M")]
     pub(crate) memory: MemorySize,
 
     /// Virtual CPUs

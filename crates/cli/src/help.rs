@@ -24,7 +24,7 @@ Console:
 Exit status:
   0     the guest powered off
   N     CMD's own status, where there is a CMD; 127 if the guest has no such command
-  V     (V' << 1) | 1 if the guest wrote V' to port 0xf4 with --debug-exit, and the low 8 bits of that
+  2V+1  the guest wrote V to port 0xf4, with --debug-exit; the low 8 bits count
   124   --timeout ran out
   125   umbra itself failed; one sentence on standard error says why
   128+S umbra was stopped by signal S (130: Ctrl-C, 141: nobody reads its output, 143: kill)

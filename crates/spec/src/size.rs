@@ -119,13 +119,6 @@ impl MemorySize {
     }
 }
 
-impl Default for MemorySize {
-    /// 256 MiB: a Debian kernel with a small root file system in RAM, with room to work.
-    fn default() -> Self {
-        Self(ByteSize::from_mib(256))
-    }
-}
-
 impl FromStr for MemorySize {
     type Err = SpecError;
 

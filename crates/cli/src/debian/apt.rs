@@ -32,12 +32,12 @@ pub(super) enum AptError {
         program: &'static str,
     },
     /// The lists do not have the package.
-    #[error("this machine's apt sources (see sources.list(5)) have no package {package}: {reason}")]
+    #[error("this machine's apt sources have no package {package}{}", .complaint.as_ref().map(|text| format!(", and apt says: {text}")).unwrap_or_default())]
     NotListed {
         /// The package asked for.
         package: String,
-        /// What the last update of the lists said.
-        reason: String,
+        /// What went wrong when the lists were updated.
+        complaint: Option<String>,
     },
     /// The lists have it and the mirror does not: they are old.
     #[error("the package lists are out of date: run 'apt-get update' ({0})")]
@@ -45,6 +45,11 @@ pub(super) enum AptError {
     /// The package is not signed.
     #[error("the package's source is not signed by a key that this machine trusts: {0}")]
     Unsigned(String),
+    /// The mirror does not answer.
+    #[error(
+        "the package mirror cannot be reached: connect this machine and try again, or give a kernel as SOURCE ({0})"
+    )]
+    Unreachable(String),
     /// Anything else, in apt's words.
     #[error("apt says: {0}")]
     Failed(String),
@@ -83,13 +88,12 @@ const POLL: Duration = Duration::from_millis(100);
 pub(super) struct Apt {
     settings: PathBuf,
     log: PathBuf,
-    updated: bool,
 }
 
 impl Apt {
     /// Apt on the machine's package lists. Settings and log go to `work`.
     pub(super) fn with_system_lists(work: &Path) -> Result<Self, AptError> {
-        Self::new(work, "", false)
+        Self::new(work, "")
     }
 
     /// Apt on lists of our own in `lists`.
@@ -105,15 +109,15 @@ impl Apt {
         fs::create_dir_all(&partial).map_err(|source| AptError::File { path: partial, source })?;
         let state = lists.display();
         let cache = work.display();
-        Self::new(work, &format!("Dir::State::Lists \"{state}\";\nDir::Cache \"{cache}\";\n"), true)
+        Self::new(work, &format!("Dir::State::Lists \"{state}\";\nDir::Cache \"{cache}\";\n"))
     }
 
-    fn new(work: &Path, directories: &str, updated: bool) -> Result<Self, AptError> {
+    fn new(work: &Path, directories: &str) -> Result<Self, AptError> {
         let settings = work.join("apt.conf");
         let root = rustix::process::geteuid().is_root();
         let text = format!("{SETTINGS}{}{directories}", if root { AS_ROOT } else { "" });
         fs::write(&settings, text).map_err(|source| AptError::File { path: settings.clone(), source })?;
-        Ok(Self { settings, log: work.join("apt.log"), updated })
+        Ok(Self { settings, log: work.join("apt.log") })
     }
 
     /// Fills our own lists. What fails shows when a package is looked for.
@@ -142,18 +146,15 @@ impl Apt {
     fn show(&self, package: &str) -> Result<Control, AptError> {
         let output = self.output("apt-cache", &["show", "--no-all-versions", package])?;
         let text = String::from_utf8_lossy(&output.stdout);
-        Control::parse(&text)
-            .filter(|control| control.size > 0)
-            .ok_or_else(|| AptError::NotListed { package: package.to_owned(), reason: self.why_not_listed() })
+        Control::parse(&text).filter(|control| control.size > 0).ok_or_else(|| self.not_listed(package))
     }
 
-    /// The reason why a package is not in the lists, as far as it is known.
-    fn why_not_listed(&self) -> String {
-        let complaint = fs::read_to_string(&self.log).ok().and_then(|log| complaint(&log));
-        match complaint {
-            Some(complaint) => complaint,
-            None if self.updated => "it exists in Debian 12 and later".to_owned(),
-            None => "run 'apt-get update'".to_owned(),
+    /// Why a package is not in the lists, as far as the last update of the lists tells.
+    fn not_listed(&self, package: &str) -> AptError {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        match classify(&log) {
+            AptError::Unreachable(text) => AptError::Unreachable(text),
+            _ => AptError::NotListed { package: package.to_owned(), complaint: complaint(&log) },
         }
     }
 
@@ -242,6 +243,10 @@ fn complaint(log: &str) -> Option<String> {
     Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
+/// What apt says when it is the network's fault.
+const UNREACHABLE: [&str; 6] =
+    ["resolving", "resolve", "connect", "timed out", "Network is unreachable", "Connection failed"];
+
 /// What a failed download's log means.
 fn classify(log: &str) -> AptError {
     let text = complaint(log).unwrap_or_else(|| "the download failed without a reason".to_owned());
@@ -249,6 +254,8 @@ fn classify(log: &str) -> AptError {
         AptError::Unsigned(text)
     } else if log.contains("404") {
         AptError::Gone(text)
+    } else if UNREACHABLE.iter().any(|sign| log.contains(sign)) {
+        AptError::Unreachable(text)
     } else {
         AptError::Failed(text)
     }
@@ -266,7 +273,7 @@ mod tests {
         let unsigned = "WARNING: The following packages cannot be authenticated!\n  x\nE: Some packages could not be authenticated\n";
         assert!(matches!(classify(unsigned), AptError::Unsigned(_)));
         let offline = "E: Failed to fetch http://a/b.deb  Temporary failure resolving 'a'\n";
-        assert!(matches!(classify(offline), AptError::Failed(_)));
+        assert!(matches!(classify(offline), AptError::Unreachable(_)));
         assert!(matches!(classify(""), AptError::Failed(_)));
     }
 

@@ -66,15 +66,19 @@ pub(crate) fn build(contents: &Contents<'_>) -> Vec<u8> {
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", b"root:x:0:\ntty:x:5:\n");
     archive.program("init", script::init(contents.session).as_bytes());
-    archive.program(script::COMMAND.trim_start_matches('/'), &command_script(contents.command));
+    archive.program(
+        script::COMMAND.trim_start_matches('/'),
+        &command_script(contents.command, contents.session),
+    );
     archive.finish()
 }
 
 /// A script that becomes the command with exactly these arguments, or a shell.
-fn command_script(command: &[OsString]) -> Vec<u8> {
+fn command_script(command: &[OsString], session: &Session) -> Vec<u8> {
     let mut script = b"#!/bin/sh\nexec".to_vec();
     if command.is_empty() {
-        script.extend_from_slice(b" sh");
+        // In a pipe the console is still a terminal line to the guest; the shell must not take it for a person's.
+        script.extend_from_slice(if *session == Session::Piped { b" sh /dev/stdin" } else { b" sh -l" });
     }
     for argument in command {
         script.push(b' ');
@@ -110,7 +114,7 @@ mod tests {
     fn the_shell_gives_arguments_back_exactly() {
         let arguments = ["printf", "%s|", "a b", "it's", "$HOME `id` \\ \"x\"", "", "*", "-n", "line\nbreak"];
         let command: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-        let script = command_script(&command);
+        let script = command_script(&command, &Session::Piped);
         let output = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), arguments[2..].join("|") + "|");
     }
