@@ -114,7 +114,12 @@ impl Driver {
             }
             Message::PowerButton => self.machine.press_power_button(),
             Message::Stats(reply) => {
-                let _ = reply.send(Ok(self.stats()));
+                let stats = self.aside(|driver| Stats { resets: driver.resets, ..driver.machine.stats() });
+                let _ = reply.send(Ok(stats));
+            }
+            Message::Dumps(reply) => {
+                let dumps = self.aside(|driver| driver.machine.dumps());
+                let _ = reply.send(Ok(dumps));
             }
             Message::Save(reply) => {
                 let saved = match self.state {
@@ -140,9 +145,10 @@ impl Driver {
         })
     }
 
-    fn triple_fault(&mut self, vcpu: VcpuId) -> Stopped {
+    fn triple_fault(&self, vcpu: VcpuId) -> Stopped {
         self.still();
-        match self.machine.dump(vcpu) {
+        let cell = self.machine.vcpus.iter().find(|cell| cell.id() == vcpu);
+        match cell.map(|cell| self.machine.dump(cell)) {
             Some(dump) => Stopped::TripleFault(Box::new(dump)),
             None => Stopped::Failed(format!("vCPU {} does not exist", vcpu.0)),
         }
@@ -198,14 +204,14 @@ impl Driver {
         self.board.update(|public| public.state = state);
     }
 
-    /// The vCPUs step out for a moment: their counters belong to them while they run.
-    fn stats(&mut self) -> Stats {
+    /// Looks at the vCPUs while they step out for a moment: what they are belongs to them while they run.
+    fn aside<T>(&self, look: impl FnOnce(&Self) -> T) -> T {
         self.still();
-        let stats = Stats { resets: self.resets, ..self.machine.stats() };
+        let seen = look(self);
         if self.state == State::Running {
             self.machine.events.gate().open();
         }
-        stats
+        seen
     }
 
     fn stop(self, reason: Stopped) {

@@ -87,6 +87,8 @@ pub(crate) enum Message {
     PowerButton,
     /// Count.
     Stats(Reply<Stats>),
+    /// Look at every vCPU.
+    Dumps(Reply<Vec<Dump>>),
     /// Save everything.
     Save(Reply<Vec<Record>>),
 }
@@ -213,6 +215,14 @@ impl VmHandle {
     /// What was counted so far; of a stopped VM, the last numbers.
     pub fn stats(&self) -> Stats {
         self.ask(Message::Stats).unwrap_or_else(|_| self.0.board.lock().stats.clone())
+    }
+
+    /// What every vCPU looks like at the moment.
+    ///
+    /// # Errors
+    /// If the VM has stopped.
+    pub fn dumps(&self) -> Result<Vec<Dump>, VmError> {
+        self.ask(Message::Dumps)
     }
 
     /// The state of the whole machine, RAM included.

@@ -191,10 +191,14 @@ impl Machine {
     }
 
     /// What a vCPU looks like.
-    pub(crate) fn dump(&self, vcpu: VcpuId) -> Option<Dump> {
-        let cell = self.vcpus.iter().find(|cell| cell.id() == vcpu)?;
+    pub(crate) fn dump(&self, vcpu: &VcpuCell) -> Dump {
         let features = PagingFeatures::from(&*self.cpuid);
-        Some(Dump::take(vcpu.0, cell.lock().state(), &self.memory, &features))
+        Dump::take(vcpu.id().0, vcpu.lock().state(), &self.memory, &features)
+    }
+
+    /// What every vCPU looks like.
+    pub(crate) fn dumps(&self) -> Vec<Dump> {
+        self.vcpus.iter().map(|vcpu| self.dump(vcpu)).collect()
     }
 
     /// What was counted; resets are the driver's to count.
