@@ -20,12 +20,24 @@ use crate::width::Width;
 /// Where a translated access ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
-    /// In one frame; `watched` frames need [`memory::GuestMemory::note_write`] after a write.
-    Frame { mfn: Mfn, offset: u64, gfn: Gfn, watched: bool },
+    /// In one frame. After a write through a place that was filled, not looked up, memory is told
+    /// ([`memory::GuestMemory::note_write`]); if the frame holds decoded code, the block ends too.
+    Frame { mfn: Mfn, offset: u64, gfn: Gfn, note: Note },
     /// In a device.
     Device(Gpa),
     /// Nowhere: writes vanish, reads give ones.
     Nowhere,
+}
+
+/// What a write must be followed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Note {
+    /// Nothing: the TLB's cached translation accounts for it.
+    Nothing,
+    /// A word to the dirty log.
+    Written,
+    /// That, and the current block ends: it may be what was written.
+    Code,
 }
 
 /// A read-modify-write operand: one place, or two when it crosses a page.
@@ -197,7 +209,12 @@ impl Cpu {
         let offset = va % PAGE_SIZE;
         match self.tlb.fill(&self.paging, Gva(va), access, privilege) {
             Ok(Target::Ram { mfn, gfn, cached }) => {
-                Ok(Place::Frame { mfn, offset, gfn, watched: access == Access::Write && !cached })
+                let note = match (access, cached) {
+                    (Access::Write, true) => Note::Written,
+                    (Access::Write, false) => Note::Code,
+                    _ => Note::Nothing,
+                };
+                Ok(Place::Frame { mfn, offset, gfn, note })
             }
             Ok(Target::Ignore) => Ok(Place::Nowhere),
             Ok(Target::Mmio(gpa)) => Ok(Place::Device(gpa)),
@@ -245,7 +262,7 @@ impl Cpu {
 
     fn write_place(&mut self, place: Place, size: u64, value: u64) {
         match place {
-            Place::Frame { mfn, offset, gfn, watched } => {
+            Place::Frame { mfn, offset, gfn, note } => {
                 let frames = self.memory.frames();
                 match size {
                     1 => frames.write(mfn, offset, u8::from_u64(value)),
@@ -254,7 +271,7 @@ impl Cpu {
                     8 => frames.write(mfn, offset, value),
                     _ => return self.write_bytes(place, size, value),
                 }
-                self.wrote(gfn, mfn, watched);
+                self.wrote(gfn, mfn, note);
             }
             Place::Device(gpa) => self.write_device(gpa, size, value),
             Place::Nowhere => {}
@@ -277,9 +294,11 @@ impl Cpu {
 
     /// After a write to a frame: dirty log and decoded code.
     #[inline]
-    pub(crate) fn wrote(&mut self, gfn: Gfn, mfn: Mfn, watched: bool) {
-        if watched {
+    fn wrote(&mut self, gfn: Gfn, mfn: Mfn, note: Note) {
+        if note != Note::Nothing {
             self.memory.note_write(gfn, mfn);
+        }
+        if note == Note::Code {
             self.budget = 0;
         }
     }
@@ -348,9 +367,9 @@ impl Cpu {
 
     fn write_chunk(&mut self, place: Place, bytes: &[u8]) {
         match place {
-            Place::Frame { mfn, offset, gfn, watched } => {
+            Place::Frame { mfn, offset, gfn, note } => {
                 self.memory.frames().copy_in(mfn, offset, bytes);
-                self.wrote(gfn, mfn, watched);
+                self.wrote(gfn, mfn, note);
             }
             Place::Device(gpa) => {
                 for (i, word) in (0..).zip(bytes.chunks(8)) {
@@ -373,7 +392,7 @@ impl Cpu {
             && !self.careful
             && let Some(mfn) = self.tlb.lookup_write(Gva(va), self.privilege)
         {
-            let first = Place::Frame { mfn, offset: at, gfn: Gfn(0), watched: false };
+            let first = Place::Frame { mfn, offset: at, gfn: Gfn(0), note: Note::Nothing };
             return Ok(Slot { first, second: None });
         }
         self.modify_slow(op.mem.seg, va, W::SIZE)
@@ -401,9 +420,9 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn write_at<W: Width>(&mut self, slot: Slot, value: u64) {
         match slot {
-            Slot { first: Place::Frame { mfn, offset, gfn, watched }, second: None } => {
+            Slot { first: Place::Frame { mfn, offset, gfn, note }, second: None } => {
                 self.memory.frames().write::<W>(mfn, offset, W::from_u64(value));
-                self.wrote(gfn, mfn, watched);
+                self.wrote(gfn, mfn, note);
             }
             _ => self.write_slot(slot, W::SIZE, value),
         }
@@ -414,10 +433,10 @@ impl Cpu {
     /// An operand across two frames is not: see CAVEATS, "Split locks".
     pub(crate) fn exchange_at<W: Width>(&mut self, slot: Slot, old: u64, new: u64) -> Result<(), u64> {
         match slot {
-            Slot { first: Place::Frame { mfn, offset, gfn, watched }, second: None } => {
+            Slot { first: Place::Frame { mfn, offset, gfn, note }, second: None } => {
                 let frames = self.memory.frames();
                 let result = frames.compare_exchange(mfn, offset, W::from_u64(old), W::from_u64(new));
-                self.wrote(gfn, mfn, watched);
+                self.wrote(gfn, mfn, note);
                 result.map(|_| ()).map_err(W::into_u64)
             }
             _ => {
@@ -447,9 +466,9 @@ impl Cpu {
     /// The same for CMPXCHG16B; `slot` lies in one page because it is aligned.
     pub(crate) fn exchange_128(&mut self, slot: Slot, old: u128, new: u128) -> Result<(), u128> {
         match slot.first {
-            Place::Frame { mfn, offset, gfn, watched } => {
+            Place::Frame { mfn, offset, gfn, note } => {
                 let result = self.memory.frames().compare_exchange_128(mfn, offset, old, new);
-                self.wrote(gfn, mfn, watched);
+                self.wrote(gfn, mfn, note);
                 result.map(|_| ())
             }
             place => {
@@ -508,8 +527,8 @@ impl Cpu {
 /// The place `bytes` further on within the same page.
 fn step(place: Place, bytes: u64) -> Place {
     match place {
-        Place::Frame { mfn, offset, gfn, watched } => {
-            Place::Frame { mfn, offset: offset + bytes, gfn, watched }
+        Place::Frame { mfn, offset, gfn, note } => {
+            Place::Frame { mfn, offset: offset + bytes, gfn, note }
         }
         Place::Device(gpa) => Place::Device(gpa + bytes),
         Place::Nowhere => Place::Nowhere,

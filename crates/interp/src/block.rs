@@ -113,8 +113,13 @@ impl Blocks {
         if self.holds(key, cpu.memory.code_version(mfn)) {
             return Ok(slot(key));
         }
-        let version = cpu.memory.watch_code(mfn);
-        cpu.tlb.sync_epoch();
+        // If somebody could still write the frame, dropping that translation counts as a write: watch again.
+        let version = loop {
+            let version = cpu.memory.watch_code(mfn);
+            if !cpu.tlb.sync_epoch() {
+                break version;
+            }
+        };
         let mut bytes = [0; index(PAGE_SIZE)];
         let left = (bytes.len() - index(offset)).min(MAX_OPS * MAX_LEN);
         let Some(code) = bytes.get_mut(..left) else { return Err(cpu.gp0()) };

@@ -30,7 +30,9 @@ fn has(need: CpuidFeature, features: &FeatureSet) -> bool {
         | C::MULTIBYTENOP
         | C::RDPMC
         | C::CPUID
-        | C::HLE_or_RTM => return true,
+        // Without CET its markers are no-operations; what is not falls through to #UD in the handler table.
+        | C::CET_IBT
+        | C::CET_SS => return true,
         C::FPU => Feature::Fpu,
         C::CLFSH => Feature::Clflush,
         C::CLFLUSHOPT => Feature::Clflushopt,

@@ -146,6 +146,8 @@ fn register(register: Register) -> u8 {
         Register::CH => 1,
         Register::DH => 2,
         Register::BH => 3,
+        // The byte registers are numbered apart from the others.
+        _ if register.is_gpr8() => return u8::try_from(register.full_register().number()).unwrap_or(NONE),
         _ => return u8::try_from(register.number()).unwrap_or(NONE),
     };
     crate::op::HIGH_BYTE | high
