@@ -5,6 +5,11 @@
 //! gets lost: the host pushes as much as the receive FIFO has room for ([`Uart::push_input`]) and is told by
 //! [`CharSink::input_wanted`] when there is room again; only loopback can overrun.
 //!
+//! Drivers empty the FIFO while they probe and start the chip, so bytes that came before anybody listened would be
+//! lost. Therefore nothing is taken until the guest listens: its receive interrupt is enabled, and it does not hold
+//! the sender off (DTR without RTS, which is how Linux throttles); or it polls, which shows in line-status reads that
+//! follow each other, since a guest that only waits to transmit finds the transmitter empty at its first look.
+//!
 //! Interrupts are levels computed from the state, in the chip's priority: line status, receive data, receive timeout,
 //! transmitter empty, modem status. Only the transmitter-empty interrupt has memory of its own: it is set when the
 //! transmitter runs empty or its enable bit rises, and cleared by a write to it or by reading the identification that
@@ -26,6 +31,8 @@ pub const COM1_PORT: u16 = 0x3f8;
 
 const PORTS: u16 = 8;
 const FIFO_BYTES: usize = 16;
+/// Line-status reads in a row that give a polling guest away.
+const POLLS: u8 = 4;
 /// Nanoseconds of 16 baud-clock periods at divisor 1, that is of one bit at 115,200 baud.
 const FASTEST_BIT_NS: u64 = 8_681;
 
@@ -127,6 +134,8 @@ struct UartState {
     overrun: bool,
     transmit_pending: bool,
     modem_delta: u8,
+    /// Line-status reads with no other access in between, up to [`POLLS`], where the count stays.
+    polls: u8,
     /// When the receive timeout will have passed.
     timeout_at: Option<GuestTime>,
     timed_out: bool,
@@ -151,6 +160,7 @@ impl UartState {
             overrun: false,
             transmit_pending: false,
             modem_delta: 0,
+            polls: 0,
             timeout_at: None,
             timed_out: false,
         }
@@ -162,6 +172,19 @@ impl UartState {
 
     fn loopback(&self) -> bool {
         self.mcr & mcr::LOOP != 0
+    }
+
+    /// Whether somebody is there to take what is received; see the argument on top.
+    fn listens(&self) -> bool {
+        let held_off = self.mcr & (mcr::DTR | mcr::RTS) == mcr::DTR;
+        self.polls == POLLS || self.ier & ier::RECEIVE != 0 && !held_off
+    }
+
+    /// Notes an access for [`UartState::listens`].
+    fn note_access(&mut self, line_status_read: bool) {
+        if self.polls < POLLS {
+            self.polls = if line_status_read { self.polls + 1 } else { 0 };
+        }
     }
 
     fn capacity(&self) -> usize {
@@ -289,7 +312,7 @@ impl Uart {
     }
 
     fn accepts(&self) -> bool {
-        !self.paused && !self.state.loopback()
+        !self.paused && !self.state.loopback() && self.state.listens()
     }
 
     fn room(&self) -> usize {
@@ -320,6 +343,7 @@ impl Uart {
         let now = self.clock.now();
         self.expire(now);
         let state = &mut self.state;
+        state.note_access(register == 5);
         let divisor = state.lcr & lcr::DIVISOR != 0;
         let [low, high] = state.divisor.to_le_bytes();
         let value = match register {
@@ -358,6 +382,7 @@ impl Uart {
         let now = self.clock.now();
         self.expire(now);
         let state = &mut self.state;
+        state.note_access(false);
         let divisor = state.lcr & lcr::DIVISOR != 0;
         let [low, high] = state.divisor.to_le_bytes();
         match register {
@@ -444,8 +469,8 @@ impl Lifecycle for Uart {
 
     fn restore(&mut self, record: &Record) -> Result<(), StateError> {
         let state: UartState = record.decode()?;
-        if state.received.len() > state.capacity() {
-            let reason = "more bytes received than fit".into();
+        if state.received.len() > state.capacity() || state.polls > POLLS {
+            let reason = "more bytes received than fit, or more polls than are counted".into();
             return Err(StateError::Damaged { name: UartState::NAME, reason });
         }
         self.state = state;

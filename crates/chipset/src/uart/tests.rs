@@ -132,6 +132,7 @@ fn receive_interrupt_at_the_trigger_and_after_the_timeout() {
 #[test]
 fn input_is_never_lost() {
     let mut b = Bench::opened();
+    b.out(1, 0x01);
     let input: Vec<u8> = (0..100).collect();
     let (mut pushed, mut got) = (0, Vec::new());
     let mut wanted = 1;
@@ -146,6 +147,38 @@ fn input_is_never_lost() {
     assert_eq!(got, input);
     assert_eq!(pushed, input.len());
     assert_eq!(b.inp(5) & 2, 0, "no overrun");
+}
+
+#[test]
+fn nothing_is_taken_before_the_guest_listens() {
+    let mut b = Bench::opened();
+    // A kernel prints, looking at the line status once per byte.
+    for _ in 0..20 {
+        b.inp(5);
+        b.out(0, b'.');
+    }
+    assert_eq!(b.uart.push_input(b"x"), 0);
+    b.out(1, 0x01);
+    assert_eq!(std::mem::take(&mut *b.terminal.wanted.lock().unwrap()), 1, "its driver listens");
+    b.out(4, 0x09);
+    assert_eq!(b.uart.push_input(b"x"), 0, "DTR without RTS holds the sender off");
+    b.out(4, 0x0b);
+    assert_eq!(std::mem::take(&mut *b.terminal.wanted.lock().unwrap()), 1);
+    assert_eq!(b.uart.push_input(b"x"), 1);
+}
+
+#[test]
+fn polling_is_listening() {
+    let mut b = Bench::new();
+    assert_eq!(b.uart.push_input(b"x"), 0);
+    for _ in 0..POLLS {
+        assert_eq!(b.inp(5) & 1, 0);
+    }
+    assert_eq!(*b.terminal.wanted.lock().unwrap(), 1);
+    assert_eq!(b.uart.push_input(b"x"), 1);
+    assert_eq!(b.inp(0), b'x');
+    b.out(0, b'y');
+    assert_eq!(b.uart.push_input(b"z"), 1, "once known, it stays");
 }
 
 #[test]
@@ -204,6 +237,7 @@ fn out2_gates_the_line() {
 #[test]
 fn quiet_while_paused() {
     let mut b = Bench::opened();
+    b.out(1, 0x01);
     b.uart.pause();
     assert_eq!(b.uart.push_input(b"x"), 0);
     b.uart.resume();
