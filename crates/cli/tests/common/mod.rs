@@ -1,0 +1,94 @@
+//! The command, and guests of a few bytes for it to run.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// `cli; hlt`, for ever.
+pub(crate) const HANG: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
+/// `mov al, 3; out 0xf4, al; cli; hlt`: debug exit with 3, status 7.
+pub(crate) const DEBUG_EXIT: &[u8] = &[0xb0, 0x03, 0xe6, 0xf4, 0xfa, 0xf4];
+/// `mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt`: ACPI power-off.
+pub(crate) const POWER_OFF: &[u8] = &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4];
+/// `push 0; push 0; lidt [esp]; int3`: an IDT without entries, so a triple fault.
+pub(crate) const TRIPLE_FAULT: &[u8] = &[0x6a, 0x00, 0x6a, 0x00, 0x0f, 0x01, 0x1c, 0x24, 0xcc];
+/// Sends back every byte that it receives on COM1, and powers off after a `q`.
+pub(crate) const ECHO: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // again: mov dx, 0x3fd
+    0xec, 0xa8, 0x01, // in al, dx; test al, 1
+    0x74, 0xf7, // jz again
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xec, 0xee, // in al, dx; out dx, al
+    0x3c, b'q', 0x75, 0xed, // cmp al, 'q'; jne again
+    0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4,
+];
+
+/// Where a guest's image starts.
+const BASE: u32 = 0x10_0000;
+/// Bytes before its code: the Multiboot header and the loading of a stack pointer.
+const HEADER: u32 = 32;
+
+/// A 32-bit Multiboot kernel of this code (Multiboot 0.6.96, 3.1.1, with the address fields filled in).
+pub(crate) fn kernel(code: &[u8]) -> Vec<u8> {
+    let (magic, flags) = (0x1bad_b002_u32, 0x1_0000_u32);
+    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
+    let header = [magic, flags, checksum, BASE, BASE, 0, 0, BASE + HEADER];
+    let mut image: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    // mov esp, 0x80000
+    image.extend([0xbc, 0x00, 0x00, 0x08, 0x00]);
+    image.extend(code);
+    image
+}
+
+/// A directory with a cache of its own, and files.
+pub(crate) struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    /// An empty one.
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A file in it.
+    pub(crate) fn file(&self, name: &str, contents: &[u8]) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, contents).unwrap();
+        path
+    }
+
+    /// The command with nothing on its standard input, and this place's cache.
+    pub(crate) fn umbra(&self, args: &[&str]) -> Command {
+        let mut command = umbra(args);
+        command.env("XDG_CACHE_HOME", self.dir.path().join("cache")).current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs a guest of this code to its end.
+    pub(crate) fn run(&self, code: &[u8], options: &[&str]) -> Output {
+        self.file("guest", &kernel(code));
+        let args: Vec<&str> = ["run", "guest", "-m", "16M"].iter().chain(options).copied().collect();
+        self.umbra(&args).output().unwrap()
+    }
+}
+
+/// The command, with the user's cache.
+pub(crate) fn umbra(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_umbra"));
+    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR");
+    command
+}
+
+/// What it said on standard error.
+pub(crate) fn complaint(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
