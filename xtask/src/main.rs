@@ -1,6 +1,7 @@
 //! Repository tasks: `cargo xtask <task>`.
 
 mod check;
+mod oracle;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,11 +25,14 @@ enum Task {
         /// Only these checks
         names: Vec<String>,
     },
+    /// Compare random instructions on the interpreter with the processor itself
+    Oracle(oracle::OracleArgs),
 }
 
 fn main() -> ExitCode {
     let result = root().and_then(|root| match Args::parse().task {
         Task::Check { names } => check::run(&root, &names),
+        Task::Oracle(args) => oracle::task(&args),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

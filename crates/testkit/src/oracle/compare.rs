@@ -1,0 +1,119 @@
+//! Processor against engine: what differs, in words.
+
+use std::fmt::Write;
+
+use iced_x86::{Instruction, Mnemonic};
+use x86::exception::vector;
+
+use super::case::{CHUNK, CHUNKS, DATA, Input, Output, Registers};
+use super::undefined;
+
+const GPR: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
+];
+
+/// What differs between the processor's and the engine's result; nothing if they agree.
+pub(super) fn differences(
+    instruction: &Instruction,
+    input: &Input,
+    cpu: &Output,
+    engine: &Output,
+) -> Option<String> {
+    let mut text = String::new();
+    let mut note = |name: &str, a: u128, b: u128| {
+        if a != b {
+            // Writing to a string does not fail.
+            let _ = write!(text, " {name}: {a:#x} is {b:#x};");
+        }
+    };
+    let (a, b) = (&cpu.registers, &engine.registers);
+    note("vector", cpu.vector.into(), engine.vector.into());
+    if cpu.vector == engine.vector {
+        note("error", cpu.error.into(), engine.error.into());
+        if cpu.vector == u32::from(vector::PF) {
+            note("cr2", cpu.cr2.into(), engine.cr2.into());
+        }
+    }
+    note("rip", a.rip.into(), b.rip.into());
+    let completed = cpu.vector == u32::from(vector::BP);
+    let undefined = if completed { undefined::flags(instruction, &input.registers) } else { 0 };
+    note("rflags", (a.rflags & !undefined).into(), (b.rflags & !undefined).into());
+    let loose = completed && undefined::destination(instruction, &input.registers);
+    for (n, name) in GPR.into_iter().enumerate() {
+        if !(loose && instruction.op0_register().full_register().number() == n) {
+            note(name, a.gpr[n].into(), b.gpr[n].into());
+        }
+    }
+    compare_units(a, b, &mut note);
+    compare_data(instruction, input, cpu, engine, loose, &mut text);
+    (!text.is_empty()).then_some(text)
+}
+
+fn compare_units(a: &Registers, b: &Registers, note: &mut impl FnMut(&str, u128, u128)) {
+    note("mxcsr", a.mxcsr.into(), b.mxcsr.into());
+    note("fcw", a.fcw.into(), b.fcw.into());
+    note("fsw", a.fsw.into(), b.fsw.into());
+    note("ftw", a.ftw.into(), b.ftw.into());
+    note("fop", a.fop.into(), b.fop.into());
+    note("fip", a.fip.into(), b.fip.into());
+    note("fdp", a.fdp.into(), b.fdp.into());
+    if a.ymm != b.ymm {
+        for n in 0..16 {
+            note(&format!("xmm{n}"), a.ymm[n][0], b.ymm[n][0]);
+            note(&format!("ymm{n}.high"), a.ymm[n][1], b.ymm[n][1]);
+        }
+    }
+    if a.st != b.st {
+        for n in 0..8 {
+            note(&format!("st{n}"), a.st[n], b.st[n]);
+        }
+    }
+}
+
+fn compare_data(
+    instruction: &Instruction,
+    input: &Input,
+    cpu: &Output,
+    engine: &Output,
+    loose: bool,
+    text: &mut String,
+) {
+    if loose && instruction.op0_register() == iced_x86::Register::None {
+        return;
+    }
+    for index in 0..CHUNKS {
+        let (a, b) = (cpu.chunk(index), engine.chunk(index));
+        if a == b {
+            continue;
+        }
+        let at = DATA + (index * CHUNK) as u64;
+        match (a, b) {
+            (Some(a), Some(b)) => {
+                for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                    let address = at + i as u64;
+                    if a != b && !is_in_use_map(instruction, input, address) {
+                        let _ = write!(text, " [{address:#x}]: {a:#x} is {b:#x};");
+                    }
+                }
+            }
+            (Some(_), None) => {
+                let _ = write!(text, " [{at:#x}..]: changed, is not;");
+            }
+            _ => {
+                let _ = write!(text, " [{at:#x}..]: unchanged, is not;");
+            }
+        }
+    }
+}
+
+/// XSTATE_BV as the XSAVE family writes it: whether a component counts as in use is the implementation's own (SDM vol. 1, 13.6).
+fn is_in_use_map(instruction: &Instruction, input: &Input, address: u64) -> bool {
+    use Mnemonic as M;
+    let saves = matches!(
+        instruction.mnemonic(),
+        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64
+    );
+    let header = DATA + u64::from(input.patch_at) + 512;
+    saves && (header..header + 8).contains(&address)
+}

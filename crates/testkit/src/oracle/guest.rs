@@ -1,0 +1,328 @@
+//! The engine's side: the same cases on a vCPU in 64-bit user mode.
+//!
+//! The guest is as small as can be. Physical memory holds page tables, descriptor tables and the pages of code and
+//! data, mapped for user mode at the addresses they have in the child, with the same permissions. Every exception goes
+//! through its gate to a handler that is a single HLT, so the vCPU halts with the vector in RIP and the interrupt frame
+//! on the supervisor's stack.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use engine::{Engine, EngineError, Event, Exit, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup};
+use memory::{GuestMemory, RamRange};
+use x86::control::{cr0, cr4, efer};
+use x86::cpuid::CpuidTable;
+use x86::descriptor::attr;
+use x86::state::Activity;
+use x86::{CpuState, DescriptorTable, Gfn, Gpa, Segment, SegmentIndex, Selector};
+
+use super::build::World;
+use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, INT3, Input, Output, WRITABLE_BYTES};
+
+/// Guest-physical layout. The first 2 MiB are mapped one to one for the supervisor.
+const PML4: u64 = 0x1000;
+const PDPT: u64 = 0x2000;
+const PD: u64 = 0x3000;
+const CODE_PT: u64 = 0x4000;
+const DATA_PT: u64 = 0x5000;
+const GDT: u64 = 0x8000;
+const IDT: u64 = 0x9000;
+const TSS: u64 = 0xa000;
+const HANDLERS: u64 = 0xb000;
+const HANDLER_BYTES: u64 = 16;
+const STACK: u64 = 0xe000;
+const CODE_GPA: u64 = 0x10_0000;
+const DATA_GPA: u64 = 0x11_0000;
+const RAM: u64 = 0x20_0000;
+
+const HLT: u8 = 0xf4;
+/// As Linux numbers them, so that they read the same.
+const KERNEL_CS: u16 = 0x10;
+const USER_DS: u16 = 0x2b;
+const USER_CS: u16 = 0x33;
+const TSS_SELECTOR: u16 = 0x40;
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 2;
+const USER: u64 = 4;
+const LARGE: u64 = 0x80;
+const ACCESSED_DIRTY: u64 = 0x60;
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// A machine with nothing in it.
+struct Nothing;
+
+impl Platform for Nothing {
+    fn port_read(&self, _: VcpuId, _: u16, _: PortWidth) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&self, _: VcpuId, _: u16, _: PortWidth, _: u32) {}
+    fn mmio_read(&self, _: VcpuId, _: Gpa, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _: VcpuId, _: Gpa, _: &[u8]) {}
+    fn pending(&self, _: VcpuId) -> Option<Event> {
+        None
+    }
+    fn take(&self, _: VcpuId, _: Event) {}
+    fn acknowledge(&self, _: VcpuId) -> Option<u8> {
+        None
+    }
+    fn cr8(&self, _: VcpuId) -> u8 {
+        0
+    }
+    fn set_cr8(&self, _: VcpuId, _: u8) {}
+    fn read_msr(&self, _: VcpuId, _: u32) -> MsrAccess<u64> {
+        MsrAccess::Unknown
+    }
+    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> MsrAccess<()> {
+        MsrAccess::Unknown
+    }
+    fn tsc_offset(&self) -> u64 {
+        0
+    }
+}
+
+/// The guest on an engine.
+pub struct Guest {
+    memory: Arc<GuestMemory>,
+    vcpu: Box<dyn Vcpu>,
+    template: CpuState,
+    background: Box<[u8; DATA_BYTES]>,
+    watch: Watch,
+}
+
+/// Why a case has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It did not come to an end.
+    Hung,
+    /// A triple fault, or a halt elsewhere than in a handler.
+    Astray,
+}
+
+impl Guest {
+    /// A guest on `engine`.
+    ///
+    /// # Errors
+    /// If the engine cannot make a vCPU.
+    ///
+    /// # Panics
+    /// If the host refuses 2 MiB of memory.
+    pub fn new(engine: &dyn Engine, cpuid: &Arc<CpuidTable>, world: &World) -> Result<Self, EngineError> {
+        let ram = RamRange { base: Gfn(0), frames: RAM / x86::PAGE_SIZE };
+        let memory = Arc::new(GuestMemory::new(&[ram]).expect("2 MiB"));
+        let vcpu = engine.create_vcpu(VcpuSetup {
+            id: VcpuId(0),
+            memory: memory.clone(),
+            platform: Arc::new(Nothing),
+            cpuid: cpuid.clone(),
+        })?;
+        let watch = Watch::new(vcpu.kick_handle());
+        let mut guest =
+            Self { memory, vcpu, template: template(world), background: Box::new([0; DATA_BYTES]), watch };
+        guest.lay_out();
+        Ok(guest)
+    }
+
+    fn put(&self, gpa: u64, bytes: &[u8]) {
+        // Everything lies within the guest's RAM.
+        let _ = self.memory.write(Gpa(gpa), bytes);
+    }
+
+    fn lay_out(&mut self) {
+        let word = |gpa: u64, value: u64| self.put(gpa, &value.to_le_bytes());
+        let table = PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
+        word(PML4, PDPT | table);
+        word(PDPT, PD | table);
+        word(PD, PRESENT | WRITABLE | LARGE | ACCESSED_DIRTY);
+        word(PD + 8 * (CODE >> 21), CODE_PT | table);
+        word(PD + 8 * (DATA >> 21), DATA_PT | table);
+        for page in 0..CODE_BYTES as u64 >> 12 {
+            word(CODE_PT + 8 * page, (CODE_GPA + (page << 12)) | PRESENT | USER | ACCESSED_DIRTY);
+        }
+        for page in 0..DATA_BYTES as u64 >> 12 {
+            let write = if page << 12 < WRITABLE_BYTES as u64 { WRITABLE } else { 0 };
+            let entry = (DATA_GPA + (page << 12)) | PRESENT | USER | ACCESSED_DIRTY | NO_EXECUTE | write;
+            word(DATA_PT + 8 * page, entry);
+        }
+        word(GDT + u64::from(KERNEL_CS), 0x00af_9b00_0000_ffff);
+        word(GDT + u64::from(USER_DS & !7), 0x00cf_f300_0000_ffff);
+        word(GDT + u64::from(USER_CS & !7), 0x00af_fb00_0000_ffff);
+        word(GDT + u64::from(TSS_SELECTOR), 0x0000_8b00_0000_0067 | TSS << 16);
+        word(TSS + 4, STACK);
+        for vector in 0..32 {
+            // Breakpoints are the way out of user mode.
+            let dpl: u64 = if vector == 3 { 3 } else { 0 };
+            let handler = HANDLERS + vector * HANDLER_BYTES;
+            word(IDT + 16 * vector, handler | u64::from(KERNEL_CS) << 16 | (0x8e00 | dpl << 13) << 32);
+            self.put(handler, &[HLT]);
+        }
+        self.put(CODE_GPA, &[INT3; CODE_BYTES]);
+    }
+
+    /// Sets what the data is before a case sets its own.
+    pub fn set_background(&mut self, background: &[u8; DATA_BYTES]) {
+        *self.background = *background;
+        self.put(DATA_GPA, background);
+    }
+
+    /// Runs a case.
+    ///
+    /// # Errors
+    /// If it does not end in an exception.
+    pub fn run(&mut self, input: &Input, output: &mut Output) -> Result<(), Lost> {
+        let (at, patch) = input.patch();
+        self.put(DATA_GPA + at as u64, patch);
+        let code_at = input.code_at();
+        let code = &input.code()[..input.code().len().min(CODE_BYTES - code_at)];
+        self.put(CODE_GPA + code_at as u64, code);
+        let state = self.state_for(input);
+        self.vcpu.set_state(&state);
+        self.watch.begin();
+        let exit = self.vcpu.run();
+        let hung = self.watch.end();
+        self.put(CODE_GPA + code_at as u64, &[INT3; 16][..code.len()]);
+        let result = if hung {
+            // A kick may have come after the end; the state says which.
+            if exit == Exit::Halted { self.collect(output) } else { Err(Lost::Hung) }
+        } else if exit == Exit::Halted {
+            self.collect(output)
+        } else {
+            Err(Lost::Astray)
+        };
+        let mut data = [0; DATA_BYTES];
+        let _ = self.memory.read(Gpa(DATA_GPA), &mut data);
+        output.take_changes(&mut data, &self.background);
+        if output.changed.iter().any(|&bits| bits != 0) {
+            self.put(DATA_GPA, &*self.background);
+        }
+        result
+    }
+
+    fn state_for(&self, input: &Input) -> CpuState {
+        let r = &input.registers;
+        let mut state = self.template.clone();
+        state.gpr = r.gpr;
+        state.rip = r.rip;
+        state.rflags = r.rflags;
+        state.vector.ymm = r.ymm;
+        state.vector.mxcsr = r.mxcsr;
+        let fpu = &mut state.fpu;
+        (fpu.fcw, fpu.fsw, fpu.ftw) = (r.fcw, r.fsw, r.ftw.to_le_bytes()[0]);
+        (fpu.fip, fpu.fdp, fpu.fop) = (r.fip, r.fdp, r.fop);
+        fpu.st = r.st;
+        state
+    }
+
+    fn collect(&mut self, output: &mut Output) -> Result<(), Lost> {
+        let state = self.vcpu.state();
+        let handler = state.rip.wrapping_sub(HANDLERS + 1);
+        if state.cpl() != 0 || !handler.is_multiple_of(HANDLER_BYTES) || handler / HANDLER_BYTES >= 32 {
+            return Err(Lost::Astray);
+        }
+        let vector = (handler / HANDLER_BYTES) as u32;
+        let has_error = matches!(vector, 8 | 10..=14 | 17);
+        let mut frame = [[0; 8]; 6];
+        let start = if has_error { 0 } else { 1 };
+        let _ = self.memory.read(Gpa(state.gpr[4]), frame[start..].as_flattened_mut());
+        let [error, rip, _, flags, rsp, _] = frame.map(u64::from_le_bytes);
+        let r = &mut output.registers;
+        r.gpr = state.gpr;
+        r.gpr[4] = rsp;
+        r.rip = rip;
+        r.rflags = flags;
+        r.ymm = state.vector.ymm;
+        r.mxcsr = state.vector.mxcsr;
+        let fpu = &state.fpu;
+        (r.fcw, r.fsw, r.ftw) = (fpu.fcw, fpu.fsw, u16::from(fpu.ftw));
+        (r.fip, r.fdp, r.fop) = (fpu.fip, fpu.fdp, fpu.fop);
+        r.st = fpu.st;
+        output.vector = vector;
+        output.error = error as u32;
+        output.cr2 = state.cr2;
+        Ok(())
+    }
+}
+
+/// The state of every case but for its registers: user mode as Linux sets it up.
+fn template(world: &World) -> CpuState {
+    let mut s = CpuState::reset();
+    s.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
+    s.cr3 = PML4;
+    s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PGE;
+    s.msrs.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+    s.xcr0 = 7;
+    s.gdtr = DescriptorTable { base: GDT, limit: TSS_SELECTOR + 15 };
+    s.idtr = DescriptorTable { base: IDT, limit: 32 * 16 - 1 };
+    let user = attr::P | attr::S | attr::ACCESSED | 3 << attr::DPL_SHIFT;
+    let flat = |selector, attr| Segment { selector: Selector(selector), base: 0, limit: u32::MAX, attr };
+    s.seg = [Segment::null(Selector(0)); 6];
+    s.seg[SegmentIndex::Cs as usize] = flat(USER_CS, user | attr::CODE | attr::READABLE | attr::L | attr::G);
+    s.seg[SegmentIndex::Ss as usize] = flat(USER_DS, user | attr::WRITABLE | attr::DB | attr::G);
+    s.seg[SegmentIndex::Fs as usize].base = world.fs_base;
+    s.seg[SegmentIndex::Gs as usize].base = world.gs_base;
+    s.tr = Segment {
+        selector: Selector(TSS_SELECTOR),
+        base: TSS,
+        limit: 0x67,
+        attr: attr::P | x86::descriptor::system::TSS_BUSY,
+    };
+    s.activity = Activity::Running;
+    s
+}
+
+/// Kicks a vCPU that does not come back.
+struct Watch {
+    /// Odd while a case runs.
+    turn: Arc<AtomicU64>,
+    kicked: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// A case takes microseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Watch {
+    fn new(kick: engine::Kick) -> Self {
+        let (turn, kicked, stop) =
+            (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let shared = (turn.clone(), kicked.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let (turn, kicked, stop) = shared;
+            let mut last = 0;
+            while !stop.load(Ordering::Relaxed) {
+                std::thread::park_timeout(PATIENCE);
+                let now = turn.load(Ordering::Relaxed);
+                if now == last && now % 2 == 1 {
+                    kicked.store(true, Ordering::Relaxed);
+                    kick.leave();
+                }
+                last = now;
+            }
+        });
+        Self { turn, kicked, stop, thread: Some(thread) }
+    }
+
+    fn begin(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether there was a kick.
+    fn end(&self) -> bool {
+        self.turn.fetch_add(1, Ordering::Relaxed);
+        self.kicked.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}

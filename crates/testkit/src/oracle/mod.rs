@@ -1,0 +1,277 @@
+//! The oracle: random instructions on an engine and on the processor itself, and what differs.
+//!
+//! A run is a seed and a number of cases. Case *n* is made from seed and *n* alone: a form from the decoder's table
+//! ([`forms`]), operands, an encoding, registers and memory ([`build`]). The processor executes it in a forked child
+//! ([`child`]), the engine on a vCPU in 64-bit user mode ([`guest`]); everything the case can see is compared afterwards, except
+//! what the manual leaves undefined ([`undefined`]).
+
+pub mod build;
+pub mod case;
+pub mod child;
+mod compare;
+pub mod forms;
+pub mod guest;
+pub mod random;
+pub mod undefined;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use engine::{Engine, EngineError};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use x86::cpuid::{CpuModel, CpuModelError, CpuRequest, CpuidTable, HostCpuid};
+
+use build::World;
+use case::{Input, Output};
+use child::{BATCH, Child};
+use guest::{Guest, Lost};
+use random::Random;
+
+/// The oracle cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum OracleError {
+    /// The host refused the child process.
+    #[error("cannot start the process that executes cases")]
+    Child(#[from] std::io::Error),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The host has no usable processor model.
+    #[error(transparent)]
+    Model(#[from] CpuModelError),
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The seed of the run.
+    pub seed: u64,
+    /// The first case.
+    pub first: u64,
+    /// How many cases.
+    pub cases: u64,
+    /// Only forms whose name contains this.
+    pub only: Option<String>,
+}
+
+/// The cases of one mnemonic that differ.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// How many.
+    pub count: u64,
+    /// The first one, with what makes it again.
+    pub example: String,
+}
+
+/// What a run found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Cases executed on both sides.
+    pub cases: u64,
+    /// Forms in the table.
+    pub forms: usize,
+    /// Forms that were tried at least once.
+    pub tried: usize,
+    /// Differences, by form.
+    pub mismatches: BTreeMap<String, Group>,
+}
+
+impl Report {
+    /// Adds another run's findings.
+    pub fn merge(&mut self, other: Self) {
+        self.cases += other.cases;
+        self.forms = self.forms.max(other.forms);
+        self.tried = self.tried.max(other.tried);
+        for (form, group) in other.mismatches {
+            match self.mismatches.entry(form) {
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(group);
+                }
+                std::collections::btree_map::Entry::Occupied(mut entry) => {
+                    entry.get_mut().count += group.count
+                }
+            }
+        }
+    }
+
+    /// The number of cases that differ.
+    pub fn mismatch_count(&self) -> u64 {
+        self.mismatches.values().map(|group| group.count).sum()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut groups: Vec<_> = self.mismatches.iter().collect();
+        groups.sort_by_key(|(_, group)| std::cmp::Reverse(group.count));
+        for (form, group) in groups {
+            writeln!(f, "{:8}  {form}: {}", group.count, group.example)?;
+        }
+        let (cases, tried, forms) = (self.cases, self.tried, self.forms);
+        write!(f, "{cases} cases of {tried} of {forms} forms, {} mismatches", self.mismatch_count())
+    }
+}
+
+/// The CPU model that cases run on: everything that can be offered on this host.
+///
+/// # Errors
+/// If there is none.
+pub fn host_model() -> Result<CpuidTable, CpuModelError> {
+    let query = |leaf, subleaf| host::cpu::cpuid(leaf, subleaf);
+    let request = CpuRequest { base: x86::cpuid::BaseModel::Host, ..CpuRequest::default() };
+    let model = CpuModel::resolve(&request, &HostCpuid::new(&query, host::cpu::xgetbv0()))?;
+    Ok(CpuidTable::new(model, host::time::tsc_khz(), 1))
+}
+
+/// Runs cases on `engine` and on the processor.
+///
+/// # Errors
+/// If one of them cannot be set up.
+pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError> {
+    let cpuid = Arc::new(host_model()?);
+    let forms: Vec<Code> = forms::table(&cpuid)
+        .into_iter()
+        .filter(|code| options.only.as_ref().is_none_or(|only| format!("{code:?}").contains(only)))
+        .collect();
+    let world = World { fs_base: child::fs_base(), gs_base: child::GS_BASE };
+    let mut session = Session {
+        guest: Guest::new(engine, &cpuid, &world)?,
+        child: Child::new()?,
+        report: Report { forms: forms.len(), ..Report::default() },
+        seen: vec![false; forms.len()],
+        seed: options.seed,
+    };
+    let mut next = options.first;
+    let end = options.first.saturating_add(options.cases);
+    while next < end && !forms.is_empty() {
+        // A batch begins where a case number is a multiple of its size, so that a case keeps its background.
+        let stop = end.min((next / BATCH as u64 + 1) * BATCH as u64);
+        session.batch(next..stop, &forms, &world)?;
+        next = stop;
+    }
+    session.report.tried = session.seen.iter().filter(|&&seen| seen).count();
+    Ok(session.report)
+}
+
+struct Session {
+    guest: Guest,
+    child: Child,
+    report: Report,
+    seen: Vec<bool>,
+    seed: u64,
+}
+
+/// A case, made: its number and what it executes.
+struct Made {
+    number: u64,
+    instruction: Instruction,
+}
+
+impl Session {
+    fn batch(
+        &mut self,
+        numbers: std::ops::Range<u64>,
+        forms: &[Code],
+        world: &World,
+    ) -> Result<(), OracleError> {
+        let made = self.make(numbers, forms, world);
+        if let Err(died) = self.child.run() {
+            let culprit = &made[died.at.min(made.len() - 1)];
+            let input = self.child.batch().inputs[died.at.min(made.len() - 1)];
+            self.note(culprit, &input, " the child process died or hung;");
+            self.child = Child::new()?;
+            return Ok(());
+        }
+        let background = self.child.batch().background;
+        self.guest.set_background(&background);
+        let mut output = Box::new(Output::EMPTY);
+        for (index, case) in made.iter().enumerate() {
+            let batch = self.child.batch();
+            let input = batch.inputs[index];
+            let result = self.guest.run(&input, &mut output);
+            let expected = &self.child.batch().outputs[index];
+            let difference = match result {
+                Ok(()) => compare::differences(&case.instruction, &input, expected, &output),
+                Err(Lost::Hung) => Some(" the engine hung;".to_owned()),
+                Err(Lost::Astray) => Some(" the engine went astray;".to_owned()),
+            };
+            self.report.cases += 1;
+            if let Some(text) = difference {
+                self.note(case, &input, &text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the batch.
+    fn make(&mut self, numbers: std::ops::Range<u64>, forms: &[Code], world: &World) -> Vec<Made> {
+        let batch = self.child.batch();
+        let mut background = Random::new(!self.seed, numbers.start / BATCH as u64);
+        batch
+            .background
+            .as_chunks_mut::<8>()
+            .0
+            .iter_mut()
+            .for_each(|lane| *lane = background.lane().to_le_bytes());
+        let mut made = Vec::with_capacity(BATCH);
+        for number in numbers {
+            let mut random = Random::new(self.seed, number);
+            // Some choices have no encoding; a few attempts find one for every form.
+            for _ in 0..64 {
+                let index = random.below(forms.len() as u64) as usize;
+                if let Some(input) = build::build(&mut random, forms[index], world) {
+                    self.seen[index] = true;
+                    batch.inputs[made.len()] = input;
+                    let rip = input.registers.rip;
+                    let instruction = Decoder::with_ip(64, input.code(), rip, DecoderOptions::NONE).decode();
+                    made.push(Made { number, instruction });
+                    break;
+                }
+            }
+        }
+        batch.count = made.len();
+        made
+    }
+
+    fn note(&mut self, case: &Made, input: &Input, text: &str) {
+        let group =
+            self.report.mismatches.entry(format!("{:?}", case.instruction.code())).or_insert_with(|| {
+                let bytes: Vec<String> = input.code().iter().map(|byte| format!("{byte:02x}")).collect();
+                let (seed, number) = (self.seed, case.number);
+                let example = format!(
+                    "seed {seed} case {number}: {} ({}):{text}{}",
+                    bytes.join(" "),
+                    case.instruction,
+                    operands(&case.instruction, input)
+                );
+                Group { count: 0, example }
+            });
+        group.count += 1;
+    }
+}
+
+/// The registers that an instruction names, before it.
+fn operands(instruction: &Instruction, input: &Input) -> String {
+    use iced_x86::InstructionInfoFactory;
+    let r = &input.registers;
+    let mut factory = InstructionInfoFactory::new();
+    let mut text = format!(" before: rflags={:#x}", r.rflags);
+    for used in factory.info(instruction).used_registers() {
+        let register = used.register().full_register();
+        let n = register.number();
+        text += &if register.is_gpr64() {
+            format!(" {register:?}={:#x}", r.gpr[n])
+        } else if register.is_vector_register() {
+            format!(" {register:?}={:x?} mxcsr={:#x}", r.ymm[n & 15], r.mxcsr)
+        } else if register.is_st() || register.is_mm() {
+            format!(" {register:?}={:#x} fcw={:#x} fsw={:#x} ftw={:#x}", r.st[n], r.fcw, r.fsw, r.ftw)
+        } else {
+            continue;
+        };
+    }
+    text
+}
