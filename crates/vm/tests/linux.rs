@@ -1,0 +1,125 @@
+//! A stock Debian kernel, from its first instruction to user space and power-off.
+//!
+//! The kernel is the one that `umbra` keeps in its cache (`umbra run` with no source fetches it). Where there is none
+//! the test says so and passes. User space is one program of a few instructions, assembled here: it writes a line to
+//! the console and switches the machine off.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::*;
+use iced_x86::code_asm::*;
+use vm::{BootImages, Builder, Initrd, OnReset, Stopped};
+
+/// The kernels in the cache, by name.
+fn cached_kernels() -> Vec<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cache"))
+    });
+    let Some(Ok(entries)) = cache.map(|cache| std::fs::read_dir(cache.join("umbra/debian"))) else {
+        return Vec::new();
+    };
+    let kernels = entries.flatten().map(|entry| entry.path().join("vmlinuz"));
+    let mut kernels: Vec<PathBuf> = kernels.filter(|path| path.is_file()).collect();
+    kernels.sort();
+    kernels
+}
+
+const GREETING: &[u8] = b"greetings from user space\n";
+
+/// The program: write(1, GREETING), then reboot(POWER_OFF).
+fn init_code(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut text, mut over) = (a.create_label(), a.create_label());
+    a.jmp(over)?;
+    a.set_label(&mut text)?;
+    a.db(GREETING)?;
+    a.set_label(&mut over)?;
+    a.mov(eax, 1)?;
+    a.mov(edi, 1)?;
+    a.lea(rsi, ptr(text))?;
+    a.mov(edx, GREETING.len() as u32)?;
+    a.syscall()?;
+    a.mov(eax, 169)?;
+    a.mov(edi, 0xfee1_dead_u32)?;
+    a.mov(esi, 0x2812_1969)?;
+    a.mov(edx, 0x4321_fedc)?;
+    a.syscall()?;
+    a.ud2()
+}
+
+/// A static ELF64 program of one segment (System V ABI, "Object Files").
+fn init_program() -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let mut a = CodeAssembler::new(64).unwrap();
+    init_code(&mut a).unwrap();
+    let code = a.assemble(BASE + HEADERS).unwrap();
+    let len = HEADERS + code.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    for word in [BASE + HEADERS, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    for half in [0u16, 0, 64, 56, 1, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // PT_LOAD, readable and executable.
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    for word in [0, BASE, BASE, len, len, 0x1000] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(code);
+    file
+}
+
+/// Appends a file to a cpio archive (Linux, `Documentation/driver-api/early-userspace/buffer-format.rst`).
+fn cpio(archive: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
+    let (len, name_len) = (data.len() as u32, name.len() as u32 + 1);
+    let fields = [archive.len() as u32, mode, 0, 0, 1, 0, len, 0, 0, device.0, device.1, name_len, 0];
+    archive.extend(b"070701");
+    for field in fields {
+        archive.extend(format!("{field:08x}").bytes());
+    }
+    archive.extend(name.bytes().chain([0]));
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(data);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+fn initramfs() -> Vec<u8> {
+    let mut archive = Vec::new();
+    cpio(&mut archive, "dev", 0o040_755, (0, 0), &[]);
+    cpio(&mut archive, "dev/console", 0o020_600, (5, 1), &[]);
+    cpio(&mut archive, "init", 0o100_755, (0, 0), &init_program());
+    cpio(&mut archive, "TRAILER!!!", 0, (0, 0), &[]);
+    archive
+}
+
+#[test]
+fn debian_kernels_reach_user_space_and_power_off() {
+    let kernels = cached_kernels();
+    if kernels.is_empty() {
+        eprintln!("skipped: no Debian kernel in the cache; `umbra run` with no source fetches one");
+    }
+    for kernel in kernels {
+        let mut spec = spec();
+        spec.memory = "256M".parse().unwrap();
+        spec.boot.command_line = "console=ttyS0 panic=-1".into();
+        let screen = Screen::default();
+        let images = BootImages {
+            kernel: std::fs::read(&kernel).unwrap(),
+            initrds: vec![Initrd { name: "initramfs".into(), bytes: initramfs() }],
+        };
+        let builder = Builder::new(&spec, images).serial(0, Box::new(screen.clone()));
+        let vm = builder.on_reset(OnReset::Stop).build().unwrap().start().unwrap();
+        let end = vm.wait_timeout(PATIENCE * 5);
+        let text = screen.text();
+        assert!(matches!(end, Some(Stopped::PowerOff)), "{}: {end:?}\n{text}", kernel.display());
+        assert!(text.contains("greetings from user space"), "{text}");
+        // Time is told, not measured.
+        for measured in ["pit: ", "Fast TSC calibration", "APIC timer calibration"] {
+            assert!(!text.contains(measured), "a calibration loop: {text}");
+        }
+    }
+}
