@@ -41,15 +41,23 @@ pub struct Interp;
 /// The name that `--engine` knows.
 const NAME: &str = "interp";
 
+impl Interp {
+    /// A vCPU in the reset state, as what it is.
+    ///
+    /// # Errors
+    /// If the host refuses memory for the arithmetic unit's code.
+    pub fn vcpu(&self, setup: VcpuSetup) -> Result<InterpVcpu, EngineError> {
+        InterpVcpu::new(setup)
+            .map_err(|error| EngineError::Unavailable { engine: NAME, reason: error.to_string() })
+    }
+}
+
 impl Engine for Interp {
     fn name(&self) -> &'static str {
         NAME
     }
 
     fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {
-        match InterpVcpu::new(setup) {
-            Ok(vcpu) => Ok(Box::new(vcpu)),
-            Err(error) => Err(EngineError::Unavailable { engine: NAME, reason: error.to_string() }),
-        }
+        Ok(Box::new(self.vcpu(setup)?))
     }
 }

@@ -32,6 +32,30 @@ impl InterpVcpu {
         Ok(Self { cpu: Cpu::new(setup)?, blocks: Blocks::new() })
     }
 
+    /// Runs as [`Vcpu::run`](engine::Vcpu::run) does, but for at most `blocks` blocks; `None` if it could go on. Where it
+    /// stops depends on nothing but the guest, as a kick's place does not: for what has to be repeatable.
+    pub fn run_for(&mut self, blocks: u64) -> Option<Exit> {
+        for _ in 0..blocks {
+            let exit = self.turn();
+            if exit.is_some() {
+                return exit;
+            }
+        }
+        None
+    }
+
+    /// Attends to what waits, then executes one block.
+    #[inline(always)]
+    fn turn(&mut self) -> Option<Exit> {
+        if (self.cpu.look || self.cpu.kick.is_raised())
+            && let Some(exit) = self.attend()
+        {
+            return Some(exit);
+        }
+        self.execute();
+        None
+    }
+
     /// Looks at kicks and pending events; returns an exit if there is one.
     #[cold]
     #[inline(never)]
@@ -216,12 +240,9 @@ impl Cpu {
 impl engine::Vcpu for InterpVcpu {
     fn run(&mut self) -> Exit {
         loop {
-            if (self.cpu.look || self.cpu.kick.is_raised())
-                && let Some(exit) = self.attend()
-            {
+            if let Some(exit) = self.turn() {
                 return exit;
             }
-            self.execute();
         }
     }
 
