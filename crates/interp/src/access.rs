@@ -320,25 +320,68 @@ impl Cpu {
         self.platform.mmio_write(self.id, gpa, &value.to_le_bytes()[..size]);
     }
 
-    /// Reads a block of bytes for an instruction with a wide operand. At most a page.
-    pub(crate) fn load_block(&mut self, seg: u8, offset: u64, buffer: &mut [u8]) -> Result<(), Break> {
+    /// Reads a block of bytes, at most a page, for an instruction with a wide operand; `align` is what #AC demands.
+    #[inline]
+    pub(crate) fn load_block(
+        &mut self,
+        seg: u8,
+        offset: u64,
+        align: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Break> {
         let size = buffer.len() as u64;
         let va = self.linear(seg, offset, size, false)?;
-        self.check_access(seg, va, size, 1, false)?;
+        let at = va % PAGE_SIZE;
+        if at + size <= PAGE_SIZE
+            && !self.careful
+            && let Some(mfn) = self.tlb.lookup_read(Gva(va), self.privilege)
+        {
+            self.memory.frames().copy_out(mfn, at, buffer);
+            return Ok(());
+        }
+        self.load_block_slow(seg, va, align, buffer)
+    }
+
+    #[cold]
+    fn load_block_slow(&mut self, seg: u8, va: u64, align: u64, buffer: &mut [u8]) -> Result<(), Break> {
+        let size = buffer.len() as u64;
+        self.check_access(seg, va, size, align, false)?;
         let slot = self.slot(va, size, Access::Read, self.privilege)?;
         self.copy_block(slot, size, |cpu, place, at, len| {
-            for (i, byte) in (0..).zip(&mut buffer[at..at + len]) {
-                *byte = x86::bits::low8(cpu.read_place(step(place, i), 1));
+            for (i, word) in (0..).zip(buffer[at..at + len].chunks_mut(8)) {
+                let value = cpu.read_place(step(place, i * 8), word.len() as u64);
+                word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
             }
         });
         Ok(())
     }
 
     /// Writes a block of bytes, likewise.
-    pub(crate) fn store_block(&mut self, seg: u8, offset: u64, bytes: &[u8]) -> Result<(), Break> {
+    #[inline]
+    pub(crate) fn store_block(
+        &mut self,
+        seg: u8,
+        offset: u64,
+        align: u64,
+        bytes: &[u8],
+    ) -> Result<(), Break> {
         let size = bytes.len() as u64;
         let va = self.linear(seg, offset, size, true)?;
-        self.check_access(seg, va, size, 1, true)?;
+        let at = va % PAGE_SIZE;
+        if at + size <= PAGE_SIZE
+            && !self.careful
+            && let Some(mfn) = self.tlb.lookup_write(Gva(va), self.privilege)
+        {
+            self.memory.frames().copy_in(mfn, at, bytes);
+            return Ok(());
+        }
+        self.store_block_slow(seg, va, align, bytes)
+    }
+
+    #[cold]
+    fn store_block_slow(&mut self, seg: u8, va: u64, align: u64, bytes: &[u8]) -> Result<(), Break> {
+        let size = bytes.len() as u64;
+        self.check_access(seg, va, size, align, true)?;
         let slot = self.slot(va, size, Access::Write, self.privilege)?;
         self.copy_block(slot, size, |cpu, place, at, len| {
             cpu.write_chunk(place, &bytes[at..at + len]);
@@ -347,9 +390,9 @@ impl Cpu {
     }
 
     /// Checks that a later [`Cpu::store_block`] of the same bytes cannot fault.
-    pub(crate) fn probe_block(&mut self, seg: u8, offset: u64, size: u64) -> Result<(), Break> {
+    pub(crate) fn probe_block(&mut self, seg: u8, offset: u64, align: u64, size: u64) -> Result<(), Break> {
         let va = self.linear(seg, offset, size, true)?;
-        self.check_access(seg, va, size, 1, true)?;
+        self.check_access(seg, va, size, align, true)?;
         self.slot(va, size, Access::Write, self.privilege).map(|_| ())
     }
 

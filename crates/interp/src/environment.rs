@@ -72,15 +72,15 @@ impl Environment for Cpu {
         Cpu::linear(self, seg, offset, size, write)
     }
 
-    fn load(&mut self, seg: u8, offset: u64, buffer: &mut [u8]) -> Result<(), Break> {
-        self.load_block(seg, offset, buffer)
+    fn load(&mut self, seg: u8, offset: u64, align: u64, buffer: &mut [u8]) -> Result<(), Break> {
+        self.load_block(seg, offset, align, buffer)
     }
 
-    fn store(&mut self, seg: u8, offset: u64, bytes: &[u8]) -> Result<(), Break> {
-        self.store_block(seg, offset, bytes)
+    fn store(&mut self, seg: u8, offset: u64, align: u64, bytes: &[u8]) -> Result<(), Break> {
+        self.store_block(seg, offset, align, bytes)
     }
 
-    fn probe_write(&mut self, seg: u8, offset: u64, size: u64) -> Result<(), Break> {
-        self.probe_block(seg, offset, size)
+    fn probe_write(&mut self, seg: u8, offset: u64, align: u64, size: u64) -> Result<(), Break> {
+        self.probe_block(seg, offset, align, size)
     }
 }

@@ -231,7 +231,8 @@ impl Plan {
         for used in info.used_registers() {
             let (read, written) = (reads(used.access()), writes(used.access()));
             match used.register() {
-                Register::XMM0 => {
+                // The decoder names all of the register where a VEX form clears its upper part.
+                Register::XMM0 | Register::YMM0 | Register::ZMM0 => {
                     self.implicit.xmm0_read |= read;
                     self.implicit.xmm0_written |= written;
                 }

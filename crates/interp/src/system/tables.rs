@@ -29,7 +29,7 @@ fn store_table(cpu: &mut Cpu, op: &Op, table: DescriptorTable) -> Step {
     bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
     bytes[2..].copy_from_slice(&table.base.to_le_bytes());
     let length = if cpu.flat { 10 } else { 6 };
-    cpu.store_block(op.mem.seg, offset, &bytes[..length])
+    cpu.store_block(op.mem.seg, offset, 1, &bytes[..length])
 }
 
 /// SGDT.

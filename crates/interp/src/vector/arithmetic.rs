@@ -6,7 +6,7 @@ use x86::exception::vector;
 use x86::{Exception, rflags};
 
 use super::environment::Environment;
-use super::guard::check_alignment;
+use super::guard::{check_alignment, natural};
 use super::mmx;
 use crate::op::Mem;
 
@@ -27,7 +27,7 @@ pub(crate) fn execute<E: Environment>(
         if operand.read {
             let mut buffer = [0; native::MEMORY_BYTES];
             let offset = env.offset(mem);
-            env.load(mem.seg, offset, &mut buffer[..operand.bytes])?;
+            env.load(mem.seg, offset, natural(operand.bytes), &mut buffer[..operand.bytes])?;
             env.units().processor.operands().memory.0 = buffer;
         }
     }
@@ -40,9 +40,9 @@ pub(crate) fn execute<E: Environment>(
         let offset = env.offset(mem);
         let stored = if matches!(outcome, Ok(Outcome::Done)) {
             let bytes = env.units().processor.operands().memory.0;
-            env.store(mem.seg, offset, &bytes[..operand.bytes])
+            env.store(mem.seg, offset, natural(operand.bytes), &bytes[..operand.bytes])
         } else {
-            env.probe_write(mem.seg, offset, operand.bytes as u64)
+            env.probe_write(mem.seg, offset, natural(operand.bytes), operand.bytes as u64)
         };
         if stored.is_err() {
             env.units().vector.mxcsr = mxcsr;

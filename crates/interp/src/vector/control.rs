@@ -42,7 +42,7 @@ impl Control {
             Self::LoadMxcsr => {
                 let offset = env.offset(mem);
                 let mut value = [0; 4];
-                env.load(mem.seg, offset, &mut value)?;
+                env.load(mem.seg, offset, 4, &mut value)?;
                 let value = u32::from_le_bytes(value);
                 if value & !MXCSR_MASK != 0 {
                     return Err(env.raise(Exception::gp(0)));
@@ -52,7 +52,7 @@ impl Control {
             Self::StoreMxcsr => {
                 let offset = env.offset(mem);
                 let value = env.units().vector.mxcsr;
-                env.store(mem.seg, offset, &value.to_le_bytes())?;
+                env.store(mem.seg, offset, 4, &value.to_le_bytes())?;
             }
             Self::ZeroAll => {
                 let registers = registers(env);

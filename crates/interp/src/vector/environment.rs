@@ -65,10 +65,10 @@ pub(crate) trait Environment {
     fn offset(&self, mem: &Mem) -> u64;
     /// The linear address of `size` bytes at an offset of a segment, checked as segmentation does.
     fn linear(&mut self, seg: u8, offset: u64, size: u64, write: bool) -> Result<u64, Self::Break>;
-    /// Reads at most a page.
-    fn load(&mut self, seg: u8, offset: u64, buffer: &mut [u8]) -> Result<(), Self::Break>;
+    /// Reads at most a page. `align` is what #AC demands, where alignment is checked (SDM vol. 3, table 6-7).
+    fn load(&mut self, seg: u8, offset: u64, align: u64, buffer: &mut [u8]) -> Result<(), Self::Break>;
     /// Writes at most a page.
-    fn store(&mut self, seg: u8, offset: u64, bytes: &[u8]) -> Result<(), Self::Break>;
+    fn store(&mut self, seg: u8, offset: u64, align: u64, bytes: &[u8]) -> Result<(), Self::Break>;
     /// Makes sure that a [`store`](Environment::store) of `size` bytes cannot fault.
-    fn probe_write(&mut self, seg: u8, offset: u64, size: u64) -> Result<(), Self::Break>;
+    fn probe_write(&mut self, seg: u8, offset: u64, align: u64, size: u64) -> Result<(), Self::Break>;
 }

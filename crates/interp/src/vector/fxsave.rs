@@ -121,7 +121,7 @@ impl Fxsave {
         let registers = registers(env);
         let mut region = [0; REGION];
         if self.restore {
-            env.load(mem.seg, offset, &mut region)?;
+            env.load(mem.seg, offset, 1, &mut region)?;
             let mxcsr = get_mxcsr(&region);
             if mxcsr & !MXCSR_MASK != 0 {
                 return Err(env.raise(Exception::gp(0)));
@@ -137,9 +137,9 @@ impl Fxsave {
             put_x87(&mut region, units.fpu, self.wide);
             put_mxcsr(&mut region, units.vector);
             put_xmm(&mut region, units.vector, registers);
-            env.probe_write(mem.seg, offset, REGION as u64)?;
+            env.probe_write(mem.seg, offset, 1, REGION as u64)?;
             // The rest of the region is reserved or the software's own: it is not written.
-            env.store(mem.seg, offset, &region[..xmm_end(registers)])
+            env.store(mem.seg, offset, 1, &region[..xmm_end(registers)])
         }
     }
 }

@@ -57,15 +57,15 @@ impl Gather {
         self.guard.check(env)?;
         let base = env.offset(&Mem { index: ZERO, ..*mem });
         let indices = env.units().vector.ymm[usize::from(self.index & 15)];
-        let bits = u32::from(self.element) * 8;
+        self.spread_mask(&mut env.units().vector.ymm[usize::from(self.mask & 15)]);
         for lane in 0..self.count {
             let mask = get(&env.units().vector.ymm[usize::from(self.mask & 15)], lane, self.element);
-            if mask >> (bits - 1) & 1 != 0 {
+            if mask != 0 {
                 let index = get(&indices, lane, self.index_element);
                 let index = sign_extend(index, u32::from(self.index_element) * 8);
                 let offset = base.wrapping_add(index << self.scale) << mem.cut >> mem.cut;
                 let mut value = [0; 8];
-                env.load(mem.seg, offset, &mut value[..usize::from(self.element)])?;
+                env.load(mem.seg, offset, u64::from(self.element), &mut value[..usize::from(self.element)])?;
                 let data = &mut env.units().vector.ymm[usize::from(self.data & 15)];
                 set(data, lane, self.element, u64::from_le_bytes(value));
             }
@@ -80,6 +80,21 @@ impl Gather {
             _ => {}
         }
         Ok(())
+    }
+}
+
+impl Gather {
+    /// The first thing that happens, and stays even if an element faults: each mask becomes all ones or all zeros by
+    /// its top bit, and there is nothing above the last one.
+    fn spread_mask(&self, mask: &mut [u128; 2]) {
+        let bits = u32::from(self.element) * 8;
+        let mut spread = [0; 2];
+        for lane in 0..self.count {
+            if get(mask, lane, self.element) >> (bits - 1) & 1 != 0 {
+                set(&mut spread, lane, self.element, u64::MAX);
+            }
+        }
+        *mask = spread;
     }
 }
 

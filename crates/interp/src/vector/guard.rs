@@ -83,6 +83,16 @@ impl Guard {
     }
 }
 
+/// What alignment checks demand of an operand (SDM vol. 3, table 6-7): its size; 8 bytes of an 80-bit one. Of wider
+/// operands the forms that allow any alignment are exempt, the others raise #GP anyway.
+pub(crate) fn natural(bytes: usize) -> u64 {
+    match bytes {
+        1 | 2 | 4 | 8 => bytes as u64,
+        10 => 8,
+        _ => 1,
+    }
+}
+
 /// Raises #GP(0) unless the operand is aligned.
 #[inline]
 pub(crate) fn check_alignment<E: Environment>(

@@ -104,7 +104,7 @@ impl Masked {
         let offset = env.offset(mem);
         for (start, end) in self.picked(mask) {
             let place = &mut value.as_flattened_mut()[start..end];
-            env.load(mem.seg, self.step(mem, offset, start), place)?;
+            env.load(mem.seg, self.step(mem, offset, start), 1, place)?;
         }
         env.units().vector.ymm[usize::from(self.data & 15)] = value.map(u128::from_le_bytes);
         Ok(())
@@ -119,10 +119,10 @@ impl Masked {
     ) -> Result<(), E::Break> {
         let offset = env.offset(mem);
         for (start, end) in self.picked(mask) {
-            env.probe_write(mem.seg, self.step(mem, offset, start), (end - start) as u64)?;
+            env.probe_write(mem.seg, self.step(mem, offset, start), 1, (end - start) as u64)?;
         }
         for (start, end) in self.picked(mask) {
-            env.store(mem.seg, self.step(mem, offset, start), &data.as_flattened()[start..end])?;
+            env.store(mem.seg, self.step(mem, offset, start), 1, &data.as_flattened()[start..end])?;
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ use native::Plan;
 use crate::op::Mem;
 use crate::x87::X87;
 use guard::Guard;
+pub(crate) use guard::natural;
 
 /// An instruction of this wing, ready to execute.
 #[derive(Clone, Debug)]

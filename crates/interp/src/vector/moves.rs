@@ -6,7 +6,7 @@ use x86::bits::{low64, mask_of};
 
 use super::arithmetic::number;
 use super::environment::Environment;
-use super::guard::check_alignment;
+use super::guard::{check_alignment, natural};
 use crate::op::Mem;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Move {
                 check_alignment(env, mem, alignment, bytes, false)?;
                 let mut buffer = [[0; 16]; 2];
                 let offset = env.offset(mem);
-                env.load(mem.seg, offset, &mut buffer.as_flattened_mut()[..bytes])?;
+                env.load(mem.seg, offset, natural(bytes), &mut buffer.as_flattened_mut()[..bytes])?;
                 buffer.map(u128::from_le_bytes)
             }
             End::Vector(n) => {
@@ -116,7 +116,7 @@ impl Move {
                 check_alignment(env, mem, alignment, bytes, true)?;
                 let offset = env.offset(mem);
                 let buffer = value.map(u128::to_le_bytes);
-                env.store(mem.seg, offset, &buffer.as_flattened()[..bytes])?;
+                env.store(mem.seg, offset, natural(bytes), &buffer.as_flattened()[..bytes])?;
             }
             End::Vector(n) => {
                 let register = &mut env.units().vector.ymm[usize::from(n & 15)];

@@ -128,7 +128,7 @@ fn save<E: Environment>(
     let at = |bytes: usize| offset.wrapping_add(bytes as u64) << mem.cut >> mem.cut;
     let registers = registers(env);
     let end = if requested & xcr0::AVX != 0 { AVX_AT + registers * 16 } else { AVX_AT };
-    env.probe_write(mem.seg, offset, end as u64)?;
+    env.probe_write(mem.seg, offset, 1, end as u64)?;
 
     let mut region = [0; REGION];
     let mut upper = [0; 256];
@@ -147,30 +147,30 @@ fn save<E: Environment>(
 
     let saved = if kind == Save::All { requested } else { requested & used };
     if saved & xcr0::X87 != 0 {
-        env.store(mem.seg, offset, &region[..MXCSR_AT])?;
-        env.store(mem.seg, at(32), &region[32..160])?;
+        env.store(mem.seg, offset, 1, &region[..MXCSR_AT])?;
+        env.store(mem.seg, at(32), 1, &region[32..160])?;
     }
     let mxcsr = match kind {
         Save::Compacted => saved & xcr0::SSE != 0,
         _ => requested & (xcr0::SSE | xcr0::AVX) != 0,
     };
     if mxcsr {
-        env.store(mem.seg, at(MXCSR_AT), &region[MXCSR_AT..32])?;
+        env.store(mem.seg, at(MXCSR_AT), 1, &region[MXCSR_AT..32])?;
     }
     if saved & xcr0::SSE != 0 {
-        env.store(mem.seg, at(160), &region[160..fxsave::xmm_end(registers)])?;
+        env.store(mem.seg, at(160), 1, &region[160..fxsave::xmm_end(registers)])?;
     }
     if saved & xcr0::AVX != 0 {
-        env.store(mem.seg, at(AVX_AT), &upper[..registers * 16])?;
+        env.store(mem.seg, at(AVX_AT), 1, &upper[..registers * 16])?;
     }
     if kind == Save::Compacted {
         let header = [requested & used, requested | COMPACTED].map(u64::to_le_bytes);
-        env.store(mem.seg, at(HEADER_AT), header.as_flattened())
+        env.store(mem.seg, at(HEADER_AT), 1, header.as_flattened())
     } else {
         let mut old = [0; 8];
-        env.load(mem.seg, at(HEADER_AT), &mut old)?;
+        env.load(mem.seg, at(HEADER_AT), 1, &mut old)?;
         let header = u64::from_le_bytes(old) & !requested | requested & used;
-        env.store(mem.seg, at(HEADER_AT), &header.to_le_bytes())
+        env.store(mem.seg, at(HEADER_AT), 1, &header.to_le_bytes())
     }
 }
 
@@ -196,7 +196,7 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
     let at = |bytes: usize| offset.wrapping_add(bytes as u64) << mem.cut >> mem.cut;
     let registers = registers(env);
     let mut header = [0; HEADER];
-    env.load(mem.seg, at(HEADER_AT), &mut header)?;
+    env.load(mem.seg, at(HEADER_AT), 1, &mut header)?;
     let compaction = env.has(Feature::Xsavec);
     let Some((xstate, compacted)) = components(&header, env.control().xcr0, compaction) else {
         return Err(env.raise(Exception::gp(0)));
@@ -204,9 +204,9 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
     let loaded = requested & xstate;
     let mut region = [0; REGION];
     let mut upper = [0; 256];
-    env.load(mem.seg, offset, &mut region)?;
+    env.load(mem.seg, offset, 1, &mut region)?;
     if loaded & xcr0::AVX != 0 {
-        env.load(mem.seg, at(AVX_AT), &mut upper[..registers * 16])?;
+        env.load(mem.seg, at(AVX_AT), 1, &mut upper[..registers * 16])?;
     }
     // In the compacted form MXCSR belongs to the SSE component; in the standard form it is always there.
     let mxcsr = if compacted {

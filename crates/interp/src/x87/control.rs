@@ -21,6 +21,8 @@ pub(crate) enum Control {
     Init,
     /// FNCLEX.
     Clear,
+    /// FNENI, FNDISI, FNSETPM: of the 8087 and 287, nothing since.
+    Nothing,
     /// FLDCW.
     LoadControl,
     /// FNSTCW.
@@ -40,6 +42,7 @@ pub(crate) fn plan(instruction: &Instruction) -> Option<Control> {
         Code::Wait => Control::Wait,
         Code::Fninit => Control::Init,
         Code::Fnclex => Control::Clear,
+        Code::Fneni | Code::Fndisi | Code::Fnsetpm => Control::Nothing,
         Code::Fldcw_m2byte => Control::LoadControl,
         Code::Fnstcw_m2byte => Control::StoreControl,
         Code::Fnstsw_m2byte => Control::StoreStatus,
@@ -78,7 +81,7 @@ impl Control {
         }
         check_available(env)?;
         match self {
-            Self::Wait => {}
+            Self::Wait | Self::Nothing => {}
             Self::Init => initialise(env.units().fpu),
             Self::Clear => {
                 let fpu = env.units().fpu;
@@ -88,7 +91,7 @@ impl Control {
                 check_pending(env)?;
                 let mut word = [0; 2];
                 let offset = env.offset(mem);
-                env.load(mem.seg, offset, &mut word)?;
+                env.load(mem.seg, offset, 2, &mut word)?;
                 let fpu = env.units().fpu;
                 let status = fpu.fsw;
                 load_words(fpu, u16::from_le_bytes(word), status);
@@ -96,12 +99,12 @@ impl Control {
             Self::StoreControl => {
                 let word = env.units().fpu.fcw.to_le_bytes();
                 let offset = env.offset(mem);
-                env.store(mem.seg, offset, &word)?;
+                env.store(mem.seg, offset, 2, &word)?;
             }
             Self::StoreStatus => {
                 let word = env.units().fpu.fsw.to_le_bytes();
                 let offset = env.offset(mem);
-                env.store(mem.seg, offset, &word)?;
+                env.store(mem.seg, offset, 2, &word)?;
             }
             Self::StoreStatusAx => {
                 let status = env.units().fpu.fsw;
@@ -122,7 +125,7 @@ impl Control {
 fn save<E: Environment>(env: &mut E, mem: &Mem, layout: Layout) -> Result<(), E::Break> {
     let (bytes, len) = image::write(env.units().fpu, layout);
     let offset = env.offset(mem);
-    env.store(mem.seg, offset, &bytes[..len])?;
+    env.store(mem.seg, offset, layout.align(), &bytes[..len])?;
     let fpu = env.units().fpu;
     if layout.registers {
         initialise(fpu);
@@ -137,7 +140,7 @@ fn load<E: Environment>(env: &mut E, mem: &Mem, layout: Layout) -> Result<(), E:
     check_pending(env)?;
     let mut bytes = [0; image::MAX];
     let offset = env.offset(mem);
-    env.load(mem.seg, offset, &mut bytes[..layout.len()])?;
+    env.load(mem.seg, offset, layout.align(), &mut bytes[..layout.len()])?;
     let selectors = !env.has(Feature::ZeroFcsFds);
     image::read(env.units().fpu, &bytes, layout, selectors);
     Ok(())

@@ -36,6 +36,11 @@ impl Layout {
         if self.wide { 28 } else { 14 }
     }
 
+    /// What alignment checks demand: the operand size (SDM vol. 3, table 6-7).
+    pub(super) fn align(self) -> u64 {
+        if self.wide { 4 } else { 2 }
+    }
+
     /// The size of the image.
     pub(super) fn len(self) -> usize {
         self.environment() + if self.registers { 80 } else { 0 }

@@ -21,7 +21,7 @@ use x86::fpu::fsw;
 use x86::{Exception, FpuState, SegmentIndex, rflags};
 
 use crate::op::Mem;
-use crate::vector::{Environment, mmx};
+use crate::vector::{Environment, mmx, natural};
 
 /// The 80 bits of a register.
 pub(crate) const REGISTER: u128 = (1 << 80) - 1;
@@ -106,7 +106,7 @@ fn arithmetic<E: Environment>(env: &mut E, plan: &Plan, opcode: u16, mem: &Mem) 
     if let Some(operand) = memory.filter(|operand| operand.read) {
         let mut buffer = [0; native::MEMORY_BYTES];
         let offset = env.offset(mem);
-        env.load(mem.seg, offset, &mut buffer[..operand.bytes])?;
+        env.load(mem.seg, offset, natural(operand.bytes), &mut buffer[..operand.bytes])?;
         env.units().processor.operands().memory.0 = buffer;
     }
     if plan.reads_flags() || plan.writes_flags() {
@@ -125,9 +125,9 @@ fn arithmetic<E: Environment>(env: &mut E, plan: &Plan, opcode: u16, mem: &Mem) 
         let offset = env.offset(mem);
         // Of the unmasked exceptions only inexactness comes with a result (SDM vol. 1, 8.5).
         if unmasked & !PRECISION == 0 {
-            env.store(mem.seg, offset, &bytes[..operand.bytes])?;
+            env.store(mem.seg, offset, natural(operand.bytes), &bytes[..operand.bytes])?;
         } else {
-            env.probe_write(mem.seg, offset, operand.bytes as u64)?;
+            env.probe_write(mem.seg, offset, natural(operand.bytes), operand.bytes as u64)?;
         }
     }
     note_pointers(env, &mut fpu, opcode, memory.is_some().then_some(mem), unmasked != 0);

@@ -490,7 +490,7 @@ impl Builder<'_> {
     /// A place to jump to: the code pages are full of breakpoints.
     fn code_address(&mut self) -> u64 {
         match self.random.below(16) {
-            0 => self.random.pick(&[0x8000_0000_0000, 0x7fff_ffff_f000, CODE + CODE_BYTES as u64]),
+            0 => self.random.pick(&[0x8000_0000_0000, CODE + CODE_BYTES as u64]),
             _ => CODE + self.random.below(CODE_BYTES as u64),
         }
     }

@@ -103,7 +103,7 @@ impl Input {
 
     /// The instruction's place among the code's bytes.
     pub fn code_at(&self) -> usize {
-        (self.registers.rip.wrapping_sub(CODE) as usize).min(CODE_BYTES - self.code.len())
+        (self.registers.rip.wrapping_sub(CODE) as usize).min(CODE_BYTES)
     }
 
     /// The data that the case sets, and where.

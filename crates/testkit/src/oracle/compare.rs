@@ -47,7 +47,7 @@ pub(super) fn differences(
     }
     compare_units(a, b, &mut note);
     compare_data(instruction, input, cpu, engine, loose, &mut text);
-    (!text.is_empty()).then_some(text)
+    (!text.is_empty()).then(|| format!(" #{} cr2={:#x}:{text}", cpu.vector, cpu.cr2))
 }
 
 fn compare_units(a: &Registers, b: &Registers, note: &mut impl FnMut(&str, u128, u128)) {

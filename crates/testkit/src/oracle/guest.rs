@@ -152,6 +152,8 @@ impl Guest {
         word(GDT + u64::from(USER_CS & !7), 0x00af_fb00_0000_ffff);
         word(GDT + u64::from(TSS_SELECTOR), 0x0000_8b00_0000_0067 | TSS << 16);
         word(TSS + 4, STACK);
+        // No I/O permission bitmap: it begins beyond the limit.
+        word(TSS + 0x64, 0x68 << 16);
         for vector in 0..32 {
             // Breakpoints are the way out of user mode.
             let dpl: u64 = if vector == 3 { 3 } else { 0 };
