@@ -9,7 +9,7 @@ mod feature;
 mod integer;
 mod system;
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{CodeSize, Instruction, Mnemonic, OpKind, Register};
 use x86::cpuid::FeatureSet;
 
 use crate::cpu::Cpu;
@@ -163,7 +163,7 @@ fn operand_size(insn: &Instruction) -> u8 {
 
 /// The memory operand, explicit or implied by a string instruction.
 fn memory_operand(insn: &Instruction) -> Mem {
-    let seg = segment_number(insn.memory_segment());
+    let seg = segment_number(segment_in_force(insn));
     let mut mem = Mem { disp: 0, base: ZERO, index: ZERO, scale: 0, seg, cut: 0 };
     for i in 0..insn.op_count() {
         match insn.op_kind(i) {
@@ -174,6 +174,19 @@ fn memory_operand(insn: &Instruction) -> Mem {
         }
     }
     mem
+}
+
+/// The segment of the memory operand. In 64-bit mode only FS and GS prefixes count (SDM vol. 2, 2.1.1); what the
+/// base register implies decides whether a bad address is #SS or #GP.
+fn segment_in_force(insn: &Instruction) -> Register {
+    let named = insn.memory_segment();
+    if insn.code_size() != CodeSize::Code64 || matches!(named, Register::FS | Register::GS) {
+        return named;
+    }
+    match insn.memory_base() {
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP => Register::SS,
+        _ => Register::DS,
+    }
 }
 
 fn segment_number(segment: Register) -> u8 {
