@@ -222,3 +222,61 @@ impl Dump {
 fn hex_word(bytes: &[u8]) -> String {
     bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memory::RamRange;
+    use x86::{Gfn, Gpa};
+
+    fn dump(state: CpuState, memory: &GuestMemory) -> String {
+        let features = PagingFeatures { phys_bits: 40, gib_pages: true, pse36: true, pat: true };
+        Dump::take(3, state, memory, &features).to_string()
+    }
+
+    fn memory() -> GuestMemory {
+        GuestMemory::new(&[RamRange { base: Gfn(0), frames: 16 }]).unwrap()
+    }
+
+    #[test]
+    fn real_mode_with_code_at_the_end_of_memory() {
+        let memory = memory();
+        memory.write(Gpa(0xfffe), &[0xcd, 0x10]).unwrap();
+        memory.write(Gpa(0x2100), &[0x34, 0x12, 0x78, 0x56]).unwrap();
+        let mut state = CpuState::reset();
+        state.seg[SegmentIndex::Cs as usize] = Segment::real(0xf00);
+        state.seg[SegmentIndex::Ss as usize] = Segment::real(0x200);
+        (state.rip, state.gpr[gpr::RSP]) = (0x0ffe, 0xffff_0100);
+        let text = dump(state, &memory);
+        assert!(text.contains("vCPU 3: real mode, privilege level 0"), "{text}");
+        assert!(text.contains("cd10") && text.contains("int 10h"), "{text}");
+        assert!(text.contains("+00  1234 5678 0000 0000"), "{text}");
+    }
+
+    #[test]
+    fn broken_page_tables_leave_code_and_stack_out() {
+        let mut state = CpuState::reset();
+        state.cr0 = x86::control::cr0::PG | x86::control::cr0::PE;
+        state.cr3 = 0xdead_b000;
+        let text = dump(state, &memory());
+        assert!(
+            text.contains("code at RIP: not mapped") && text.contains("stack at RSP: not mapped"),
+            "{text}"
+        );
+        assert!(text.contains("CR3=00000000deadb000"), "{text}");
+    }
+
+    #[test]
+    fn a_cut_off_instruction_is_left_out() {
+        let memory = memory();
+        // MOV AX, imm16 and then the first byte of another at the end of what is read.
+        memory.write(Gpa(0), &[0x90; CODE_BYTES - 1]).unwrap();
+        memory.write(Gpa(CODE_BYTES as u64 - 1), &[0xb8]).unwrap();
+        let mut state = CpuState::reset();
+        state.seg[SegmentIndex::Cs as usize] = Segment::real(0);
+        state.rip = 0;
+        let text = dump(state, &memory);
+        assert_eq!(text.matches("nop").count(), CODE_BYTES - 1);
+        assert!(!text.contains("bad"), "{text}");
+    }
+}

@@ -173,6 +173,39 @@ fn a_paused_vm_stands_still() {
 }
 
 #[test]
+fn the_tsc_leaves_a_pause_out() {
+    // A guest that says "." for each turn of a loop, and leaves if the TSC jumps by more than half a second. It looks at
+    // the upper half only: ticks of 2^26, some 30 ms.
+    let half_second = u32::try_from((host::time::tsc_khz() * 500) >> 26).unwrap();
+    let (vm, screen) = start(kernel(|a| {
+        let mut again = a.create_label();
+        let time_in_ebx = |a: &mut CodeAssembler| {
+            a.rdtsc()?;
+            a.shrd(eax, edx, 26)?;
+            a.mov(ebx, eax)
+        };
+        time_in_ebx(a)?;
+        a.set_label(&mut again)?;
+        a.mov(esi, ebx)?;
+        a.mov(al, u32::from(b'.'))?;
+        put_al(a)?;
+        time_in_ebx(a)?;
+        a.mov(eax, ebx)?;
+        a.sub(eax, esi)?;
+        a.cmp(eax, half_second)?;
+        a.jbe(again)?;
+        debug_exit_eax(a)
+    }));
+    screen.wait_until(|bytes| !bytes.is_empty());
+    vm.pause().unwrap();
+    let said = screen.bytes().len();
+    std::thread::sleep(Duration::from_millis(600));
+    vm.resume().unwrap();
+    screen.wait_until(|bytes| bytes.len() > said + 100);
+    assert!(matches!(vm.stop(), Stopped::Killed));
+}
+
+#[test]
 fn any_guest_can_be_stopped() {
     let spin = kernel(|a| {
         let mut forever = a.create_label();

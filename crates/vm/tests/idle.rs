@@ -1,0 +1,33 @@
+//! An idle guest uses no processor time. Alone in its file, since it looks at the whole process.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+
+/// Nanoseconds that the threads of this process have run (Linux, `Documentation/scheduler/sched-stats.rst`).
+fn process_ns() -> Option<u64> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    let stats = tasks.flatten().map(|task| std::fs::read_to_string(task.path().join("schedstat")));
+    stats.map(|stat| stat.ok()?.split(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn a_halted_guest_costs_nothing() {
+    let (vm, screen) = start(kernel(|a| {
+        print(a, "idle")?;
+        hang(a)
+    }));
+    screen.wait_until(|bytes| bytes == b"idle");
+    std::thread::sleep(Duration::from_millis(20));
+    let Some(before) = process_ns() else {
+        eprintln!("skipped: this kernel keeps no scheduler statistics");
+        return;
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    let used = process_ns().unwrap() - before;
+    // Halting, a vCPU that polled even once a millisecond would show.
+    assert!(used < 5_000_000, "{used} ns of processor time in 500 ms");
+    vm.stop();
+}
