@@ -1,5 +1,6 @@
 //! Repository tasks: `cargo xtask <task>`.
 
+mod bench;
 mod check;
 mod oracle;
 
@@ -25,6 +26,8 @@ enum Task {
         /// Only these checks
         names: Vec<String>,
     },
+    /// Measure how many guest instructions an engine executes in a second
+    Bench(bench::BenchArgs),
     /// Compare random instructions on the interpreter with the processor itself
     Oracle(oracle::OracleArgs),
 }
@@ -32,6 +35,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = root().and_then(|root| match Args::parse().task {
         Task::Check { names } => check::run(&root, &names),
+        Task::Bench(args) => bench::task(&args),
         Task::Oracle(args) => oracle::task(&args),
     });
     match result {
