@@ -172,16 +172,23 @@ impl Cpu {
             }
         }
         if self.careful {
-            let aligned = self.cpl == 3
-                && self.flag(x86::rflags::AC)
-                && self.cr0 & x86::control::cr0::AM != 0
-                && !va.is_multiple_of(align.max(1));
-            if aligned {
-                return Err(self.raise(Exception::with_error(vector::AC, 0)));
-            }
+            self.check_alignment(va, align)?;
             self.note_breakpoints(va, size, write);
         }
         Ok(())
+    }
+
+    /// #AC(0) for a misaligned address where alignment is checked (SDM vol. 3, 6.15).
+    pub(crate) fn check_alignment(&mut self, va: u64, align: u64) -> Result<(), Break> {
+        if self.checks_alignment() && !va.is_multiple_of(align.max(1)) {
+            return Err(self.raise(Exception::with_error(vector::AC, 0)));
+        }
+        Ok(())
+    }
+
+    /// Whether alignment is checked: at CPL 3 with EFLAGS.AC and CR0.AM.
+    pub(crate) fn checks_alignment(&self) -> bool {
+        self.cpl == 3 && self.flag(x86::rflags::AC) && self.cr0 & x86::control::cr0::AM != 0
     }
 
     /// Translates all of `size` bytes (at most a page) at a linear address.

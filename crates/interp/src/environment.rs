@@ -80,6 +80,11 @@ impl Environment for Cpu {
         self.store_block(seg, offset, align, bytes)
     }
 
+    fn check_alignment(&mut self, seg: u8, offset: u64, align: u64) -> Result<(), Break> {
+        let va = Cpu::linear(self, seg, offset, align, true)?;
+        Cpu::check_alignment(self, va, align)
+    }
+
     fn probe_write(&mut self, seg: u8, offset: u64, align: u64, size: u64) -> Result<(), Break> {
         self.probe_block(seg, offset, align, size)
     }

@@ -21,9 +21,6 @@ const RSI: u8 = 6;
 const RDI: u8 = 7;
 const ES: u8 = SegmentIndex::Es as u8;
 
-/// Elements between two looks at the kick: a few microseconds.
-const STRETCH: u64 = 1024;
-
 impl Cpu {
     #[inline(always)]
     fn address_reg(&self, op: &Op, slot: u8) -> u64 {
@@ -55,7 +52,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, mut element: impl FnMut(&mut Cpu, &Op) -> Resu
     if op.prefix & (prefix::REP | prefix::REPNE) == 0 {
         return element(cpu, op).map(|_| ());
     }
-    for _ in 0..STRETCH {
+    loop {
         let count = cpu.address_reg(op, RCX);
         if count == 0 {
             return Ok(());
@@ -66,8 +63,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, mut element: impl FnMut(&mut Cpu, &Op) -> Resu
         if next == Next::Stop {
             return Ok(());
         }
-        let long = matches!(next, Next::Ran(_)) && cpu.kick.is_raised();
-        if long || cpu.budget == 0 || cpu.flag(x86::rflags::TF) || cpu.watch_hits != 0 {
+        if cpu.kick.is_raised() || cpu.budget == 0 || cpu.flag(x86::rflags::TF) || cpu.watch_hits != 0 {
             break;
         }
     }
@@ -181,9 +177,25 @@ fn while_equal(cpu: &Cpu, op: &Op) -> Next {
     if cpu.flag(ZF) == wanted { Next::Continue } else { Next::Stop }
 }
 
+/// Repeats a comparison. A fault gives the flags back that were there before the instruction, whatever the elements
+/// compared so far made of them (SDM vol. 2, REP).
+#[inline(always)]
+fn repeat_comparison(
+    cpu: &mut Cpu,
+    op: &Op,
+    element: impl FnMut(&mut Cpu, &Op) -> Result<Next, Break>,
+) -> Step {
+    let before = cpu.flags;
+    let result = repeat(cpu, op, element);
+    if result == Err(Break::Fault) {
+        cpu.flags = before;
+    }
+    result
+}
+
 /// SCAS.
 pub(crate) fn scas<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    repeat(cpu, op, |cpu, op| {
+    repeat_comparison(cpu, op, |cpu, op| {
         let value = cpu.load_at::<W>(ES, cpu.address_reg(op, RDI))?;
         let (_, flags) = alu::sub::<W>(cpu.reg(RAX) & W::MASK, value, 0);
         cpu.set_status(flags);
@@ -194,9 +206,10 @@ pub(crate) fn scas<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// CMPS.
 pub(crate) fn cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    repeat(cpu, op, |cpu, op| {
-        let a = cpu.load_at::<W>(op.mem.seg, cpu.address_reg(op, RSI))?;
+    repeat_comparison(cpu, op, |cpu, op| {
+        // In this order, as processors do: which address a fault reports is seen.
         let b = cpu.load_at::<W>(ES, cpu.address_reg(op, RDI))?;
+        let a = cpu.load_at::<W>(op.mem.seg, cpu.address_reg(op, RSI))?;
         let (_, flags) = alu::sub::<W>(a, b, 0);
         cpu.set_status(flags);
         cpu.advance::<W>(op, RSI);

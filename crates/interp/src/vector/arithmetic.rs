@@ -6,7 +6,7 @@ use x86::exception::vector;
 use x86::{Exception, rflags};
 
 use super::environment::Environment;
-use super::guard::{check_alignment, natural};
+use super::guard::{Guard, check_alignment};
 use super::mmx;
 use crate::op::Mem;
 
@@ -14,54 +14,51 @@ const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RDX: u8 = 2;
 
-/// Executes `plan`. Memory is read before anything else happens and written before any register is.
+/// Executes `plan`, in the order that processors do: memory is read; numeric exceptions are raised; memory is written;
+/// registers are. When a store faults, MXCSR has its new flags already and an MMX instruction has set TOP; a numeric
+/// exception comes after the whole transition from x87 to MMX.
 pub(crate) fn execute<E: Environment>(
     env: &mut E,
+    guard: Guard,
     plan: &Plan,
-    alignment: u64,
     mem: &Mem,
 ) -> Result<(), E::Break> {
     let memory = plan.memory();
+    let align = guard.checked_alignment();
     if let Some(operand) = memory {
-        check_alignment(env, mem, alignment, operand.bytes, operand.written)?;
+        check_alignment(env, mem, guard.alignment(), operand.bytes, operand.written)?;
         if operand.read {
             let mut buffer = [0; native::MEMORY_BYTES];
             let offset = env.offset(mem);
-            env.load(mem.seg, offset, natural(operand.bytes), &mut buffer[..operand.bytes])?;
+            env.load(mem.seg, offset, align, &mut buffer[..operand.bytes])?;
             env.units().processor.operands().memory.0 = buffer;
         }
     }
     gather_operands(env, plan);
     let units = env.units();
-    let mxcsr = units.vector.mxcsr;
-    let outcome = units.processor.run_vector(plan, units.vector);
-    if let Some(operand) = memory.filter(|operand| operand.written) {
-        // A page fault comes before a numeric exception, and leaves MXCSR as it was.
-        let offset = env.offset(mem);
-        let stored = if matches!(outcome, Ok(Outcome::Done)) {
-            let bytes = env.units().processor.operands().memory.0;
-            env.store(mem.seg, offset, natural(operand.bytes), &bytes[..operand.bytes])
-        } else {
-            env.probe_write(mem.seg, offset, natural(operand.bytes), operand.bytes as u64)
-        };
-        if stored.is_err() {
-            env.units().vector.mxcsr = mxcsr;
-        }
-        stored?;
-    }
-    match outcome {
-        Ok(Outcome::Done) => {
-            scatter_results(env, plan);
-            Ok(())
-        }
+    match units.processor.run_vector(plan, units.vector) {
+        Ok(Outcome::Done) => {}
         Ok(_) => {
+            if plan.is_mmx() {
+                mmx::enter(env.units().fpu);
+            }
             // SDM vol. 3, 2.5: without CR4.OSXMMEXCPT an unmasked SIMD exception is an undefined opcode.
             let handled = env.control().cr4 & cr4::OSXMMEXCPT != 0;
-            Err(env.raise(if handled { Exception::plain(vector::XM) } else { Exception::ud() }))
+            return Err(env.raise(if handled { Exception::plain(vector::XM) } else { Exception::ud() }));
         }
         // The host cannot execute it after all.
-        Err(_) => Err(env.raise(Exception::ud())),
+        Err(_) => return Err(env.raise(Exception::ud())),
     }
+    if let Some(operand) = memory.filter(|operand| operand.written) {
+        if plan.is_mmx() {
+            mmx::set_top(env.units().fpu, 0);
+        }
+        let bytes = env.units().processor.operands().memory.0;
+        let offset = env.offset(mem);
+        env.store(mem.seg, offset, align, &bytes[..operand.bytes])?;
+    }
+    scatter_results(env, plan);
+    Ok(())
 }
 
 fn gather_operands<E: Environment>(env: &mut E, plan: &Plan) {

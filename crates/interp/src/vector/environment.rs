@@ -69,6 +69,8 @@ pub(crate) trait Environment {
     fn load(&mut self, seg: u8, offset: u64, align: u64, buffer: &mut [u8]) -> Result<(), Self::Break>;
     /// Writes at most a page.
     fn store(&mut self, seg: u8, offset: u64, align: u64, bytes: &[u8]) -> Result<(), Self::Break>;
+    /// #AC for a misaligned offset of a segment, where alignment is checked.
+    fn check_alignment(&mut self, seg: u8, offset: u64, align: u64) -> Result<(), Self::Break>;
     /// Makes sure that a [`store`](Environment::store) of `size` bytes cannot fault.
     fn probe_write(&mut self, seg: u8, offset: u64, align: u64, size: u64) -> Result<(), Self::Break>;
 }

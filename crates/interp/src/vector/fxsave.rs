@@ -15,6 +15,9 @@ use crate::x87;
 
 /// Bytes of the whole region.
 pub(crate) const REGION: usize = 512;
+/// The misalignment that alignment checks see in state images; all other ones are #GP. How wide it is varies with the
+/// implementation (SDM vol. 2, FXSAVE).
+pub(crate) const CHECKED: u64 = 4;
 /// Where MXCSR stands; its mask follows.
 pub(crate) const MXCSR_AT: usize = 24;
 /// The x87 registers.
@@ -116,6 +119,8 @@ impl Fxsave {
         if env.control().cr0 & (cr0::EM | cr0::TS) != 0 {
             return Err(env.raise(Exception::nm()));
         }
+        let start = env.offset(mem);
+        env.check_alignment(mem.seg, start, CHECKED)?;
         check_alignment(env, mem, 16, REGION, !self.restore)?;
         let offset = env.offset(mem);
         let registers = registers(env);

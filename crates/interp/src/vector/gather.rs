@@ -2,7 +2,7 @@
 //!
 //! Elements are fetched from the lowest up. Each one that arrives is written and its mask cleared, so that after a
 //! fault the instruction goes on where it stopped. When it is done, the mask and what lies above the last element are
-//! zero.
+//! zero. Alignment is not checked (exceptions of type 12).
 
 use iced_x86::Instruction;
 use x86::bits::{low64, mask_of, sign_extend};
@@ -26,6 +26,8 @@ pub(crate) struct Gather {
     /// Bytes of an element of the index.
     index_element: u8,
     count: u8,
+    /// Bytes of the longer of data and index registers: the vector length.
+    bytes: u8,
 }
 
 /// Plans a VEX gather. (Forms whose three registers are not different ones are undefined: the decoder says so.)
@@ -48,6 +50,7 @@ pub(crate) fn plan(instruction: &Instruction) -> Option<Gather> {
         element,
         index_element,
         count: (bytes(data)? / element).min(bytes(index)? / index_element),
+        bytes: bytes(data)?.max(bytes(index)?),
     })
 }
 
@@ -65,9 +68,12 @@ impl Gather {
                 let index = sign_extend(index, u32::from(self.index_element) * 8);
                 let offset = base.wrapping_add(index << self.scale) << mem.cut >> mem.cut;
                 let mut value = [0; 8];
-                env.load(mem.seg, offset, u64::from(self.element), &mut value[..usize::from(self.element)])?;
+                env.load(mem.seg, offset, 1, &mut value[..usize::from(self.element)])?;
                 let data = &mut env.units().vector.ymm[usize::from(self.data & 15)];
                 set(data, lane, self.element, u64::from_le_bytes(value));
+                if self.bytes == 16 {
+                    data[1] = 0;
+                }
             }
             set(&mut env.units().vector.ymm[usize::from(self.mask & 15)], lane, self.element, 0);
         }
@@ -84,12 +90,12 @@ impl Gather {
 }
 
 impl Gather {
-    /// The first thing that happens, and stays even if an element faults: each mask becomes all ones or all zeros by
-    /// its top bit, and there is nothing above the last one.
+    /// The first thing that happens, and stays even if an element faults: each mask within the vector length becomes all
+    /// ones or all zeros by its top bit, and there is nothing above.
     fn spread_mask(&self, mask: &mut [u128; 2]) {
         let bits = u32::from(self.element) * 8;
         let mut spread = [0; 2];
-        for lane in 0..self.count {
+        for lane in 0..self.bytes / self.element {
             if get(mask, lane, self.element) >> (bits - 1) & 1 != 0 {
                 set(&mut spread, lane, self.element, u64::MAX);
             }

@@ -26,6 +26,7 @@ enum Kind {
 pub(crate) struct Guard {
     kind: Kind,
     alignment: u8,
+    checked: u8,
 }
 
 impl Guard {
@@ -42,13 +43,20 @@ impl Guard {
         } else {
             Kind::Sse
         };
-        Self { kind, alignment: alignment(instruction, kind) }
+        let alignment = alignment(instruction, kind);
+        Self { kind, alignment, checked: checked_alignment(instruction) }
     }
 
     /// What the memory operand must be aligned to.
     #[inline]
     pub(crate) fn alignment(self) -> u64 {
         u64::from(self.alignment)
+    }
+
+    /// What alignment checks demand of the memory operand (SDM vol. 3, table 6-7).
+    #[inline]
+    pub(crate) fn checked_alignment(self) -> u64 {
+        u64::from(self.checked)
     }
 
     /// Whether upper halves are cleared by writes.
@@ -83,13 +91,22 @@ impl Guard {
     }
 }
 
-/// What alignment checks demand of an operand (SDM vol. 3, table 6-7): its size; 8 bytes of an 80-bit one. Of wider
-/// operands the forms that allow any alignment are exempt, the others raise #GP anyway.
-pub(crate) fn natural(bytes: usize) -> u64 {
+/// What alignment checks demand of an operand of so many bytes (SDM vol. 3, table 6-7): its size; 8 for an 80-bit one.
+/// Of wider operands the forms that allow any alignment are exempt, the others raise #GP anyway.
+pub(crate) fn natural(bytes: usize) -> u8 {
     match bytes {
-        1 | 2 | 4 | 8 => bytes as u64,
-        10 => 8,
+        2 => 2,
+        4 => 4,
+        8 | 10 => 8,
         _ => 1,
+    }
+}
+
+/// The half-precision conversions are exempt (exceptions of type 11).
+fn checked_alignment(instruction: &Instruction) -> u8 {
+    match instruction.mnemonic() {
+        Mnemonic::Vcvtph2ps | Mnemonic::Vcvtps2ph => 1,
+        _ => natural(instruction.memory_size().size()),
     }
 }
 

@@ -91,11 +91,11 @@ impl VectorOp {
         match self {
             Self::Arithmetic(guard, plan) => {
                 guard.check(env)?;
-                arithmetic::execute(env, plan, guard.alignment(), mem)
+                arithmetic::execute(env, *guard, plan, mem)
             }
             Self::Move(guard, op) => {
                 guard.check(env)?;
-                op.execute(env, guard.alignment(), mem)
+                op.execute(env, *guard, mem)
             }
             Self::Masked(guard, op) => {
                 guard.check(env)?;

@@ -6,7 +6,7 @@ use x86::bits::{low64, mask_of};
 
 use super::arithmetic::number;
 use super::environment::Environment;
-use super::guard::{check_alignment, natural};
+use super::guard::{Guard, check_alignment};
 use crate::op::Mem;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,16 +89,16 @@ impl Move {
     pub(crate) fn execute<E: Environment>(
         &self,
         env: &mut E,
-        alignment: u64,
+        guard: Guard,
         mem: &Mem,
     ) -> Result<(), E::Break> {
         let bytes = usize::from(self.bytes);
         let value = match self.from {
             End::Memory => {
-                check_alignment(env, mem, alignment, bytes, false)?;
+                check_alignment(env, mem, guard.alignment(), bytes, false)?;
                 let mut buffer = [[0; 16]; 2];
                 let offset = env.offset(mem);
-                env.load(mem.seg, offset, natural(bytes), &mut buffer.as_flattened_mut()[..bytes])?;
+                env.load(mem.seg, offset, guard.checked_alignment(), &mut buffer.as_flattened_mut()[..bytes])?;
                 buffer.map(u128::from_le_bytes)
             }
             End::Vector(n) => {
@@ -113,10 +113,10 @@ impl Move {
         };
         match self.to {
             End::Memory => {
-                check_alignment(env, mem, alignment, bytes, true)?;
+                check_alignment(env, mem, guard.alignment(), bytes, true)?;
                 let offset = env.offset(mem);
                 let buffer = value.map(u128::to_le_bytes);
-                env.store(mem.seg, offset, natural(bytes), &buffer.as_flattened()[..bytes])?;
+                env.store(mem.seg, offset, guard.checked_alignment(), &buffer.as_flattened()[..bytes])?;
             }
             End::Vector(n) => {
                 let register = &mut env.units().vector.ymm[usize::from(n & 15)];

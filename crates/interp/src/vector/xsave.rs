@@ -92,6 +92,8 @@ impl Xsave {
         }
         let requested = edx_eax(env) & control.xcr0;
         let write = matches!(self, Self::Save { .. });
+        let start = env.offset(mem);
+        env.check_alignment(mem.seg, start, fxsave::CHECKED)?;
         check_alignment(env, mem, 64, AVX_AT, write)?;
         match self {
             Self::Save { kind, wide } => save(env, mem, kind, wide, requested),

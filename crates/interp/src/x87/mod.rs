@@ -106,7 +106,7 @@ fn arithmetic<E: Environment>(env: &mut E, plan: &Plan, opcode: u16, mem: &Mem) 
     if let Some(operand) = memory.filter(|operand| operand.read) {
         let mut buffer = [0; native::MEMORY_BYTES];
         let offset = env.offset(mem);
-        env.load(mem.seg, offset, natural(operand.bytes), &mut buffer[..operand.bytes])?;
+        env.load(mem.seg, offset, natural(operand.bytes).into(), &mut buffer[..operand.bytes])?;
         env.units().processor.operands().memory.0 = buffer;
     }
     if plan.reads_flags() || plan.writes_flags() {
@@ -123,11 +123,10 @@ fn arithmetic<E: Environment>(env: &mut E, plan: &Plan, opcode: u16, mem: &Mem) 
     if let Some(operand) = memory.filter(|operand| operand.written) {
         let bytes = units.processor.operands().memory.0;
         let offset = env.offset(mem);
-        // Of the unmasked exceptions only inexactness comes with a result (SDM vol. 1, 8.5).
+        // Of the unmasked exceptions only inexactness comes with a result (SDM vol. 1, 8.5); for the others memory is
+        // not even looked at.
         if unmasked & !PRECISION == 0 {
-            env.store(mem.seg, offset, natural(operand.bytes), &bytes[..operand.bytes])?;
-        } else {
-            env.probe_write(mem.seg, offset, natural(operand.bytes), operand.bytes as u64)?;
+            env.store(mem.seg, offset, natural(operand.bytes).into(), &bytes[..operand.bytes])?;
         }
     }
     note_pointers(env, &mut fpu, opcode, memory.is_some().then_some(mem), unmasked != 0);

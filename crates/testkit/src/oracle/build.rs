@@ -620,6 +620,9 @@ impl Builder<'_> {
         if self.random.one_in(2) {
             set(0, &0x37fu16.to_le_bytes());
         }
+        // Pointers that any processor keeps: those beyond its linear addresses may come back sign-extended.
+        set(8, &(self.random.bits() >> 17).to_le_bytes());
+        set(16, &(self.random.bits() >> 17).to_le_bytes());
         let present = self.random.below(8);
         set(512, &[0; 64]);
         set(512, &present.to_le_bytes());

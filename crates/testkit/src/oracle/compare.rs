@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use iced_x86::{Instruction, Mnemonic};
-use x86::exception::vector;
+use x86::exception::{pf, vector};
 
 use super::case::{CHUNK, CHUNKS, DATA, Input, Output, Registers};
 use super::undefined;
@@ -28,26 +28,50 @@ pub(super) fn differences(
         }
     };
     let (a, b) = (&cpu.registers, &engine.registers);
+    let completed = a.rip != input.registers.rip;
     note("vector", cpu.vector.into(), engine.vector.into());
     if cpu.vector == engine.vector {
-        note("error", cpu.error.into(), engine.error.into());
-        if cpu.vector == u32::from(vector::PF) {
-            note("cr2", cpu.cr2.into(), engine.cr2.into());
-        }
+        compare_fault(instruction, input, cpu, engine, &mut note);
     }
     note("rip", a.rip.into(), b.rip.into());
-    let completed = cpu.vector == u32::from(vector::BP);
     let undefined = if completed { undefined::flags(instruction, &input.registers) } else { 0 };
     note("rflags", (a.rflags & !undefined).into(), (b.rflags & !undefined).into());
     let loose = completed && undefined::destination(instruction, &input.registers);
     for (n, name) in GPR.into_iter().enumerate() {
+        let mask = undefined::register_mask(instruction, n);
         if !(loose && instruction.op0_register().full_register().number() == n) {
-            note(name, a.gpr[n].into(), b.gpr[n].into());
+            note(name, (a.gpr[n] & mask).into(), (b.gpr[n] & mask).into());
         }
     }
-    compare_units(a, b, &mut note);
-    compare_data(instruction, input, cpu, engine, loose, &mut text);
+    if completed || !undefined::restores_in_parts(instruction) {
+        compare_units(a, b, &mut note);
+    }
+    if completed || !undefined::stores_in_parts(instruction) {
+        compare_data(instruction, input, cpu, engine, loose, &mut text);
+    }
     (!text.is_empty()).then(|| format!(" #{} cr2={:#x}:{text}", cpu.vector, cpu.cr2))
+}
+
+/// Linux reports every fault above user addresses as one of protection, and so does not tell which pages it has.
+const KERNEL: u64 = 0x7fff_ffff_f000;
+
+fn compare_fault(
+    instruction: &Instruction,
+    input: &Input,
+    cpu: &Output,
+    engine: &Output,
+    note: &mut impl FnMut(&str, u128, u128),
+) {
+    let fetch = cpu.registers.rip != input.registers.rip;
+    if cpu.vector != u32::from(vector::PF) {
+        note("error", cpu.error.into(), engine.error.into());
+        return;
+    }
+    let present = if cpu.cr2 >= KERNEL { pf::PRESENT } else { 0 };
+    note("error", (cpu.error & !present).into(), (engine.error & !present).into());
+    // Which byte of an operand is touched first is not told of those that are accessed in parts.
+    let page = if undefined::is_in_parts(instruction) && !fetch { !(x86::PAGE_SIZE - 1) } else { !0 };
+    note("cr2", (cpu.cr2 & page).into(), (engine.cr2 & page).into());
 }
 
 fn compare_units(a: &Registers, b: &Registers, note: &mut impl FnMut(&str, u128, u128)) {

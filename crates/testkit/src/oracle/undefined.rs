@@ -58,6 +58,71 @@ pub fn destination(instruction: &Instruction, before: &Registers) -> bool {
     count > bits
 }
 
+/// Whether the memory operand is accessed in parts whose order the manual does not tell: state images, and vectors under
+/// a mask.
+pub fn is_in_parts(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    stores_in_parts(instruction)
+        || restores_in_parts(instruction)
+        || matches!(
+            instruction.mnemonic(),
+            M::Fldenv
+                | M::Frstor
+                | M::Vmaskmovps
+                | M::Vmaskmovpd
+                | M::Vpmaskmovd
+                | M::Vpmaskmovq
+        )
+}
+
+/// Whether the memory operand is written in parts, some of which stay when a later one faults. (The manual promises that
+/// the instruction can be restarted, not that memory is as before.)
+pub fn stores_in_parts(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::Fstp => instruction.memory_size().size() == 10,
+        mnemonic => matches!(
+            mnemonic,
+            M::Call
+                | M::Fbstp
+                | M::Fnsave
+                | M::Fnstenv
+                | M::Fxsave
+                | M::Fxsave64
+                | M::Xsave
+                | M::Xsave64
+                | M::Xsaveopt
+                | M::Xsaveopt64
+                | M::Xsavec
+                | M::Xsavec64
+        ),
+    }
+}
+
+/// Whether the instruction loads the x87 and vector state in parts, some of which may be loaded already when a later one
+/// faults.
+pub fn restores_in_parts(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instruction.mnemonic(), M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64)
+}
+
+/// The bits of register `number` that are compared. A string instruction with 32-bit addresses counts and points with ECX,
+/// ESI and EDI; whether the upper halves survive when it does not get through an element, or has none to do, is not told.
+pub fn register_mask(instruction: &Instruction, number: usize) -> u64 {
+    let narrow = (0..instruction.op_count()).any(|index| {
+        matches!(
+            instruction.op_kind(index),
+            OpKind::MemorySegESI | OpKind::MemoryESEDI
+        )
+    });
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    match number {
+        1 if narrow && repeated => 0xffff_ffff,
+        6 | 7 if narrow && repeated => 0xffff_ffff,
+        _ => u64::MAX,
+    }
+}
+
 fn by_count(count: u32, always: u64, beyond_one: u64) -> u64 {
     match count {
         0 => 0,

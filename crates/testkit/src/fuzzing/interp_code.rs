@@ -1,0 +1,73 @@
+//! Random bytes as code, in every mode, on a guest that may be tampered with.
+//!
+//! The code stands across a page boundary. It is entered again and again, each time elsewhere, because most stretches of
+//! random bytes end soon in an exception, whose handler halts.
+
+use arbitrary::{Result, Unstructured};
+use engine::{Exit, Vcpu};
+use x86::CpuState;
+use x86::state::{Activity, Pending};
+
+use super::guest::{self, CODE, CODE_BYTES, Guest, StartMode};
+use super::tweak;
+use crate::oracle::random::Random;
+
+/// Blocks between two entries: enough for a loop or two, and for a string instruction to be cut several times.
+const STRETCH: u64 = 24;
+const ENTRIES: u64 = 8;
+
+pub(super) fn run(data: &[u8]) {
+    let _ = attempt(data);
+}
+
+fn attempt(data: &[u8]) -> Result<()> {
+    let mut u = Unstructured::new(data);
+    let (mode, flags, seed): (StartMode, u8, u32) = u.arbitrary()?;
+    let user = flags & 1 != 0;
+    let mut random = Random::new(seed.into(), 0);
+    let mut guest = Guest::new(flags >> 1 & 7, random.bits());
+    guest.lay_out(&mut random);
+    let mut state = guest::state(mode, user, &mut random);
+    tweak::apply(&mut u, 10, &guest, &mut state)?;
+    let logged = flags & 16 != 0;
+    if logged {
+        guest.memory.start_dirty_log();
+    }
+    let code = u.take_rest();
+    // The middle of the code is at the end of a page.
+    let length = (code.len() as u64).min(CODE_BYTES);
+    let start = CODE + CODE_BYTES / 2 - length / 2;
+    guest.put(start, &code[..length as usize]);
+    for entry in 0..ENTRIES {
+        state.rip = start + length * entry / ENTRIES;
+        execute(&mut guest, &state);
+        let after = guest.vcpu.state();
+        if flags & 32 != 0 {
+            // Go on from wherever that led.
+            state = CpuState { activity: Activity::Running, pending: Pending::default(), ..after };
+        }
+        if logged {
+            guest.memory.take_dirty();
+        }
+    }
+    Ok(())
+}
+
+/// Runs from `state` for a while, and checks what holds of any state that an engine gives.
+pub(super) fn execute(guest: &mut Guest, state: &CpuState) -> Option<Exit> {
+    guest.vcpu.set_state(state);
+    let exit = guest.vcpu.run_for(STRETCH);
+    let after = guest.vcpu.state();
+    assert_eq!(after.rflags & x86::rflags::FIXED, x86::rflags::FIXED);
+    assert_eq!(after.rflags & !x86::rflags::ALL, 0);
+    match exit {
+        Some(Exit::Halted) => assert_eq!(after.activity, Activity::Halted),
+        Some(Exit::WaitForSipi) => assert_eq!(after.activity, Activity::WaitForSipi),
+        Some(Exit::Shutdown) => assert_eq!(after.activity, Activity::Shutdown),
+        Some(Exit::Kicked) => panic!("nobody kicked"),
+        None => {}
+    }
+    guest.vcpu.set_state(&after);
+    assert_eq!(guest.vcpu.state(), after, "a state that was given is taken");
+    exit
+}
