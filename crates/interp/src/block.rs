@@ -13,7 +13,7 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use mmu::{Access, Privilege};
 use x86::bits::{index, low32};
-use x86::{Gva, Mfn, Mode, PAGE_SIZE};
+use x86::{Gva, Mfn, Mode, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::access::Place;
 use crate::cpu::Cpu;
@@ -42,18 +42,10 @@ pub(crate) struct Blocks {
     slots: Box<[Block]>,
 }
 
-/// A key that no frame has.
-const NO_KEY: u64 = u64::MAX;
-
 impl Default for Block {
     fn default() -> Self {
         Self { key: NO_KEY, version: 0, len: 0, ops: Box::new([]) }
     }
-}
-
-/// Frame, offset and code size in one word.
-fn key(mfn: Mfn, offset: u64, mode: Mode) -> u64 {
-    (mfn.0 << 12 | offset) << 2 | u64::from(bitness(mode) >> 5)
 }
 
 /// What the decoder calls bitness: 16, 32 or 64.
@@ -65,9 +57,45 @@ fn bitness(mode: Mode) -> u32 {
     }
 }
 
-fn slot(key: u64) -> usize {
-    // Fibonacci hashing: neighbouring offsets and equal offsets of different frames both spread.
-    index(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.trailing_zeros()))
+/// The page that code was last fetched from: most blocks are followed by one of the same page, for which neither the TLB
+/// nor the frame's part of the key need be computed again. Forgotten ([`Cpu::forget_fetch`]) whenever the mode, the
+/// privilege or a translation may have changed.
+#[derive(Clone, Copy)]
+pub(crate) struct FetchPage {
+    /// The page's linear address, or [`NO_PAGE`].
+    page: u64,
+    mfn: Mfn,
+    /// The key of the page's first byte: frame and code size.
+    key: u64,
+    /// The frame's share of the slot number.
+    spread: usize,
+}
+
+/// No page's address.
+const NO_PAGE: u64 = 1;
+/// A key that no frame has.
+const NO_KEY: u64 = u64::MAX;
+
+impl FetchPage {
+    pub(crate) const NONE: Self = Self { page: NO_PAGE, mfn: Mfn(0), key: NO_KEY, spread: 0 };
+
+    fn new(va: u64, mfn: Mfn, mode: Mode) -> Self {
+        let frame = mfn.0 << 2 | u64::from(bitness(mode) >> 5);
+        // Multiplicative hashing, so that equal offsets of different frames spread.
+        let spread = index(frame.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.trailing_zeros()));
+        Self { page: va & !(PAGE_SIZE - 1), mfn, key: frame << PAGE_SHIFT, spread }
+    }
+
+    /// Frame, code size and offset in one word.
+    #[inline(always)]
+    fn key(&self, va: u64) -> u64 {
+        self.key | va % PAGE_SIZE
+    }
+
+    #[inline(always)]
+    fn slot(&self, va: u64) -> usize {
+        (self.spread ^ index(va % PAGE_SIZE)) & (SLOTS - 1)
+    }
 }
 
 impl Blocks {
@@ -82,55 +110,68 @@ impl Blocks {
     #[inline]
     pub(crate) fn at_rip(&mut self, cpu: &mut Cpu) -> Result<&Block, Break> {
         let va = cpu.code_address();
-        let privilege = if cpu.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
-        let hit = cpu.tlb.lookup_exec(Gva(va), privilege).and_then(|mfn| {
-            let key = key(mfn, va % PAGE_SIZE, cpu.mode);
-            self.holds(key, cpu.memory.code_version(mfn)).then(|| slot(key))
-        });
-        let slot = match hit {
-            Some(slot) => slot,
-            None => self.decode(cpu, va, privilege)?,
+        let fetch = cpu.fetch;
+        let slot = if va & !(PAGE_SIZE - 1) == fetch.page && self.holds(&fetch, va, cpu) {
+            fetch.slot(va)
+        } else {
+            self.look_up(cpu, va)?
         };
         self.slots.get(slot).ok_or(Break::Again)
     }
 
     #[inline]
-    fn holds(&self, key: u64, version: u32) -> bool {
-        self.slots.get(slot(key)).is_some_and(|block| block.key == key && block.version == version)
+    fn holds(&self, fetch: &FetchPage, va: u64, cpu: &Cpu) -> bool {
+        let version = cpu.memory.code_version(fetch.mfn);
+        self.slots
+            .get(fetch.slot(va))
+            .is_some_and(|block| block.key == fetch.key(va) && block.version == version)
     }
 
-    /// Makes sure that the block at `va` is in the cache; returns its slot.
+    /// Finds the block of another page, or one that has to be decoded.
+    #[inline(never)]
+    fn look_up(&mut self, cpu: &mut Cpu, va: u64) -> Result<usize, Break> {
+        let privilege = if cpu.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
+        let mfn = match cpu.tlb.lookup_exec(Gva(va), privilege) {
+            Some(mfn) => mfn,
+            None => {
+                if cpu.flat && !Gva(va).is_canonical() {
+                    return Err(cpu.gp0());
+                }
+                let Place::Frame { mfn, .. } = cpu.place(va, Access::Execute, privilege)? else {
+                    return Ok(self.put_passing(outside_memory()));
+                };
+                mfn
+            }
+        };
+        cpu.fetch = FetchPage::new(va, mfn, cpu.mode);
+        if self.holds(&cpu.fetch, va, cpu) {
+            return Ok(cpu.fetch.slot(va));
+        }
+        self.decode(cpu, va, privilege)
+    }
+
+    /// Decodes the block at `va` of the fetch page into its slot.
     #[cold]
     #[inline(never)]
     fn decode(&mut self, cpu: &mut Cpu, va: u64, privilege: Privilege) -> Result<usize, Break> {
-        if cpu.flat && !Gva(va).is_canonical() {
-            return Err(cpu.gp0());
+        let fetch = cpu.fetch;
+        let version = cpu.memory.watch_code(fetch.mfn);
+        if cpu.tlb.sync_epoch() {
+            // Somebody could still write the frame, and dropping that translation counts as a write: begin again.
+            cpu.forget_fetch();
+            return Err(Break::Again);
         }
-        let Place::Frame { mfn, offset, .. } = cpu.place(va, Access::Execute, privilege)? else {
-            return Ok(self.put_passing(outside_memory()));
-        };
-        let key = key(mfn, offset, cpu.mode);
-        if self.holds(key, cpu.memory.code_version(mfn)) {
-            return Ok(slot(key));
-        }
-        // If somebody could still write the frame, dropping that translation counts as a write: watch again.
-        let version = loop {
-            let version = cpu.memory.watch_code(mfn);
-            if !cpu.tlb.sync_epoch() {
-                break version;
-            }
-        };
         let mut bytes = [0; index(PAGE_SIZE)];
-        let left = (bytes.len() - index(offset)).min(MAX_OPS * MAX_LEN);
+        let left = (bytes.len() - index(va % PAGE_SIZE)).min(MAX_OPS * MAX_LEN);
         let Some(code) = bytes.get_mut(..left) else { return Err(cpu.gp0()) };
-        cpu.memory.frames().copy_out(mfn, offset, code);
+        cpu.memory.frames().copy_out(fetch.mfn, va % PAGE_SIZE, code);
         let ops = decode_run(code, cpu);
         if ops.is_empty() {
             let lowered = crossing(cpu, va, code, privilege)?;
             return Ok(self.put_passing(lowered));
         }
         let len = ops.iter().map(|op| u64::from(op.len)).sum();
-        Ok(self.put(slot(key), Block { key, version, len, ops: ops.into_boxed_slice() }))
+        Ok(self.put(fetch.slot(va), Block { key: fetch.key(va), version, len, ops: ops.into_boxed_slice() }))
     }
 
     fn put(&mut self, slot: usize, block: Block) -> usize {
@@ -209,6 +250,20 @@ fn crossing(cpu: &mut Cpu, va: u64, first: &[u8], privilege: Privilege) -> Resul
 }
 
 impl Cpu {
+    /// Forgets the page that code was last fetched from.
+    #[inline]
+    pub(crate) const fn forget_fetch(&mut self) {
+        self.fetch = FetchPage::NONE;
+    }
+
+    /// Acts on changes of guest memory.
+    #[inline(always)]
+    pub(crate) fn sync_memory(&mut self) {
+        if self.tlb.sync_epoch() {
+            self.forget_fetch();
+        }
+    }
+
     /// The linear address of the next instruction.
     #[inline(always)]
     pub(crate) fn code_address(&self) -> u64 {

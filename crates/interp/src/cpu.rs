@@ -15,6 +15,7 @@ use x86::rflags;
 use x86::state::{Activity, Msrs, Pending};
 use x86::{CpuState, DescriptorTable, Exception, FpuState, Mode, Segment, SegmentIndex, VectorState};
 
+use crate::block::FetchPage;
 use crate::op::{Break, RIP};
 
 /// The register file has room for the zero slot and RIP, and a power of two so that an index needs no check.
@@ -39,6 +40,10 @@ pub(crate) struct Cpu {
     pub(crate) paging: PagingContext,
     pub(crate) paging_features: PagingFeatures,
 
+    /// The page that code was last fetched from.
+    pub(crate) fetch: FetchPage,
+    /// Whether instructions are executed one at a time; recomputed whenever events are looked at.
+    pub(crate) slow: bool,
     /// Operations of the current block that may still run; a write into decoded code cuts it to zero.
     pub(crate) budget: usize,
     /// Whether pending events must be looked at before the next block.
@@ -103,6 +108,8 @@ impl Cpu {
             bases: [0; 8],
             paging: PagingContext::new(s.cr0, s.cr3, s.cr4, 0, s.pdpte, &paging_features),
             paging_features,
+            fetch: FetchPage::NONE,
+            slow: false,
             budget: 0,
             look: true,
             step_suppressed: false,
@@ -203,6 +210,7 @@ impl Cpu {
 
     /// Recomputes everything derived, after a change of control registers, segments, CPL or RFLAGS.VM/AC.
     pub(crate) fn refresh(&mut self) {
+        self.forget_fetch();
         self.mode = self.current_mode();
         self.cpl = self.current_cpl();
         self.flat = self.mode == Mode::Long;
@@ -219,6 +227,7 @@ impl Cpu {
         let (cr0, cr3, cr4, efer) = (self.cr0, self.cr3, self.cr4, self.msrs.efer);
         self.paging = PagingContext::new(cr0, cr3, cr4, efer, self.pdpte, &self.paging_features);
         self.tlb.set_regime(&self.paging);
+        self.forget_fetch();
     }
 
     /// The part of [`Cpu::refresh`] that depends on RFLAGS.AC and the debug registers only.

@@ -75,7 +75,14 @@ impl InterpVcpu {
             cpu.admit(event);
         }
         match cpu.activity {
-            Activity::Running => None,
+            Activity::Running => {
+                cpu.slow = cpu.stepping();
+                if !cpu.slow {
+                    // Without breakpoints RF only shows in images that are pushed, one instruction later at most.
+                    cpu.flags &= !RF;
+                }
+                None
+            }
             // Whatever wakes it kicks; but look again at the next run in any case.
             idle => {
                 cpu.look = true;
@@ -91,12 +98,11 @@ impl InterpVcpu {
     /// Executes one block.
     #[inline]
     fn execute(&mut self) {
-        self.cpu.tlb.sync_epoch();
-        if self.cpu.stepping() {
+        let cpu = &mut self.cpu;
+        cpu.sync_memory();
+        if cpu.slow {
             return self.single_step();
         }
-        let cpu = &mut self.cpu;
-        cpu.flags &= !RF;
         let result = match self.blocks.at_rip(cpu) {
             Ok(block) if cpu.flat || cpu.code_limit_holds(block.len) => cpu.run_ops(block, block.ops.len()),
             Ok(block) => cpu.run_checked(block),

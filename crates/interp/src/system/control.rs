@@ -78,6 +78,7 @@ impl Cpu {
         self.cr3 = root;
         self.refresh_paging();
         self.tlb.switch_root(&self.paging, keep);
+        self.forget_fetch();
         Ok(())
     }
 
@@ -207,6 +208,7 @@ pub(crate) fn invlpg(cpu: &mut Cpu, op: &Op) -> Step {
     let va = Gva(cpu.offset_of(&op.mem).wrapping_add(base));
     if !cpu.flat || va.is_canonical() {
         cpu.tlb.invalidate_page(va);
+        cpu.forget_fetch();
     }
     Ok(())
 }
@@ -223,6 +225,7 @@ pub(crate) fn invpcid(cpu: &mut Cpu, op: &Op) -> Step {
     if kind > 3 || descriptor >> 12 != 0 || pcid_illegal || kind == 0 && !va.is_canonical() {
         return Err(cpu.gp0());
     }
+    cpu.forget_fetch();
     cpu.tlb.invpcid(match kind {
         0 => Invpcid::Address { pcid, va },
         1 => Invpcid::Single { pcid },

@@ -143,6 +143,7 @@ pub(crate) fn write(cpu: &mut Cpu, op: &Op) -> Step {
         7 => cpu.dr7 = value & 0xffff_2bff | dr7::FIXED,
         n => cpu.dr[n as usize % 4] = value,
     }
+    cpu.look = true;
     cpu.refresh_access();
     Ok(())
 }

@@ -173,6 +173,7 @@ fn load_into(cpu: &mut Cpu, code: u8, selector: u64) -> Step {
     cpu.load_segment(index, Selector(x86::bits::low16(selector)))?;
     // Interrupts and debug traps wait until the stack pointer is loaded too (SDM vol. 3, 6.8.3).
     cpu.pending.mov_ss_shadow = index == SegmentIndex::Ss;
+    cpu.look = true;
     Ok(())
 }
 

@@ -216,6 +216,7 @@ impl Cpu {
     fn commit_task(&mut self, target: &Descriptor, incoming: &Incoming, entry: Entry) {
         self.tr = Segment { attr: target.segment.attr | system::BUSY_BIT, ..target.segment };
         self.cr0 |= cr0::TS;
+        self.look = true;
         if let Some(cr3) = incoming.cr3 {
             self.load_cr3(cr3);
         }
