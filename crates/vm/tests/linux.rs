@@ -1,12 +1,13 @@
 //! A stock Debian kernel, from its first instruction to user space and power-off.
 //!
-//! The kernel is the one that `umbra` keeps in its cache (`umbra run` with no source fetches it). Where there is none
+//! The kernels are those that `umbra` keeps in its cache (`umbra run` with no source fetches one). Where there is none
 //! the test says so and passes. User space is one program of a few instructions, assembled here: it writes a line to
-//! the console and switches the machine off.
+//! the console, waits for one, and switches the machine off. While it waits, the whole machine is saved and goes on in
+//! another VM.
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::*;
 use iced_x86::code_asm::*;
@@ -29,7 +30,7 @@ fn cached_kernels() -> Vec<PathBuf> {
 
 const GREETING: &[u8] = b"greetings from user space\n";
 
-/// The program: write(1, GREETING), then reboot(POWER_OFF).
+/// The program: write(1, GREETING), read(0, the stack, 1), reboot(POWER_OFF).
 fn init_code(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let (mut text, mut over) = (a.create_label(), a.create_label());
     a.jmp(over)?;
@@ -40,6 +41,11 @@ fn init_code(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(edi, 1)?;
     a.lea(rsi, ptr(text))?;
     a.mov(edx, GREETING.len() as u32)?;
+    a.syscall()?;
+    a.xor(eax, eax)?;
+    a.xor(edi, edi)?;
+    a.lea(rsi, ptr(rsp - 64))?;
+    a.mov(edx, 1)?;
     a.syscall()?;
     a.mov(eax, 169)?;
     a.mov(edi, 0xfee1_dead_u32)?;
@@ -96,30 +102,50 @@ fn initramfs() -> Vec<u8> {
     archive
 }
 
+/// The kernel with our user space, about to be built, with a screen on COM1.
+fn debian(kernel: &Path) -> (Builder, Screen) {
+    let mut spec = spec();
+    spec.memory = "256M".parse().unwrap();
+    spec.boot.command_line = "console=ttyS0 panic=-1".into();
+    let screen = Screen::default();
+    let images = BootImages {
+        kernel: std::fs::read(kernel).unwrap(),
+        initrds: vec![Initrd { name: "initramfs".into(), bytes: initramfs() }],
+    };
+    let builder = Builder::new(&spec, images).serial(0, Box::new(screen.clone())).on_reset(OnReset::Stop);
+    (builder, screen)
+}
+
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
 #[test]
-fn debian_kernels_reach_user_space_and_power_off() {
+fn debian_kernels_reach_user_space_move_and_power_off() {
     let kernels = cached_kernels();
     if kernels.is_empty() {
         eprintln!("skipped: no Debian kernel in the cache; `umbra run` with no source fetches one");
     }
     for kernel in kernels {
-        let mut spec = spec();
-        spec.memory = "256M".parse().unwrap();
-        spec.boot.command_line = "console=ttyS0 panic=-1".into();
-        let screen = Screen::default();
-        let images = BootImages {
-            kernel: std::fs::read(&kernel).unwrap(),
-            initrds: vec![Initrd { name: "initramfs".into(), bytes: initramfs() }],
-        };
-        let builder = Builder::new(&spec, images).serial(0, Box::new(screen.clone()));
-        let vm = builder.on_reset(OnReset::Stop).build().unwrap().start().unwrap();
-        let end = vm.wait_timeout(PATIENCE * 5);
+        let (builder, screen) = debian(&kernel);
+        let vm = builder.build().unwrap().start().unwrap();
+        screen.wait_until(|bytes| has(bytes, b"greetings from user space"));
+        vm.pause().unwrap();
+        let (records, time) = (vm.save().unwrap(), vm.stats().guest_time_ns);
+        vm.stop();
         let text = screen.text();
-        assert!(matches!(end, Some(Stopped::PowerOff)), "{}: {end:?}\n{text}", kernel.display());
-        assert!(text.contains("greetings from user space"), "{text}");
         // Time is told, not measured.
         for measured in ["pit: ", "Fast TSC calibration", "APIC timer calibration"] {
             assert!(!text.contains(measured), "a calibration loop: {text}");
         }
+
+        let (builder, screen) = debian(&kernel);
+        let vm = builder.restore(&records).unwrap().start().unwrap();
+        assert!(vm.serial_input(0).unwrap().send(b"\n"));
+        let end = vm.wait_timeout(PATIENCE);
+        let text = screen.text();
+        assert!(matches!(end, Some(Stopped::PowerOff)), "{}: {end:?}\n{text}", kernel.display());
+        assert!(!text.contains("greetings") && text.contains("Power down"), "{text}");
+        assert!(vm.stats().guest_time_ns > time);
     }
 }

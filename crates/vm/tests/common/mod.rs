@@ -9,7 +9,7 @@ use iced_x86::code_asm::*;
 use vm::{BootImages, Builder, OnReset, SerialSink, Stopped, VmHandle};
 
 /// How long a test waits for a guest. Never a measure of speed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the guests' code starts: behind the Multiboot header.
 const BASE: u32 = 0x10_0000;
