@@ -349,12 +349,16 @@ impl GuestMemory {
         SavedP2m::new(self.ranges(), |gfn| self.entry(gfn).kind)
     }
 
-    /// Memory as it was saved, with contents of zeros.
+    /// Memory of this layout as it was saved, with contents of zeros. The layout comes from the machine's description, so
+    /// that a damaged record cannot ask for more than the machine was given.
     ///
     /// # Errors
-    /// As for [`GuestMemory::new`], and if the kinds do not cover the layout exactly.
-    pub fn restore(saved: &SavedP2m) -> Result<Self, MemoryError> {
-        let memory = Self::new(&saved.ranges())?;
+    /// As for [`GuestMemory::new`], and if the record is of another layout, or its kinds do not cover it exactly.
+    pub fn restore(saved: &SavedP2m, ranges: &[RamRange]) -> Result<Self, MemoryError> {
+        if saved.ranges() != ranges {
+            return Err(MemoryError::Damaged { problem: "it is of memory that is laid out differently" });
+        }
+        let memory = Self::new(ranges)?;
         for (gfn, kind) in saved.kinds(memory.layout.frames(), |slot| memory.layout.gfn(slot))? {
             memory.p2m.set_kind(gfn, kind);
         }

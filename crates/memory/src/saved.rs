@@ -85,7 +85,7 @@ mod tests {
     fn the_map_round_trips() {
         let before = memory();
         let saved = Record::encode(&before.save()).decode::<SavedP2m>().unwrap();
-        let after = GuestMemory::restore(&saved).unwrap();
+        let after = GuestMemory::restore(&saved, before.ranges()).unwrap();
         assert_eq!(after.ranges(), before.ranges());
         assert_eq!(after.save(), before.save());
         for gfn in (0..1300).map(Gfn) {
@@ -96,11 +96,14 @@ mod tests {
     #[test]
     fn maps_that_contradict_themselves_are_refused() {
         let good = memory().save();
+        let ranges = memory().ranges().to_vec();
         let short = SavedP2m { runs: good.runs[1..].to_vec(), ..good.clone() };
         let long = SavedP2m { runs: vec![(u64::MAX, FrameKind::Ram), (2, FrameKind::Ram)], ..good.clone() };
         let crossed = SavedP2m { ranges: vec![(Gfn(9), 1), (Gfn(0), 1059)], ..good };
-        assert!(matches!(GuestMemory::restore(&short), Err(MemoryError::Damaged { .. })));
-        assert!(matches!(GuestMemory::restore(&long), Err(MemoryError::Damaged { .. })));
-        assert!(matches!(GuestMemory::restore(&crossed), Err(MemoryError::Layout { .. })));
+        assert!(matches!(GuestMemory::restore(&short, &ranges), Err(MemoryError::Damaged { .. })));
+        assert!(matches!(GuestMemory::restore(&long, &ranges), Err(MemoryError::Damaged { .. })));
+        assert!(matches!(GuestMemory::restore(&crossed, &ranges), Err(MemoryError::Damaged { .. })));
+        let ranges = crossed.ranges();
+        assert!(matches!(GuestMemory::restore(&crossed, &ranges), Err(MemoryError::Layout { .. })));
     }
 }
