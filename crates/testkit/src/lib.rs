@@ -6,4 +6,5 @@
 #![allow(unsafe_code)]
 
 pub mod flat;
+pub mod fuzzing;
 pub mod oracle;

@@ -108,12 +108,8 @@ fn any(u: &mut Unstructured<'_>) -> Result<CpuState> {
         2 => Activity::Shutdown,
         _ => Activity::Running,
     };
-    let exception = Exception {
-        vector: u.arbitrary()?,
-        error: u.arbitrary()?,
-        cr2: u.arbitrary()?,
-        dr6: u.arbitrary()?,
-    };
+    let exception =
+        Exception { vector: u.arbitrary()?, error: u.arbitrary()?, cr2: u.arbitrary()?, dr6: u.arbitrary()? };
     s.pending = Pending {
         sti_shadow: flags & 16 != 0,
         mov_ss_shadow: flags & 32 != 0,

@@ -163,8 +163,10 @@ pub(super) fn cpuid(choice: u8) -> Arc<CpuidTable> {
 impl Guest {
     /// A guest with this processor and devices that answer with noise of this seed.
     pub(super) fn new(cpu: u8, seed: u64) -> Self {
-        let ranges =
-            [RamRange { base: Gfn(0), frames: LOW_FRAMES }, RamRange { base: HIGH_BASE, frames: HIGH_FRAMES }];
+        let ranges = [
+            RamRange { base: Gfn(0), frames: LOW_FRAMES },
+            RamRange { base: HIGH_BASE, frames: HIGH_FRAMES },
+        ];
         Self::with_memory(&ranges, cpu, seed)
     }
 
@@ -389,7 +391,9 @@ pub(super) fn address(u: &mut Unstructured<'_>) -> arbitrary::Result<u64> {
     ];
     Ok(match u.int_in_range(0..=4u8)? {
         0 => u.arbitrary()?,
-        1 => EDGES[u.choose_index(EDGES.len())?].wrapping_add(u64::from(u.arbitrary::<u8>()?)).wrapping_sub(8),
+        1 => {
+            EDGES[u.choose_index(EDGES.len())?].wrapping_add(u64::from(u.arbitrary::<u8>()?)).wrapping_sub(8)
+        }
         2 => u64::from(u.arbitrary::<u16>()?) << 12,
         3 => u64::from(u.arbitrary::<u32>()?) & 0x3_ffff,
         _ => u64::from(u.arbitrary::<u16>()?) << 8 | 0xffff_ff80_0000_0000,

@@ -77,7 +77,11 @@ fn roots(u: &mut Unstructured<'_>, s: &mut CpuState) -> Result<()> {
 }
 
 fn root(u: &mut Unstructured<'_>) -> Result<u64> {
-    Ok(if u.ratio(1, 8)? { u.arbitrary()? } else { u.int_in_range(0..=FRAMES)? << 12 | u64::from(u.arbitrary::<u8>()?) })
+    Ok(if u.ratio(1, 8)? {
+        u.arbitrary()?
+    } else {
+        u.int_in_range(0..=FRAMES)? << 12 | u64::from(u.arbitrary::<u8>()?)
+    })
 }
 
 /// An entry of some table: a frame that is there, or just behind, or anything.

@@ -1,0 +1,208 @@
+//! All chips on one board, wired as in a machine, with time that moves when told.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router};
+use chipset::acpi_pm::AcpiPm;
+use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, GuestBytes, InterruptFabric, TscTime, VcpuIndex};
+use chipset::control::{MachineControl, MachineEvent};
+use chipset::debug_exit::DebugExit;
+use chipset::fw_cfg::{FwCfg, FwCfgContents};
+use chipset::hpet::{Hpet, HpetWiring, LegacyRoute};
+use chipset::i8042::I8042;
+use chipset::irq_router::IrqRouter;
+use chipset::kvm_clock::{KvmClock, Moment, TscClock};
+use chipset::pci::Pci;
+use chipset::pit::Pit;
+use chipset::rtc::Rtc;
+use chipset::uart::{CharSink, Uart};
+use memory::{GuestMemory, RamRange};
+use state::Record;
+use x86::Gpa;
+
+pub(super) const VCPUS: u32 = 2;
+const COM1: u16 = 0x3f8;
+const UNIX_NS: u64 = 1_700_000_000_000_000_000;
+const TSC_KHZ: u64 = 2_000_000;
+
+/// What goes off when its time has come.
+type Due = Box<dyn Fn(GuestTime)>;
+
+/// The board.
+pub(super) struct Board {
+    pub(super) router: Router,
+    pub(super) regions: Vec<Region>,
+    pub(super) apics: Arc<InterruptFabric>,
+    pub(super) kvm_clock: Arc<Mutex<KvmClock>>,
+    pub(super) uart: Arc<Mutex<Uart>>,
+    pub(super) power: Arc<Mutex<AcpiPm>>,
+    pub(super) spare: Arc<dyn bus::IrqLine>,
+    pub(super) memory: Arc<GuestMemory>,
+    clock: ManualClock,
+    alarms: Vec<(ManualClock, Due)>,
+    requests: Requests,
+}
+
+/// A mutex whatever happened to it.
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Clone, Default)]
+struct Requests(Arc<Mutex<Vec<MachineEvent>>>);
+
+impl MachineControl for Requests {
+    fn request(&self, event: MachineEvent) {
+        lock(&self.0).push(event);
+    }
+}
+
+/// A counter of two ticks a nanosecond.
+struct Tsc(ManualClock);
+
+impl TscTime for Tsc {
+    fn time_of_tsc(&self, _: VcpuIndex, tsc: u64) -> GuestTime {
+        GuestTime(tsc.div_ceil(2))
+    }
+}
+
+impl TscClock for Tsc {
+    fn moment(&self) -> Moment {
+        let time = self.0.now();
+        Moment { tsc: time.0.wrapping_mul(2), time }
+    }
+}
+
+struct Bytes(Arc<GuestMemory>);
+
+impl GuestBytes for Bytes {
+    fn read_byte(&self, gpa: Gpa) -> Option<u8> {
+        self.0.read_word(gpa).ok()
+    }
+    fn write_byte(&self, gpa: Gpa, value: u8) -> bool {
+        self.0.write_word(gpa, value).is_ok()
+    }
+}
+
+struct Sink;
+
+impl CharSink for Sink {
+    fn send(&mut self, _: &[u8]) {}
+}
+
+/// A board under construction.
+struct Build {
+    router: Router,
+    regions: Vec<Region>,
+    alarms: Vec<(ManualClock, Due)>,
+}
+
+impl Build {
+    fn plug<D: Device + 'static>(&mut self, chip: D) -> Arc<Mutex<D>> {
+        self.regions.extend(chip.regions());
+        let chip = Arc::new(Mutex::new(chip));
+        self.router.plug(chip.clone()).expect("chips do not overlap");
+        chip
+    }
+
+    fn timed<D: Device + 'static>(&mut self, make: impl FnOnce(Arc<dyn Alarm>) -> D) -> Arc<Mutex<D>> {
+        let alarm = ManualClock::default();
+        let chip = self.plug(make(Arc::new(alarm.clone())));
+        let due = chip.clone();
+        self.alarms.push((alarm, Box::new(move |now| lock(&due).advance(now))));
+        chip
+    }
+}
+
+impl Board {
+    /// A board in the power-on state at time `now`.
+    pub(super) fn new(now: GuestTime) -> Self {
+        let memory = Arc::new(GuestMemory::new(&[RamRange::from_bytes(Gpa(0), 0x10000)]).expect("64 KiB"));
+        let clock = ManualClock::default();
+        clock.step(now.0);
+        let requests = Requests::default();
+        let control: Arc<dyn MachineControl> = Arc::new(requests.clone());
+        let time: Arc<dyn Clock> = Arc::new(clock.clone());
+        let mut build = Build { router: Router::default(), regions: Vec::new(), alarms: Vec::new() };
+
+        let timers: Vec<ManualClock> = (0..VCPUS).map(|_| ManualClock::default()).collect();
+        let apics = InterruptFabric::new(FabricSetup {
+            features: ApicFeatures { x2apic: true, tsc_deadline: true },
+            clock: time.clone(),
+            alarms: timers.iter().map(|alarm| Arc::new(alarm.clone()) as Arc<dyn Alarm>).collect(),
+            tsc: Arc::new(Tsc(clock.clone())),
+            memory: Arc::new(Bytes(memory.clone())),
+            wake: Box::new(|_| {}),
+        });
+        for (vcpu, alarm) in (0..).map(VcpuIndex).zip(timers) {
+            let due = apics.clone();
+            build.alarms.push((alarm, Box::new(move |now| due.advance(vcpu, now))));
+        }
+        let irqs = IrqRouter::new(&apics);
+        build.plug(ApicDevice::new(apics.clone()));
+        build.plug(irqs.pic());
+        build.plug(irqs.ioapic());
+        let [irq0, irq8] = [0, 8].map(|irq| LegacyRoute::new(irqs.isa_line(irq)));
+        build.timed(|alarm| Pit::new(time.clone(), alarm, irq0.chip_line()));
+        build.timed(|alarm| Rtc::new(UNIX_NS, time.clone(), alarm, irq8.chip_line()));
+        let inputs = (20..24).map(|gsi| (gsi, irqs.line(gsi))).collect();
+        build.timed(|alarm| Hpet::new(time.clone(), alarm, HpetWiring { irq0, irq8, inputs }));
+        let power = build.timed(|alarm| AcpiPm::new(time.clone(), alarm, irqs.isa_line(9), control.clone()));
+        let uart =
+            build.timed(|alarm| Uart::new(COM1, Box::new(Sink), irqs.isa_line(4), time.clone(), alarm));
+        let tsc = Arc::new(Tsc(clock.clone()));
+        let kvm_clock = build.plug(KvmClock::new(VCPUS as usize, TSC_KHZ, UNIX_NS, memory.clone(), tsc));
+        build.plug(I8042::new(irqs.isa_line(1), control.clone()));
+        build.plug(Pci::new(control.clone()));
+        let files = vec![("etc/a".to_owned(), vec![1; 40]), ("b".repeat(70), Vec::new())];
+        build.plug(FwCfg::new(FwCfgContents { cpus: 2, max_cpus: 2, ram_bytes: 1 << 40, files }));
+        build.plug(DebugExit::new(control));
+        let spare = irqs.line(17);
+        let Build { router, regions, alarms } = build;
+        Self { router, regions, apics, kvm_clock, uart, power, spare, memory, clock, alarms, requests }
+    }
+
+    /// The time.
+    pub(super) fn now(&self) -> GuestTime {
+        self.clock.now()
+    }
+
+    /// Time passes, up to its end, and what is due goes off.
+    pub(super) fn wait(&self, ns: u64) {
+        self.clock.step(ns.min(u64::MAX - self.now().0));
+        // A chip may set its alarm to a time that has passed, and is then called again; not for ever.
+        for _ in 0..3 {
+            for (alarm, due) in &self.alarms {
+                if alarm.alarm().is_some_and(|at| at <= self.now()) {
+                    alarm.set(None);
+                    due(self.now());
+                }
+            }
+        }
+    }
+
+    /// Requests to the machine since the last call.
+    pub(super) fn requests(&self) -> usize {
+        std::mem::take(&mut *lock(&self.requests.0)).len()
+    }
+
+    /// Every chip's state.
+    pub(super) fn save(&self) -> Vec<Record> {
+        self.router.devices().iter().map(|device| lock(device).save()).collect()
+    }
+
+    /// All chips stop, or go on.
+    pub(super) fn pause(&self) {
+        self.router.devices().iter().for_each(|device| lock(device).pause());
+    }
+
+    /// All chips go on.
+    pub(super) fn resume(&self) {
+        self.router.devices().iter().rev().for_each(|device| lock(device).resume());
+    }
+
+    /// All chips in the power-on state.
+    pub(super) fn reset(&self) {
+        self.router.devices().iter().for_each(|device| lock(device).reset());
+    }
+}
