@@ -61,13 +61,19 @@ impl Cpu {
             msr::MTRR_PHYSBASE0..=msr::MTRR_PHYSMASK7 => {
                 m.mtrr_variable.get((index - msr::MTRR_PHYSBASE0) as usize).copied().unwrap_or(0)
             }
-            msr::IA32_MCG_CAP | msr::IA32_PLATFORM_ID | msr::IA32_FEATURE_CONTROL => 0,
+            msr::IA32_MCG_CAP | msr::IA32_PLATFORM_ID => 0,
+            // Locked with nothing enabled, as firmware leaves it on a processor without VMX and SGX.
+            msr::IA32_FEATURE_CONTROL => 1,
             msr::IA32_BIOS_SIGN_ID => 0xffff_ffff << 32,
             msr::IA32_MCG_STATUS => m.mcg_status,
             msr::IA32_XSS => m.xss,
             _ => match fixed_mtrr(index) {
                 Some(at) => m.mtrr_fixed.get(at).copied().unwrap_or(0),
                 None => match self.platform.read_msr(self.id, index) {
+                    // The platform counts in the TSC before IA32_TSC_ADJUST. Zero means disarmed.
+                    MsrAccess::Done(value) if index == msr::IA32_TSC_DEADLINE && value != 0 => {
+                        value.wrapping_add(self.msrs.tsc_adjust)
+                    }
                     MsrAccess::Done(value) => value,
                     MsrAccess::Fault | MsrAccess::Unknown => return Err(self.gp0()),
                 },
@@ -123,6 +129,10 @@ impl Cpu {
 
     fn write_platform_msr(&mut self, index: u32, value: u64) -> Step {
         self.look = true;
+        let value = match (index, value) {
+            (msr::IA32_TSC_DEADLINE, 1..) => value.wrapping_sub(self.msrs.tsc_adjust).max(1),
+            _ => value,
+        };
         match self.platform.write_msr(self.id, index, value) {
             MsrAccess::Done(()) => Ok(()),
             MsrAccess::Fault | MsrAccess::Unknown => Err(self.gp0()),
