@@ -165,15 +165,19 @@ impl Cpu {
         align: u64,
         write: bool,
     ) -> Result<(), Break> {
-        if self.flat {
-            let last = va.wrapping_add(size - 1);
-            if !Gva(va).is_canonical() || !Gva(last).is_canonical() {
-                return Err(self.segment_fault(seg));
-            }
-        }
+        self.check_canonical(seg, va, size)?;
         if self.careful {
             self.check_alignment(va, align)?;
             self.note_breakpoints(va, size, write);
+        }
+        Ok(())
+    }
+
+    /// #GP(0) or #SS(0) unless the whole operand has canonical addresses.
+    pub(crate) fn check_canonical(&mut self, seg: u8, va: u64, size: u64) -> Result<(), Break> {
+        let last = va.wrapping_add(size - 1);
+        if self.flat && !(Gva(va).is_canonical() && Gva(last).is_canonical()) {
+            return Err(self.segment_fault(seg));
         }
         Ok(())
     }
@@ -577,9 +581,7 @@ impl Cpu {
 /// The place `bytes` further on within the same page.
 fn step(place: Place, bytes: u64) -> Place {
     match place {
-        Place::Frame { mfn, offset, gfn, note } => {
-            Place::Frame { mfn, offset: offset + bytes, gfn, note }
-        }
+        Place::Frame { mfn, offset, gfn, note } => Place::Frame { mfn, offset: offset + bytes, gfn, note },
         Place::Device(gpa) => Place::Device(gpa + bytes),
         Place::Nowhere => Place::Nowhere,
     }

@@ -81,7 +81,8 @@ impl Environment for Cpu {
     }
 
     fn check_alignment(&mut self, seg: u8, offset: u64, align: u64) -> Result<(), Break> {
-        let va = Cpu::linear(self, seg, offset, align, true)?;
+        let va = Cpu::linear(self, seg, offset, align, false)?;
+        self.check_canonical(seg, va, align)?;
         Cpu::check_alignment(self, va, align)
     }
 

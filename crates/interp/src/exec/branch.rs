@@ -13,6 +13,9 @@ use crate::op::{Break, Op, Step};
 use crate::operand::{Source, SrcAny};
 use crate::width::Width;
 
+/// The stack pointer.
+const RSP: u8 = 4;
+
 /// Whether condition code `CC` (0 to 15, as in the opcode) holds.
 #[inline(always)]
 pub(crate) fn condition<const CC: u8>(flags: u64) -> bool {
@@ -79,9 +82,16 @@ pub(crate) fn call<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 /// CALL r/m.
 pub(crate) fn call_indirect<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let target = SrcAny::get::<W>(cpu, op)?;
-    let target = cpu.near_target(target, op.size)?;
+    let stack = cpu.reg(RSP);
+    // In this order, as processors do: a fault of the stack comes before a bad target.
     cpu.push::<W>(cpu.rip())?;
-    cpu.set_rip(target);
+    match cpu.near_target(target, op.size) {
+        Ok(target) => cpu.set_rip(target),
+        Err(fault) => {
+            *cpu.reg_mut(RSP) = stack;
+            return Err(fault);
+        }
+    }
     Ok(())
 }
 

@@ -63,13 +63,14 @@ pub(crate) trait Environment {
 
     /// The offset that a memory operand names, cut to the address size.
     fn offset(&self, mem: &Mem) -> u64;
-    /// The linear address of `size` bytes at an offset of a segment, checked as segmentation does.
+    /// The linear address of `size` bytes at an offset of a segment, checked as segmentation does; not for being
+    /// canonical.
     fn linear(&mut self, seg: u8, offset: u64, size: u64, write: bool) -> Result<u64, Self::Break>;
     /// Reads at most a page. `align` is what #AC demands, where alignment is checked (SDM vol. 3, table 6-7).
     fn load(&mut self, seg: u8, offset: u64, align: u64, buffer: &mut [u8]) -> Result<(), Self::Break>;
     /// Writes at most a page.
     fn store(&mut self, seg: u8, offset: u64, align: u64, bytes: &[u8]) -> Result<(), Self::Break>;
-    /// #AC for a misaligned offset of a segment, where alignment is checked.
+    /// #GP or #SS for an address that is not canonical, then #AC for a misaligned one where alignment is checked.
     fn check_alignment(&mut self, seg: u8, offset: u64, align: u64) -> Result<(), Self::Break>;
     /// Makes sure that a [`store`](Environment::store) of `size` bytes cannot fault.
     fn probe_write(&mut self, seg: u8, offset: u64, align: u64, size: u64) -> Result<(), Self::Break>;

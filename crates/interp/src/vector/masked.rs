@@ -93,19 +93,17 @@ impl Masked {
             }
             Kind::MmxStoreAtRdi { seg, cut } => {
                 let (mask, data) = (quad(self.mask), quad(self.data));
-                mmx::set_top(env.units().fpu, 0);
-                self.check(env, &at_rdi(seg, cut))?;
-                self.store(env, &at_rdi(seg, cut), &mask, &data)?;
                 mmx::enter(env.units().fpu);
-                Ok(())
+                self.check(env, &at_rdi(seg, cut))?;
+                self.store(env, &at_rdi(seg, cut), &mask, &data)
             }
         }
     }
 
-    /// Alignment checks look at the whole operand, whatever the mask.
+    /// Alignment checks look at 8 bytes, whatever the mask.
     fn check<E: Environment>(&self, env: &mut E, mem: &Mem) -> Result<(), E::Break> {
         let offset = env.offset(mem);
-        env.check_alignment(mem.seg, offset, u64::from(self.bytes))
+        env.check_alignment(mem.seg, offset, 8)
     }
 
     fn load<E: Environment>(&self, env: &mut E, mem: &Mem, mask: &[[u8; 16]; 2]) -> Result<(), E::Break> {

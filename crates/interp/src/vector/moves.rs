@@ -98,7 +98,12 @@ impl Move {
                 check_alignment(env, mem, guard.alignment(), bytes, false)?;
                 let mut buffer = [[0; 16]; 2];
                 let offset = env.offset(mem);
-                env.load(mem.seg, offset, guard.checked_alignment(), &mut buffer.as_flattened_mut()[..bytes])?;
+                env.load(
+                    mem.seg,
+                    offset,
+                    guard.checked_alignment(),
+                    &mut buffer.as_flattened_mut()[..bytes],
+                )?;
                 buffer.map(u128::from_le_bytes)
             }
             End::Vector(n) => {

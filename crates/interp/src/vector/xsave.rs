@@ -129,51 +129,55 @@ fn save<E: Environment>(
     let offset = env.offset(mem);
     let at = |bytes: usize| offset.wrapping_add(bytes as u64) << mem.cut >> mem.cut;
     let registers = registers(env);
-    let end = if requested & xcr0::AVX != 0 { AVX_AT + registers * 16 } else { AVX_AT };
-    env.probe_write(mem.seg, offset, 1, end as u64)?;
-
-    let mut region = [0; REGION];
-    let mut upper = [0; 256];
+    let mut area = [0; AVX_AT + 256];
     let units = env.units();
     let mut used = in_use(units.fpu, units.vector, registers);
     if kind != Save::All && units.vector.mxcsr != MXCSR_DEFAULT {
         // 13.9 and 13.10: a changed MXCSR makes the SSE component one to be saved.
         used |= xcr0::SSE;
     }
-    fxsave::put_x87(&mut region, units.fpu, wide);
-    fxsave::put_mxcsr(&mut region, units.vector);
-    fxsave::put_xmm(&mut region, units.vector, registers);
-    for (place, ymm) in upper.chunks_exact_mut(16).zip(&units.vector.ymm) {
+    if let Some(region) = area.first_chunk_mut() {
+        fxsave::put_x87(region, units.fpu, wide);
+        fxsave::put_mxcsr(region, units.vector);
+        fxsave::put_xmm(region, units.vector, registers);
+    }
+    for (place, ymm) in area[AVX_AT..].chunks_exact_mut(16).zip(&units.vector.ymm) {
         place.copy_from_slice(&ymm[1].to_le_bytes());
     }
-
-    let saved = if kind == Save::All { requested } else { requested & used };
-    if saved & xcr0::X87 != 0 {
-        env.store(mem.seg, offset, 1, &region[..MXCSR_AT])?;
-        env.store(mem.seg, at(32), 1, &region[32..160])?;
-    }
-    let mxcsr = match kind {
-        Save::Compacted => saved & xcr0::SSE != 0,
-        _ => requested & (xcr0::SSE | xcr0::AVX) != 0,
-    };
-    if mxcsr {
-        env.store(mem.seg, at(MXCSR_AT), 1, &region[MXCSR_AT..32])?;
-    }
-    if saved & xcr0::SSE != 0 {
-        env.store(mem.seg, at(160), 1, &region[160..fxsave::xmm_end(registers)])?;
-    }
-    if saved & xcr0::AVX != 0 {
-        env.store(mem.seg, at(AVX_AT), 1, &upper[..registers * 16])?;
-    }
+    let mut header = HEADER_AT..HEADER_AT + 8;
+    let mut in_use = requested & used;
     if kind == Save::Compacted {
-        let header = [requested & used, requested | COMPACTED].map(u64::to_le_bytes);
-        env.store(mem.seg, at(HEADER_AT), 1, header.as_flattened())
+        header.end += 8;
+        area[HEADER_AT + 8..HEADER_AT + 16].copy_from_slice(&(requested | COMPACTED).to_le_bytes());
     } else {
         let mut old = [0; 8];
         env.load(mem.seg, at(HEADER_AT), 1, &mut old)?;
-        let header = u64::from_le_bytes(old) & !requested | requested & used;
-        env.store(mem.seg, at(HEADER_AT), 1, &header.to_le_bytes())
+        in_use |= u64::from_le_bytes(old) & !requested;
     }
+    area[HEADER_AT..HEADER_AT + 8].copy_from_slice(&in_use.to_le_bytes());
+
+    let saved = if kind == Save::All { requested } else { requested & used };
+    let mxcsr = match kind {
+        Save::Compacted => saved & xcr0::SSE,
+        _ => requested & (xcr0::SSE | xcr0::AVX),
+    };
+    // What is not part of a saved component is not touched.
+    let parts = [
+        (saved & xcr0::X87, 0..MXCSR_AT),
+        (mxcsr, MXCSR_AT..32),
+        (saved & xcr0::X87, 32..160),
+        (saved & xcr0::SSE, 160..fxsave::xmm_end(registers)),
+        (1, header),
+        (saved & xcr0::AVX, AVX_AT..AVX_AT + registers * 16),
+    ];
+    let parts = parts.into_iter().filter(|(wanted, _)| *wanted != 0);
+    for (_, part) in parts.clone() {
+        env.probe_write(mem.seg, at(part.start), 1, part.len() as u64)?;
+    }
+    for (_, part) in parts {
+        env.store(mem.seg, at(part.start), 1, &area[part])?;
+    }
+    Ok(())
 }
 
 /// The header as XRSTOR wants it; `None` is #GP (SDM vol. 1, 13.8).
@@ -197,6 +201,8 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
     let offset = env.offset(mem);
     let at = |bytes: usize| offset.wrapping_add(bytes as u64) << mem.cut >> mem.cut;
     let registers = registers(env);
+    let mut region = [0; REGION];
+    env.load(mem.seg, offset, 1, &mut region)?;
     let mut header = [0; HEADER];
     env.load(mem.seg, at(HEADER_AT), 1, &mut header)?;
     let compaction = env.has(Feature::Xsavec);
@@ -204,9 +210,7 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
         return Err(env.raise(Exception::gp(0)));
     };
     let loaded = requested & xstate;
-    let mut region = [0; REGION];
     let mut upper = [0; 256];
-    env.load(mem.seg, offset, 1, &mut region)?;
     if loaded & xcr0::AVX != 0 {
         env.load(mem.seg, at(AVX_AT), 1, &mut upper[..registers * 16])?;
     }

@@ -20,10 +20,12 @@ use x86::{CpuState, DescriptorTable, Gfn, Gpa, Segment, SegmentIndex, Selector};
 use super::build::World;
 use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, INT3, Input, Output, WRITABLE_BYTES};
 
-/// Guest-physical layout. The first 2 MiB are mapped one to one for the supervisor.
+/// Guest-physical layout. The supervisor has the first 2 MiB at [`SYSTEM`], where no user address is.
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
+const SYSTEM_PDPT: u64 = 0x6000;
+const SYSTEM_PD: u64 = 0x7000;
 const CODE_PT: u64 = 0x4000;
 const DATA_PT: u64 = 0x5000;
 const GDT: u64 = 0x8000;
@@ -36,6 +38,8 @@ const CODE_GPA: u64 = 0x10_0000;
 const DATA_GPA: u64 = 0x11_0000;
 const RAM: u64 = 0x20_0000;
 
+/// Where the supervisor's memory is mapped: the last 2 GiB.
+const SYSTEM: u64 = 0xffff_ffff_8000_0000;
 const HLT: u8 = 0xf4;
 /// As Linux numbers them, so that they read the same.
 const KERNEL_CS: u16 = 0x10;
@@ -136,7 +140,9 @@ impl Guest {
         let table = PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
         word(PML4, PDPT | table);
         word(PDPT, PD | table);
-        word(PD, PRESENT | WRITABLE | LARGE | ACCESSED_DIRTY);
+        word(PML4 + 8 * 511, SYSTEM_PDPT | table);
+        word(SYSTEM_PDPT + 8 * 510, SYSTEM_PD | table);
+        word(SYSTEM_PD, PRESENT | WRITABLE | LARGE | ACCESSED_DIRTY);
         word(PD + 8 * (CODE >> 21), CODE_PT | table);
         word(PD + 8 * (DATA >> 21), DATA_PT | table);
         for page in 0..CODE_BYTES as u64 >> 12 {
@@ -150,15 +156,21 @@ impl Guest {
         word(GDT + u64::from(KERNEL_CS), 0x00af_9b00_0000_ffff);
         word(GDT + u64::from(USER_DS & !7), 0x00cf_f300_0000_ffff);
         word(GDT + u64::from(USER_CS & !7), 0x00af_fb00_0000_ffff);
-        word(GDT + u64::from(TSS_SELECTOR), 0x0000_8b00_0000_0067 | TSS << 16);
-        word(TSS + 4, STACK);
+        let tss = SYSTEM + TSS;
+        let low = 0x0000_8b00_0000_0067 | (tss & 0xff_ffff) << 16 | (tss >> 24 & 0xff) << 56;
+        word(GDT + u64::from(TSS_SELECTOR), low);
+        word(GDT + u64::from(TSS_SELECTOR) + 8, tss >> 32);
+        word(TSS + 4, SYSTEM + STACK);
         // No I/O permission bitmap: it begins beyond the limit.
         word(TSS + 0x64, 0x68 << 16);
         for vector in 0..32 {
             // Breakpoints are the way out of user mode.
             let dpl: u64 = if vector == 3 { 3 } else { 0 };
             let handler = HANDLERS + vector * HANDLER_BYTES;
-            word(IDT + 16 * vector, handler | u64::from(KERNEL_CS) << 16 | (0x8e00 | dpl << 13) << 32);
+            let target = SYSTEM + handler;
+            let low = target & 0xffff | (target & 0xffff_0000) << 32;
+            word(IDT + 16 * vector, low | u64::from(KERNEL_CS) << 16 | (0x8e00 | dpl << 13) << 32);
+            word(IDT + 16 * vector + 8, target >> 32);
             self.put(handler, &[HLT]);
         }
         self.put(CODE_GPA, &[INT3; CODE_BYTES]);
@@ -220,7 +232,7 @@ impl Guest {
 
     fn collect(&mut self, output: &mut Output) -> Result<(), Lost> {
         let state = self.vcpu.state();
-        let handler = state.rip.wrapping_sub(HANDLERS + 1);
+        let handler = state.rip.wrapping_sub(SYSTEM + HANDLERS + 1);
         if state.cpl() != 0 || !handler.is_multiple_of(HANDLER_BYTES) || handler / HANDLER_BYTES >= 32 {
             return Err(Lost::Astray);
         }
@@ -228,7 +240,7 @@ impl Guest {
         let has_error = matches!(vector, 8 | 10..=14 | 17);
         let mut frame = [[0; 8]; 6];
         let start = if has_error { 0 } else { 1 };
-        let _ = self.memory.read(Gpa(state.gpr[4]), frame[start..].as_flattened_mut());
+        let _ = self.memory.read(Gpa(state.gpr[4].wrapping_sub(SYSTEM)), frame[start..].as_flattened_mut());
         let [error, rip, _, flags, rsp, _] = frame.map(u64::from_le_bytes);
         let r = &mut output.registers;
         r.gpr = state.gpr;
@@ -256,8 +268,8 @@ fn template(world: &World) -> CpuState {
     s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PGE;
     s.msrs.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
     s.xcr0 = 7;
-    s.gdtr = DescriptorTable { base: GDT, limit: TSS_SELECTOR + 15 };
-    s.idtr = DescriptorTable { base: IDT, limit: 32 * 16 - 1 };
+    s.gdtr = DescriptorTable { base: SYSTEM + GDT, limit: TSS_SELECTOR + 15 };
+    s.idtr = DescriptorTable { base: SYSTEM + IDT, limit: 32 * 16 - 1 };
     let user = attr::P | attr::S | attr::ACCESSED | 3 << attr::DPL_SHIFT;
     let flat = |selector, attr| Segment { selector: Selector(selector), base: 0, limit: u32::MAX, attr };
     s.seg = [Segment::null(Selector(0)); 6];
@@ -267,7 +279,7 @@ fn template(world: &World) -> CpuState {
     s.seg[SegmentIndex::Gs as usize].base = world.gs_base;
     s.tr = Segment {
         selector: Selector(TSS_SELECTOR),
-        base: TSS,
+        base: SYSTEM + TSS,
         limit: 0x67,
         attr: attr::P | x86::descriptor::system::TSS_BUSY,
     };
