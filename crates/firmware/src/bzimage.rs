@@ -14,6 +14,8 @@ const PROTOCOL_64: u16 = 0x020c;
 /// The 64-bit entry point relative to the loaded code.
 const ENTRY_64: u64 = 0x200;
 const SECTOR: u64 = 512;
+/// The unit of SYSSIZE.
+const PARAGRAPH: u64 = 16;
 /// What SETUP_SECTS means when it is zero.
 const DEFAULT_SETUP_SECTS: u64 = 4;
 
@@ -127,14 +129,17 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The protected-mode part of `file`, as long as the header says.
+/// The protected-mode part of `file`, as long as the header says. That counts paragraphs of 16 bytes, the last of which
+/// some linkers leave incomplete.
 fn code_of(file: &[u8], setup_sects: u8, syssize: u32) -> Result<&[u8], LoadError> {
     let sectors = if setup_sects == 0 { DEFAULT_SETUP_SECTS } else { u64::from(setup_sects) };
     let start = (sectors + 1) * SECTOR;
-    let len = u64::from(syssize) * 16;
+    let len = u64::from(syssize) * PARAGRAPH;
     if len <= ENTRY_64 {
         return Err(LoadError::Malformed { what: "its code ends before its entry point" });
     }
+    let have = (file.len() as u64).saturating_sub(start);
+    let len = if have < len && have.next_multiple_of(PARAGRAPH) == len { have } else { len };
     slice_at(file, start, len)
         .ok_or(LoadError::Truncated { expected: start + len, actual: file.len() as u64 })
 }
