@@ -8,3 +8,4 @@
 pub mod flat;
 pub mod fuzzing;
 pub mod oracle;
+pub mod system;

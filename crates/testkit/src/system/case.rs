@@ -122,7 +122,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Case>, Mistake> {
     let mut block: Option<Block<'_>> = None;
     for (number, raw) in (1..).zip(text.lines()) {
         let line = raw.trim();
-        if line.is_empty() || line.starts_with('#') && !line.starts_with("#[") {
+        if line.is_empty() || line.starts_with('#') {
             continue;
         }
         if let Some(name) = line.strip_prefix("== ") {

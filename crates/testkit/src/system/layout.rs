@@ -336,9 +336,12 @@ pub(super) fn state(preset: Preset, cpuid: &CpuidTable) -> CpuState {
     s.cr0 = cr0::ET | cr0::NE | cr0::MP | cr0::AM;
     s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT;
     s.cr3 = preset.root();
-    s.rip = CODE;
     s.gdtr = DescriptorTable { base: GDT, limit: GDT_LIMIT as u16 };
-    let (idt, limit) = if preset.is_long() { (IDT64, 0xfff) } else { (IDT32, 0x7ff) };
+    let (idt, limit) = match preset {
+        Preset::Real => (0, 0x3ff),
+        _ if preset.is_long() => (IDT64, 0xfff),
+        _ => (IDT32, 0x7ff),
+    };
     s.idtr = DescriptorTable { base: idt, limit };
     s.gpr[gpr::RSP] = if preset.cpl() == 3 { USTACK } else { STACK };
     let (star_user, star_kernel) = (sel::UCODE32, sel::KCODE64);
@@ -396,7 +399,6 @@ fn segments(s: &mut CpuState, preset: Preset) {
         s.seg[SegmentIndex::Cs as usize] = at(CODE);
         // The stack's offset is its address.
         s.seg[SegmentIndex::Ss as usize] = at(0);
-        s.rip = 0;
         return;
     }
     let cpl = preset.cpl();

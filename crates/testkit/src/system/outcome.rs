@@ -4,11 +4,11 @@ use std::fmt;
 
 use engine::Exit;
 use memory::GuestMemory;
+use mmu::{PagingContext, PagingFeatures};
 use x86::descriptor::system;
 use x86::exception::vector;
-use x86::paging::PagingMode;
 use x86::rflags::VM;
-use x86::{CpuState, Gpa, Mode, Segment, Selector};
+use x86::{CpuState, Gpa, Gva, Mode, Segment, Selector};
 
 use super::case::{Outcome, has_error_code, vector_name};
 use super::layout::{HANDLER_BYTES, HANDLERS};
@@ -61,7 +61,7 @@ pub(super) enum Stop {
 
 impl Stop {
     /// Reads off a stopped vCPU.
-    pub(super) fn of(exit: Exit, state: &CpuState, memory: &GuestMemory) -> Self {
+    pub(super) fn of(exit: Exit, state: &CpuState, memory: &GuestMemory, features: &PagingFeatures) -> Self {
         match exit {
             Exit::Halted => {}
             Exit::Shutdown => return Self::Shutdown,
@@ -74,7 +74,7 @@ impl Stop {
         // HLT in virtual-8086 mode does not stop, so this is a handler of the IVT or the IDT.
         match u8::try_from(vector) {
             Ok(vector) if offset.is_multiple_of(HANDLER_BYTES) => {
-                let frame = |coded| Reader::new(state, memory, vector).frame(coded);
+                let frame = |coded| Reader::new(state, memory, features, vector).frame(coded);
                 Self::Handler { vector, bare: frame(false), coded: frame(true) }
             }
             _ => Self::Halted(at),
@@ -141,13 +141,14 @@ impl fmt::Display for Stop {
 struct Reader<'a> {
     state: &'a CpuState,
     memory: &'a GuestMemory,
+    features: &'a PagingFeatures,
     /// Bytes of a word.
     width: u64,
     at: u64,
 }
 
 impl<'a> Reader<'a> {
-    fn new(state: &'a CpuState, memory: &'a GuestMemory, vector: u8) -> Self {
+    fn new(state: &'a CpuState, memory: &'a GuestMemory, features: &'a PagingFeatures, vector: u8) -> Self {
         let long = state.long_mode_active();
         let ss = state.ss();
         let (base, mask) = match state.mode() {
@@ -156,7 +157,7 @@ impl<'a> Reader<'a> {
             _ if ss.big() => (ss.base, 0xffff_ffff),
             _ => (ss.base, 0xffff),
         };
-        let mut reader = Self { state, memory, width: 8, at: base + (state.gpr[4] & mask) };
+        let mut reader = Self { state, memory, features, width: 8, at: base + (state.gpr[4] & mask) };
         reader.width = match state.mode() {
             _ if long => 8,
             Mode::Real => 2,
@@ -171,11 +172,8 @@ impl<'a> Reader<'a> {
 
     /// A word at a linear address; zero where nothing is mapped.
     fn load(&self, va: u64, bytes: u64) -> u64 {
-        let s = self.state;
-        let features = mmu_features();
-        let _ = PagingMode::of(s.cr0, s.cr4, s.msrs.efer);
-        let context = mmu::PagingContext::of(s, &features);
-        let gpa = mmu::probe(self.memory, &context, x86::Gva(va)).unwrap_or(Gpa(va));
+        let context = PagingContext::of(self.state, self.features);
+        let gpa = mmu::probe(self.memory, &context, Gva(va)).unwrap_or(Gpa(va));
         let mut buffer = [0; 8];
         let part = &mut buffer[..bytes as usize];
         let _ = self.memory.read(gpa, part);
