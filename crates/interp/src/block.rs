@@ -227,10 +227,19 @@ fn lower_decoded(insn: &Instruction, bytes: &[u8], error: DecoderError, cpu: &Cp
             let bytes = bytes.get(..insn.len()).unwrap_or(bytes);
             lower::lower(insn, bytes, cpu.cpuid.features())
         }
-        // Fifteen bytes were there and were not enough.
-        DecoderError::NoMoreBytes => lower::raising(lower::too_long, 1),
+        _ if runs_on(bytes, cpu) => lower::raising(lower::too_long, 1),
         _ => lower::raising(lower::undefined, 1),
     }
+}
+
+/// Whether bytes that are no instruction are the beginning of one that is too long: one byte less than the most there
+/// can be is not enough for the decoder to tell.
+fn runs_on(bytes: &[u8], cpu: &Cpu) -> bool {
+    bytes.get(..MAX_LEN - 1).is_some_and(|head| {
+        let mut decoder = decoder(head, cpu);
+        let _ = decoder.decode();
+        decoder.last_error() == DecoderError::NoMoreBytes
+    })
 }
 
 /// Decodes an instruction whose first bytes end their page.

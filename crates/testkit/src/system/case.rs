@@ -129,7 +129,10 @@ pub(super) fn parse(text: &str) -> Result<Vec<Case>, Mistake> {
             cases.extend(block.take().map(Block::finish).transpose()?);
             block = Some(Block::new(name, number));
         } else {
-            block.as_mut().ok_or_else(|| Mistake::new(number, "a case begins with '== name'"))?.line(number, line)?;
+            block
+                .as_mut()
+                .ok_or_else(|| Mistake::new(number, "a case begins with '== name'"))?
+                .line(number, line)?;
         }
     }
     cases.extend(block.map(Block::finish).transpose()?);
@@ -258,7 +261,8 @@ impl<'a> Block<'a> {
 fn statements(line: usize, text: &str, operators: &[&str]) -> Result<Vec<Statement>, Mistake> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     let statement = |part: &str| {
-        let found = operators.iter().find_map(|o| part.split_once(o).map(|(target, value)| (target, o, value)));
+        let found =
+            operators.iter().find_map(|o| part.split_once(o).map(|(target, value)| (target, o, value)));
         let (target, operator, value) =
             found.ok_or_else(|| Mistake::new(line, format!("'{part}' has no operator")))?;
         Ok(Statement {
@@ -392,4 +396,3 @@ impl SymbolResolver for Names {
         Some(SymbolResult::with_str(address, name))
     }
 }
-

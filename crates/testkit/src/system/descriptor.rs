@@ -74,11 +74,7 @@ struct Fields {
     params: u64,
 }
 
-fn read<'a>(
-    kind: &Kind,
-    mut words: impl Iterator<Item = &'a str>,
-    labels: &Labels,
-) -> Result<Entry, String> {
+fn read<'a>(kind: &Kind, mut words: impl Iterator<Item = &'a str>, labels: &Labels) -> Result<Entry, String> {
     let mut fields = Fields::default();
     let mut bits = kind.attr | attr::P;
     while let Some(word) = words.next() {

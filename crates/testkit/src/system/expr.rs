@@ -14,7 +14,11 @@ pub(super) type Labels = HashMap<String, u64>;
 pub(super) fn evaluate(text: &str, labels: &Labels) -> Result<u64, String> {
     let mut reader = Reader { rest: text.trim(), labels };
     let value = reader.binary(0)?;
-    if reader.rest.is_empty() { Ok(value) } else { Err(format!("'{}' is left over in '{text}'", reader.rest)) }
+    if reader.rest.is_empty() {
+        Ok(value)
+    } else {
+        Err(format!("'{}' is left over in '{text}'", reader.rest))
+    }
 }
 
 struct Reader<'a> {

@@ -284,7 +284,9 @@ impl Image<'_> {
         self.word32(TASK32 + 0x20, TASK_CODE);
         self.word32(TASK32 + 0x24, rflags::FIXED);
         self.word32(TASK32 + 0x38, TASK_STACK);
-        for (at, selector) in [(0x48, sel::KDATA), (0x4c, sel::KCODE32), (0x50, sel::KDATA), (0x54, sel::KDATA)] {
+        for (at, selector) in
+            [(0x48, sel::KDATA), (0x4c, sel::KCODE32), (0x50, sel::KDATA), (0x54, sel::KDATA)]
+        {
             self.word32(TASK32 + at, selector);
         }
         self.word16(TASK16 + 0x0e, TASK_CODE);

@@ -93,13 +93,13 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs every case.
+/// Runs the cases of these files, [`FILES`] for all.
 ///
 /// # Errors
 /// If the engine cannot make a vCPU.
-pub fn run_all(engine: &dyn Engine) -> Result<Report, EngineError> {
+pub fn run(engine: &dyn Engine, files: &[(&str, &str)]) -> Result<Report, EngineError> {
     let mut suite = Suite { engine, models: HashMap::new(), report: Report::default() };
-    for (file, text) in FILES {
+    for (file, text) in files {
         suite.file(file, text)?;
     }
     Ok(suite.report)
@@ -127,7 +127,7 @@ impl Suite<'_> {
                 continue;
             };
             self.report.run += 1;
-            for mistake in run(self.engine, &case, &cpuid)? {
+            for mistake in run_case(self.engine, &case, &cpuid)? {
                 let (line, name) = (mistake.line, &case.name);
                 self.report.failures.push(format!("{file}:{line}: {name}: {}", mistake.message));
             }
@@ -152,7 +152,7 @@ fn model(wishes: &str) -> Option<CpuidTable> {
 }
 
 /// Runs one case; returns what is wrong with it.
-fn run(engine: &dyn Engine, case: &Case, cpuid: &Arc<CpuidTable>) -> Result<Vec<Mistake>, EngineError> {
+fn run_case(engine: &dyn Engine, case: &Case, cpuid: &Arc<CpuidTable>) -> Result<Vec<Mistake>, EngineError> {
     let memory = Arc::new(layout::memory(case.preset));
     let mut state = layout::state(case.preset, cpuid);
     let mut guest = Guest { state: &mut state, memory: &memory, labels: &case.labels, frame: None };

@@ -95,7 +95,9 @@ impl Stop {
     /// Compares with what was to be; says what is wrong.
     pub(super) fn compare(&self, outcome: &Outcome, state: &CpuState) -> Result<(), String> {
         let frame = self.frame(outcome);
-        let place = frame.as_ref().map_or(0, |f| if is_real_like(state, f.flags) { (f.cs << 4) + f.ip } else { f.ip });
+        let place = frame
+            .as_ref()
+            .map_or(0, |f| if is_real_like(state, f.flags) { (f.cs << 4) + f.ip } else { f.ip });
         let fits = match (self, outcome) {
             (Self::Halted(at), Outcome::Ends { at: end } | Outcome::Halts { at: end }) => at == end,
             // The HLT at the end, in ring 3.
@@ -110,7 +112,9 @@ impl Stop {
                     && (real || coded == error.map(u64::from))
                     && cr2.is_none_or(|cr2| state.cr2 == cr2)
             }
-            (Self::Handler { vector, .. }, Outcome::Takes { vector: wanted, at }) => vector == wanted && place == *at,
+            (Self::Handler { vector, .. }, Outcome::Takes { vector: wanted, at }) => {
+                vector == wanted && place == *at
+            }
             (Self::Shutdown, Outcome::ShutsDown) => true,
             _ => false,
         };

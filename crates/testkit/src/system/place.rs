@@ -20,7 +20,8 @@ pub(super) struct Guest<'a> {
 }
 
 const GPR: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
 ];
 const GPR32: [&str; 8] = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"];
 const GPR16: [&str; 8] = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di"];
@@ -163,10 +164,9 @@ impl Guest<'_> {
         match (name, field) {
             ("gdtr", "base") => Ok(Place::whole(&mut self.state.gdtr.base)),
             ("idtr", "base") => Ok(Place::whole(&mut self.state.idtr.base)),
-            ("gdtr", "limit") => Ok(Place::Small(
-                (|s, v| table(&mut s.gdtr, v)) as Set,
-                (|s| s.gdtr.limit.into()) as Get,
-            )),
+            ("gdtr", "limit") => {
+                Ok(Place::Small((|s, v| table(&mut s.gdtr, v)) as Set, (|s| s.gdtr.limit.into()) as Get))
+            }
             ("idtr", "limit") => Ok(Place::Small(|s, v| table(&mut s.idtr, v), |s| s.idtr.limit.into())),
             _ => Err(unknown()),
         }
@@ -272,8 +272,14 @@ fn small_register(name: &str) -> Option<Place<'static>> {
 
 /// A place to read or write.
 enum Place<'a> {
-    Memory { at: u64, bytes: u64 },
-    Register { slot: &'a mut u64, mask: u64 },
+    Memory {
+        at: u64,
+        bytes: u64,
+    },
+    Register {
+        slot: &'a mut u64,
+        mask: u64,
+    },
     Selector(usize),
     /// How to write and read it.
     Small(fn(&mut CpuState, u64), fn(&CpuState) -> u64),

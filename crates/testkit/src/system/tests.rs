@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn the_interpreter_does_what_the_manual_says() {
-    let report = run_all(&Interp).unwrap();
+    let report = run(&Interp, FILES).unwrap();
     assert!(report.failures.is_empty(), "\n{report}");
     println!("{report}");
 }
