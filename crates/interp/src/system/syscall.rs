@@ -2,6 +2,7 @@
 
 use x86::bits::{low16, low32};
 use x86::control::{cr0, efer};
+use x86::cpuid::Vendor;
 use x86::descriptor::attr;
 use x86::rflags::{IF, RF, VM};
 use x86::{Gva, Mode, Segment, SegmentIndex, Selector};
@@ -29,15 +30,26 @@ fn flat_stack(selector: u16, dpl: u16) -> Segment {
     Segment { selector: Selector(selector), attr: kind | dpl << attr::DPL_SHIFT, limit: u32::MAX, base: 0 }
 }
 
-/// SYSCALL: 64-bit mode only, as on Intel's processors.
+/// Whether the processor poses as one of AMD's, which differ: SYSCALL works in compatibility mode, and in long mode
+/// SYSENTER does not (APM vol. 3, SYSCALL and SYSENTER).
+fn amd(cpu: &Cpu) -> bool {
+    cpu.cpuid.vendor() == Vendor::Amd
+}
+
+/// SYSCALL: in 64-bit mode, and on AMD's processors in compatibility mode.
 pub(crate) fn syscall(cpu: &mut Cpu, _: &Op) -> Step {
-    if cpu.mode != Mode::Long || cpu.msrs.efer & efer::SCE == 0 {
+    let target = match cpu.mode {
+        Mode::Long => cpu.msrs.lstar,
+        Mode::Protected16 | Mode::Protected32 if cpu.long_active() && amd(cpu) => cpu.msrs.cstar,
+        _ => return Err(cpu.ud()),
+    };
+    if cpu.msrs.efer & efer::SCE == 0 {
         return Err(cpu.ud());
     }
     cpu.step_suppressed = true;
     *cpu.reg_mut(1) = cpu.rip();
     *cpu.reg_mut(11) = cpu.flags & !RF;
-    cpu.set_rip(cpu.msrs.lstar);
+    cpu.set_rip(target);
     let selector = low16(cpu.msrs.star >> 32) & !3;
     cpu.flags = cpu.flags & !(cpu.msrs.sfmask | RF) | x86::rflags::FIXED;
     cpu.seg[CS] = flat_code(selector, 0, true);
@@ -71,6 +83,9 @@ pub(crate) fn sysret(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// SYSENTER.
 pub(crate) fn sysenter(cpu: &mut Cpu, _: &Op) -> Step {
+    if cpu.long_active() && amd(cpu) {
+        return Err(cpu.ud());
+    }
     let selector = low16(cpu.msrs.sysenter_cs) & !3;
     if cpu.cr0 & cr0::PE == 0 || selector == 0 {
         return Err(cpu.gp0());
