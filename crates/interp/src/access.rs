@@ -509,6 +509,12 @@ impl Cpu {
     #[inline]
     pub(crate) fn update_at<W: Width>(&mut self, slot: Slot, update: impl Fn(u64) -> u64) -> u64 {
         let mut old = self.read_at::<W>(slot);
+        if !matches!(slot, Slot { first: Place::Frame { .. }, second: None }) {
+            // A device's register may read differently each time (a counter that runs), so it is read once; an operand
+            // across two frames is not atomic in any case.
+            self.write_slot(slot, W::SIZE, update(old));
+            return old;
+        }
         loop {
             match self.exchange_at::<W>(slot, old, update(old)) {
                 Ok(()) => return old,
