@@ -119,6 +119,10 @@ pub(crate) struct RunArgs {
 pub(crate) struct FetchArgs {
     /// A kernel package, or a package that depends on one
     pub(crate) package: Option<String>,
+
+    /// Be content with what is in the cache
+    #[arg(long)]
+    pub(crate) cached: bool,
 }
 
 /// Say what this machine can do, what is missing, and how to get it

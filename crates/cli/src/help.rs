@@ -35,7 +35,7 @@ Examples:
   umbra run -- sh -c 'free; exit 3'; echo $?
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg
-  umbra run --kernel \"$(umbra fetch linux-image-6.12-cloud-amd64)\" -- uname -r
+  umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r
   umbra run kernel.elf --initrd module.bin --debug-exit";
 
 /// Below `umbra fetch --help`.

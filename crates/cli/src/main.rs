@@ -61,9 +61,10 @@ fn execute(command: Command) -> Result<Status> {
 fn fetch(args: &FetchArgs) -> Result<Status> {
     let cache = Cache::of_user()?;
     let package = args.package.as_deref().unwrap_or(debian::KERNEL);
-    let kernel = debian::kernel(&cache, package, Freshness::Newest)?;
+    let freshness = if args.cached { Freshness::Cached } else { Freshness::Newest };
+    let kernel = debian::kernel(&cache, package, freshness)?;
     if args.package.is_none() {
-        debian::busybox(&cache, Freshness::Newest)?;
+        debian::busybox(&cache, freshness)?;
     }
     documents::print(&format!("{}\n", kernel.display()))
 }

@@ -4,16 +4,23 @@ mod common;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use common::{ECHO, Place, kernel};
+use common::{ECHO, KERNELS, Place, debian_kernel, kernel, umbra};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
-/// A terminal with the echoing guest on it.
+/// Height and width of the terminal.
+const SIZE: Winsize = Winsize { ws_row: 33, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
+
+/// How long to wait for a guest to say something. Never a measure of speed.
+const PATIENCE: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
+
+/// A terminal with a guest on it.
 struct Session {
-    _place: Place,
     child: Child,
     /// Where the person sits.
     person: File,
@@ -23,43 +30,52 @@ struct Session {
 }
 
 impl Session {
-    fn start() -> Self {
-        let place = Place::new();
+    /// The echoing guest, once it has answered.
+    fn echo(place: &Place) -> Self {
         place.file("guest", &kernel(ECHO));
+        let mut session = Self::start(place.umbra(&["run", "guest", "-m", "16M"]));
+        session.type_and_read("!", "!");
+        session
+    }
+
+    fn start(mut command: Command) -> Self {
         let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&person).unwrap();
         unlockpt(&person).unwrap();
         let name = ptsname(&person, Vec::new()).unwrap().into_string().unwrap();
         let terminal = OpenOptions::new().read(true).write(true).open(name).unwrap();
+        tcsetwinsize(&terminal, SIZE).unwrap();
         let before = tcgetattr(&terminal).unwrap();
         let end = || Stdio::from(terminal.try_clone().unwrap());
-        let child = place
-            .umbra(&["run", "guest", "-m", "16M"])
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .unwrap();
-        let mut session = Self { _place: place, child, person: File::from(person), terminal, before };
+        let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        let mut session = Self { child, person: File::from(person), terminal, before };
         session.read_until("stops the VM");
-        // From here the terminal is raw; what is typed comes back from the guest, once.
-        session.type_and_read("!");
+        let start = Instant::now();
+        while session.modes().intersects(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG) {
+            assert!(start.elapsed().as_secs() < 60, "the terminal does not become raw");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         session
     }
 
+    #[track_caller]
     fn read_until(&mut self, text: &str) -> String {
-        let mut seen = String::new();
-        while !seen.contains(text) {
+        let mut seen = Vec::new();
+        while !String::from_utf8_lossy(&seen).contains(text) {
+            let mut waiting = [PollFd::new(&self.person, PollFlags::IN)];
+            let ready = poll(&mut waiting, Some(&PATIENCE)).unwrap();
+            assert_ne!(ready, 0, "no '{text}' in {:?}", String::from_utf8_lossy(&seen));
             let mut byte = [0];
             self.person.read_exact(&mut byte).unwrap();
-            seen.push(char::from(byte[0]));
+            seen.push(byte[0]);
         }
-        seen
+        String::from_utf8_lossy(&seen).into_owned()
     }
 
-    fn type_and_read(&mut self, text: &str) -> String {
+    #[track_caller]
+    fn type_and_read(&mut self, text: &str, until: &str) -> String {
         self.person.write_all(text.as_bytes()).unwrap();
-        self.read_until(text)
+        self.read_until(until)
     }
 
     fn modes(&self) -> LocalModes {
@@ -76,26 +92,55 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    /// Nothing goes on running when a test fails.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn ctrl_right_bracket_stops_the_vm() {
-    let mut session = Session::start();
-    assert!(!session.modes().intersects(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG));
+    let place = Place::new();
+    let mut session = Session::echo(&place);
     // Ctrl-C and Ctrl-Z are the guest's.
-    assert_eq!(session.type_and_read("a\x03\x1ab"), "a\x03\x1ab");
+    assert_eq!(session.type_and_read("a\x03\x1ab", "b"), "a\x03\x1ab");
     session.person.write_all(b"\x1d").unwrap();
     session.expect_end(0);
 }
 
 #[test]
 fn a_power_off_gives_the_terminal_back() {
-    let mut session = Session::start();
+    let place = Place::new();
+    let mut session = Session::echo(&place);
     session.person.write_all(b"q").unwrap();
     session.expect_end(0);
 }
 
 #[test]
 fn so_does_a_signal() {
-    let session = Session::start();
+    let place = Place::new();
+    let session = Session::echo(&place);
     kill_process(Pid::from_child(&session.child), Signal::TERM).unwrap();
     session.expect_end(143);
+}
+
+/// A person at Debian's shell: size, job control, an editor, power-off.
+#[test]
+fn a_shell_on_a_terminal() {
+    let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
+    let mut session = Session::start(umbra(&["run", "--kernel", &kernel, "--timeout", "10m"]));
+    session.read_until("# ");
+    session.type_and_read("stty size\r", "33 101\r\n");
+    // Ctrl-C is meant for what has said that it is there.
+    session.type_and_read("sh -c 'echo star\"\"ted; sleep 1000'\r", "started\r\n");
+    session.type_and_read("\x03", "# ");
+    session.type_and_read("echo status $?\r", "status 130\r\n");
+    session.type_and_read("vi /tmp/note\r", "1/1 100%");
+    session.type_and_read("ifrom vi\x1b", "- /tmp/note [Modified]");
+    session.type_and_read(":wq\r", "# ");
+    session.type_and_read("wc -c /tmp/note\r", "8 /tmp/note\r\n");
+    session.person.write_all(b"poweroff -f\r").unwrap();
+    session.expect_end(0);
 }

@@ -17,7 +17,7 @@
 //! ttyS0 and ttyS1 stay open (descriptors 4 and 3) from before `ready` is said, since the driver empties a port's
 //! FIFO when the port is opened first.
 //!
-//! Before the machine goes, the ports are drained: stty sets what is set already, with TCSADRAIN, which waits until
+//! Before the machine goes, a kernel that is to be quiet is told not to announce it, and the ports are drained: stty sets what is set already, with TCSADRAIN, which waits until
 //! everything written has been sent.
 
 /// How the command meets the console.
@@ -68,6 +68,7 @@ stty -F /dev/ttyS0 115200
 stty -F /dev/ttyS2 115200
 echo exit $status >&3
 stty -F /dev/ttyS1 115200
+grep -q quiet /proc/cmdline && echo 0 >/proc/sys/kernel/printk
 exec poweroff -f
 ";
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -91,4 +92,20 @@ pub(crate) fn umbra(args: &[&str]) -> Command {
 /// What it said on standard error.
 pub(crate) fn complaint(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A package that leads to the newest kernel of Debian's stable series, and one that leads to a later series.
+pub(crate) const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
+
+/// The cached file of a kernel package; fetched if need be.
+pub(crate) fn debian_kernel(package: &str) -> Option<String> {
+    let cached = umbra(&["fetch", "--cached", package]).output().unwrap();
+    if cached.status.success() {
+        return Some(String::from_utf8(cached.stdout).unwrap().trim().to_owned());
+    }
+    // Past the capture of test output: a test that did not test must be seen.
+    let why = complaint(&cached);
+    let _ =
+        writeln!(std::io::stderr(), "SKIPPED: {package} cannot be had: {}", why.lines().last().unwrap_or(""));
+    None
 }
