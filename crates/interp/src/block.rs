@@ -89,7 +89,7 @@ impl FetchPage {
     /// Frame, code size and offset in one word.
     #[inline(always)]
     fn key(&self, va: u64) -> u64 {
-        self.key | va % PAGE_SIZE
+        self.key | (va % PAGE_SIZE)
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ pub(crate) trait Source {
     fn get<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, Break>;
 }
 
-/// A full register named by [`Op::src`].
+/// A register named by [`Op::src`].
 pub(crate) struct SrcReg;
 /// The memory operand.
 pub(crate) struct SrcMem;
@@ -24,7 +24,7 @@ pub(crate) struct SrcAny;
 impl Source for SrcReg {
     #[inline(always)]
     fn get<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, Break> {
-        Ok(cpu.reg(op.src) & W::MASK)
+        Ok(cpu.get_reg::<W>(op.src))
     }
 }
 
@@ -63,7 +63,11 @@ impl Cpu {
     /// Reads a register by its operand code.
     #[inline]
     pub(crate) fn get_reg<W: Width>(&self, code: u8) -> u64 {
-        if code & HIGH_BYTE != 0 { self.reg(code & 3) >> 8 & 0xff } else { self.reg(code) & W::MASK }
+        if W::BITS == 8 && code & HIGH_BYTE != 0 {
+            self.reg(code & 3) >> 8 & 0xff
+        } else {
+            self.reg(code) & W::MASK
+        }
     }
 
     /// Writes a register by its operand code: a 32-bit write clears the upper half, narrower ones keep the rest.
@@ -71,7 +75,7 @@ impl Cpu {
     pub(crate) fn put_reg<W: Width>(&mut self, code: u8, value: u64) {
         if W::BITS >= 32 {
             *self.reg_mut(code) = value & W::MASK;
-        } else if code & HIGH_BYTE != 0 {
+        } else if W::BITS == 8 && code & HIGH_BYTE != 0 {
             let slot = self.reg_mut(code & 3);
             *slot = *slot & !0xff00 | u64::from(low8(value)) << 8;
         } else {
@@ -102,7 +106,7 @@ pub(crate) trait Destination {
     ) -> Result<(), Break>;
 }
 
-/// A full register named by [`Op::dst`].
+/// A register named by [`Op::dst`].
 pub(crate) struct DstReg;
 /// The memory operand.
 pub(crate) struct DstMem;
@@ -116,7 +120,7 @@ impl Destination for DstReg {
         op: &Op,
         f: impl FnOnce(&mut Cpu, u64) -> Result<u64, Break>,
     ) -> Result<(), Break> {
-        let old = cpu.reg(op.dst) & W::MASK;
+        let old = cpu.get_reg::<W>(op.dst);
         let new = f(cpu, old)?;
         cpu.put_reg::<W>(op.dst, new);
         Ok(())
@@ -145,12 +149,6 @@ impl Destination for DstAny {
         op: &Op,
         f: impl FnOnce(&mut Cpu, u64) -> Result<u64, Break>,
     ) -> Result<(), Break> {
-        if op.dst == MEMORY {
-            return DstMem::update::<W>(cpu, op, f);
-        }
-        let old = cpu.get_reg::<W>(op.dst);
-        let new = f(cpu, old)?;
-        cpu.put_reg::<W>(op.dst, new);
-        Ok(())
+        if op.dst == MEMORY { DstMem::update::<W>(cpu, op, f) } else { DstReg::update::<W>(cpu, op, f) }
     }
 }

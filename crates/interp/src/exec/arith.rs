@@ -4,7 +4,7 @@ use x86::rflags::{CF, OF, STATUS};
 
 use crate::alu::{self, Flagged};
 use crate::cpu::Cpu;
-use crate::op::{Handler, IMMEDIATE, MEMORY, Op, Step};
+use crate::op::{Break, Handler, IMMEDIATE, MEMORY, Op, Step};
 use crate::operand::{Destination, DstAny, DstMem, DstReg, Source, SrcAny, SrcImm, SrcMem, SrcReg};
 use crate::width::{Width, by_width};
 
@@ -65,14 +65,14 @@ struct FirstAny;
 
 impl Source for FirstReg {
     #[inline(always)]
-    fn get<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, crate::op::Break> {
-        Ok(cpu.reg(op.dst) & W::MASK)
+    fn get<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, Break> {
+        Ok(cpu.get_reg::<W>(op.dst))
     }
 }
 
 impl Source for FirstAny {
     #[inline]
-    fn get<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, crate::op::Break> {
+    fn get<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<u64, Break> {
         cpu.get::<W>(op, op.dst)
     }
 }
