@@ -245,17 +245,20 @@ pub(crate) fn arpl(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// BOUND (outside 64-bit mode).
 pub(crate) fn bound(cpu: &mut Cpu, op: &Op) -> Step {
-    let (lower, upper, bits) = if op.size == 2 {
-        let pair = cpu.load::<u32>(op)?;
-        (pair & 0xffff, pair >> 16, 16)
-    } else {
-        let pair = cpu.load::<u64>(op)?;
-        (u64::from(low32(pair)), pair >> 32, 32)
-    };
-    let signed = |v| x86::bits::sign_extend(v, bits).cast_signed();
+    let size = u64::from(op.size);
+    let signed = |value| x86::bits::sign_extend(value, low32(size * 8)).cast_signed();
     let index = signed(cpu.reg(op.dst));
-    if index < signed(lower) || index > signed(upper) {
-        return Err(cpu.raise(Exception::plain(x86::exception::vector::BR)));
+    let first = cpu.offset_of(&op.mem);
+    // The upper bound is not looked at if the lower one already says no.
+    for (limit, upper) in [(first, false), (first.wrapping_add(size) << op.mem.cut >> op.mem.cut, true)] {
+        let limit = match size {
+            2 => cpu.load_at::<u16>(op.mem.seg, limit)?,
+            _ => cpu.load_at::<u32>(op.mem.seg, limit)?,
+        };
+        let limit = signed(limit);
+        if if upper { index > limit } else { index < limit } {
+            return Err(cpu.raise(Exception::plain(x86::exception::vector::BR)));
+        }
     }
     Ok(())
 }

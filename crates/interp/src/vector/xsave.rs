@@ -202,7 +202,9 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
     let at = |bytes: usize| offset.wrapping_add(bytes as u64) << mem.cut >> mem.cut;
     let registers = registers(env);
     let mut region = [0; REGION];
-    env.load(mem.seg, offset, 1, &mut region)?;
+    if requested != 0 {
+        env.load(mem.seg, offset, 1, &mut region)?;
+    }
     let mut header = [0; HEADER];
     env.load(mem.seg, at(HEADER_AT), 1, &mut header)?;
     let compaction = env.has(Feature::Xsavec);

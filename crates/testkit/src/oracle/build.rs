@@ -2,22 +2,21 @@
 //! where it is interesting.
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpCodeOperandKind, OpKind,
+    Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind,
     Register,
 };
-use x86::rflags;
-
-use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, Input, PATCH, Registers, WRITABLE_BYTES};
+use super::case::{CODE, DATA, DATA_BYTES, Input, PATCH, Registers, WRITABLE_BYTES};
+use super::forms::Form;
 use super::random::Random;
 
-const RAX: usize = 0;
-const RCX: usize = 1;
-const RDX: usize = 2;
-const RBX: usize = 3;
-const RSP: usize = 4;
-const RBP: usize = 5;
-const RSI: usize = 6;
-const RDI: usize = 7;
+pub(super) const RAX: usize = 0;
+pub(super) const RCX: usize = 1;
+pub(super) const RDX: usize = 2;
+pub(super) const RBX: usize = 3;
+pub(super) const RSP: usize = 4;
+pub(super) const RBP: usize = 5;
+pub(super) const RSI: usize = 6;
+pub(super) const RDI: usize = 7;
 
 /// What is the same in every case of a run.
 #[derive(Clone, Copy, Debug)]
@@ -28,20 +27,24 @@ pub struct World {
     pub gs_base: u64,
 }
 
-/// Makes a case of `code`, or nothing if the choice of operands has no encoding.
-pub fn build(random: &mut Random, code: Code, world: &World) -> Option<Input> {
-    let registers = random_registers(random);
+/// Makes a case of `form`, or nothing if the choice of operands has no encoding.
+pub fn build(random: &mut Random, form: Form, world: &World) -> Option<Input> {
+    let mut registers = random_registers(random);
+    if form.bits == 32 {
+        registers.gpr.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
+    }
     let mut b = Builder {
         random,
         world,
-        code,
+        code: form.code,
+        bits: form.bits,
         instruction: Instruction::new(),
         registers,
         pinned: 0,
         target: None,
         patch: Vec::new(),
     };
-    b.instruction.set_code(code);
+    b.instruction.set_code(form.code);
     b.ask_for_components();
     b.operands()?;
     b.prefixes();
@@ -73,23 +76,29 @@ fn random_registers(random: &mut Random) -> Registers {
     r
 }
 
-struct Builder<'a> {
-    random: &'a mut Random,
+pub(super) struct Builder<'a> {
+    pub(super) random: &'a mut Random,
     world: &'a World,
-    code: Code,
-    instruction: Instruction,
-    registers: Registers,
+    pub(super) code: Code,
+    pub(super) bits: u32,
+    pub(super) instruction: Instruction,
+    pub(super) registers: Registers,
     /// General-purpose registers whose value is settled.
-    pinned: u32,
+    pub(super) pinned: u32,
     /// Where the memory operand is.
-    target: Option<u64>,
+    pub(super) target: Option<u64>,
     /// What is put there.
-    patch: Vec<u8>,
+    pub(super) patch: Vec<u8>,
 }
 
 impl Builder<'_> {
-    fn mnemonic(&self) -> Mnemonic {
+    pub(super) fn mnemonic(&self) -> Mnemonic {
         self.code.mnemonic()
+    }
+
+    /// How many registers of each kind can be named.
+    fn names(&self) -> u64 {
+        if self.bits == 64 { 16 } else { 8 }
     }
 
     fn operands(&mut self) -> Option<()> {
@@ -101,7 +110,7 @@ impl Builder<'_> {
 
     fn operand(&mut self, index: u32, kind: OpCodeOperandKind) -> Option<()> {
         use OpCodeOperandKind as K;
-        let n = self.random.below(16) as u32;
+        let n = self.random.below(self.names()) as u32;
         let low = n % 8;
         let memory = self.random.one_in(2);
         let register = match kind {
@@ -148,6 +157,10 @@ impl Builder<'_> {
             K::mm_or_mem | K::mm_reg | K::mm_rm => Register::MM0 + low,
             K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => Register::XMM0 + n,
             K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => Register::YMM0 + n,
+            K::es => Register::ES,
+            K::cs => Register::CS,
+            K::ss => Register::SS,
+            K::ds => Register::DS,
             K::fs => Register::FS,
             K::gs => Register::GS,
             K::al => Register::AL,
@@ -169,7 +182,11 @@ impl Builder<'_> {
     fn immediate(&mut self, index: u32, kind: OpCodeOperandKind) -> Option<()> {
         use OpCodeOperandKind as K;
         let value = self.random.integer();
-        let wide = self.random.one_in(8);
+        let address_bits = match (self.bits, self.random.one_in(8)) {
+            (64, false) => 64,
+            (64, true) | (_, false) => 32,
+            (_, true) => 16,
+        };
         let i = &mut self.instruction;
         let op_kind = match kind {
             K::imm8 => {
@@ -187,29 +204,13 @@ impl Builder<'_> {
             K::imm32 => OpKind::Immediate32,
             K::imm32sex64 => OpKind::Immediate32to64,
             K::imm64 => OpKind::Immediate64,
-            K::seg_rSI => {
-                if wide {
-                    OpKind::MemorySegESI
-                } else {
-                    OpKind::MemorySegRSI
-                }
-            }
-            K::es_rDI => {
-                if wide {
-                    OpKind::MemoryESEDI
-                } else {
-                    OpKind::MemoryESRDI
-                }
-            }
-            K::seg_rDI => {
-                if wide {
-                    OpKind::MemorySegEDI
-                } else {
-                    OpKind::MemorySegRDI
-                }
-            }
+            K::seg_rSI | K::es_rDI => implied(kind, address_bits),
+            // Masked stores: 16 bits would only reach where nothing is.
+            K::seg_rDI => implied(kind, address_bits.max(32)),
             K::seg_rBX_al => OpKind::Memory,
             K::br64_1 | K::br64_4 => OpKind::NearBranch64,
+            K::br32_1 | K::br32_4 => OpKind::NearBranch32,
+            K::br16_1 | K::br16_2 => OpKind::NearBranch16,
             _ => return None,
         };
         i.try_set_op_kind(index, op_kind).ok()?;
@@ -230,7 +231,7 @@ impl Builder<'_> {
     }
 
     /// The number of bytes that the memory operand has, as far as the decoder's table tells.
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         match self.mnemonic() {
             Mnemonic::Fxsave | Mnemonic::Fxsave64 | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => 512,
             Mnemonic::Xsave
@@ -249,7 +250,7 @@ impl Builder<'_> {
     }
 
     /// An address for `size` bytes: mostly in the data, sometimes across an edge of it, rarely nowhere.
-    fn choose_target(&mut self, size: u64) -> u64 {
+    pub(super) fn choose_target(&mut self, size: u64) -> u64 {
         let inside = 64 + self.random.below(WRITABLE_BYTES as u64 - 128 - size);
         let back = self.random.below(size + 1);
         match self.random.below(24) {
@@ -258,7 +259,7 @@ impl Builder<'_> {
             3 => DATA + 0x2800 - back,
             4 => DATA + DATA_BYTES as u64 - back,
             5 => DATA - back,
-            6 if self.random.one_in(4) => {
+            6 if self.bits == 64 && self.random.one_in(4) => {
                 self.random.pick(&[0x8000_0000_0000, 0x1234_5678_9abc_def0, 0xffff_7fff_ffff_fff8])
             }
             7..16 => DATA + (inside & !63),
@@ -266,14 +267,14 @@ impl Builder<'_> {
         }
     }
 
-    fn pin(&mut self, register: usize, value: u64) {
+    pub(super) fn pin(&mut self, register: usize, value: u64) {
         self.registers.gpr[register] = value;
         self.pinned |= 1 << register;
     }
 
     fn free_register(&mut self) -> usize {
         loop {
-            let n = self.random.below(16) as usize;
+            let n = self.random.below(self.names()) as usize;
             if self.pinned >> n & 1 == 0 {
                 return n;
             }
@@ -290,25 +291,71 @@ impl Builder<'_> {
         self.target = Some(target);
         self.instruction.try_set_op_kind(index, OpKind::Memory).ok()?;
         let segment = match self.random.below(16) {
-            0 => Register::FS,
-            1 => Register::GS,
-            2 => self.random.pick(&[Register::ES, Register::CS, Register::SS, Register::DS]),
+            // In 32-bit mode FS is null.
+            0 if self.bits == 64 || self.random.one_in(4) => Register::FS,
+            1 | 2 => Register::GS,
+            3 => self.random.pick(&[Register::ES, Register::CS, Register::SS, Register::DS]),
             _ => Register::None,
         };
         self.instruction.set_segment_prefix(segment);
         let base = match segment {
-            Register::FS => self.world.fs_base,
+            Register::FS if self.bits == 64 => self.world.fs_base,
             Register::GS => self.world.gs_base,
             _ => 0,
         };
-        self.address(target.wrapping_sub(base), kind)
+        let offset = target.wrapping_sub(base);
+        if self.bits == 32 && u16::try_from(offset).is_ok() && self.random.one_in(2) {
+            self.address_16(offset, kind);
+            return Some(());
+        }
+        self.address(offset, kind)
+    }
+
+    /// The same with 16-bit addresses.
+    fn address_16(&mut self, offset: u64, kind: OpCodeOperandKind) {
+        const FORMS: [(Register, Register); 8] = [
+            (Register::BX, Register::SI),
+            (Register::BX, Register::DI),
+            (Register::BP, Register::SI),
+            (Register::BP, Register::DI),
+            (Register::SI, Register::None),
+            (Register::DI, Register::None),
+            (Register::BP, Register::None),
+            (Register::BX, Register::None),
+        ];
+        let disp = self.random.bits() & 0xffff;
+        let form = FORMS.into_iter().find(|(base, index)| {
+            let free = |r: &Register| *r == Register::None || self.pinned >> r.number() & 1 == 0;
+            free(base) && free(index)
+        });
+        let choice = self.random.pick(&FORMS);
+        let free = |r: Register| r == Register::None || self.pinned >> r.number() & 1 == 0;
+        let form = if free(choice.0) && free(choice.1) { Some(choice) } else { form };
+        let i = &mut self.instruction;
+        i.set_memory_displ_size(2);
+        let Some((base, index)) = form.filter(|_| kind != OpCodeOperandKind::mem_offs && self.random.below(8) != 0)
+        else {
+            i.set_memory_displacement64(offset);
+            return;
+        };
+        i.set_memory_base(base);
+        i.set_memory_displacement64(disp);
+        let mut rest = offset.wrapping_sub(disp);
+        if index != Register::None {
+            i.set_memory_index(index);
+            let value = self.registers.gpr[index.number()];
+            self.pin(index.number(), value);
+            rest = rest.wrapping_sub(value);
+        }
+        let above = self.registers.gpr[base.number()] & 0xffff_0000;
+        self.pin(base.number(), rest & 0xffff | above);
     }
 
     /// Makes base, index and displacement add up to `offset`.
     fn address(&mut self, offset: u64, kind: OpCodeOperandKind) -> Option<()> {
         let reaches_32 = u32::try_from(offset).is_ok();
         let reaches_disp = i32::try_from(offset.cast_signed()).is_ok();
-        let narrow = reaches_32 && self.random.one_in(8);
+        let narrow = self.bits == 32 || reaches_32 && self.random.one_in(8);
         if kind == OpCodeOperandKind::mem_offs {
             self.instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
             self.instruction.set_memory_displacement64(offset);
@@ -323,13 +370,13 @@ impl Builder<'_> {
         };
         let i = &mut self.instruction;
         match self.random.below(8) {
-            0 if reaches_disp => {
+            0 if reaches_disp && self.bits == 64 => {
                 i.set_memory_base(if narrow { Register::EIP } else { Register::RIP });
                 i.set_memory_displacement64(offset);
                 i.set_memory_displ_size(if narrow { 4 } else { 8 });
                 return Some(());
             }
-            1 if reaches_disp => {
+            1 if reaches_disp || self.bits == 32 => {
                 i.set_memory_displacement64(offset);
                 i.set_memory_displ_size(if narrow { 4 } else { 8 });
                 return Some(());
@@ -363,7 +410,7 @@ impl Builder<'_> {
         let lanes_32 = matches!(kind, K::mem_vsib32x | K::mem_vsib32y);
         let file =
             if matches!(kind, K::mem_vsib32x | K::mem_vsib64x) { Register::XMM0 } else { Register::YMM0 };
-        let n = self.random.below(16) as usize;
+        let n = self.random.below(self.names()) as usize;
         let scale = 1u64 << self.random.below(4);
         let target = DATA + 0x1000;
         let mut lanes = [0u8; 32];
@@ -382,7 +429,8 @@ impl Builder<'_> {
         self.instruction.set_memory_index_scale(scale as u32);
         let base = self.free_register();
         self.pin(base, target);
-        self.instruction.set_memory_base(Register::RAX + base as u32);
+        let first = if self.bits == 64 { Register::RAX } else { Register::EAX };
+        self.instruction.set_memory_base(first + base as u32);
         Some(())
     }
 
@@ -402,241 +450,6 @@ impl Builder<'_> {
         }
     }
 
-    /// Replaces what random values would make dull or unanswerable.
-    fn adjust(&mut self) {
-        self.adjust_strings();
-        self.adjust_stack();
-        self.adjust_flow();
-        self.adjust_arithmetic();
-        self.adjust_images();
-    }
-
-    fn adjust_strings(&mut self) {
-        let count = if self.random.one_in(16) { self.random.below(0x4000) } else { self.random.below(12) };
-        for index in 0..self.instruction.op_count() {
-            let register = match self.instruction.op_kind(index) {
-                OpKind::MemorySegRSI | OpKind::MemorySegESI => RSI,
-                OpKind::MemoryESRDI | OpKind::MemoryESEDI | OpKind::MemorySegRDI | OpKind::MemorySegEDI => {
-                    RDI
-                }
-                _ => continue,
-            };
-            let narrow = matches!(
-                self.instruction.op_kind(index),
-                OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI
-            );
-            // Masked stores to nowhere are undefined when the mask is empty.
-            let masked = register == RDI && self.instruction.op_count() == 3;
-            let target = if masked { DATA + 64 + self.random.below(0x1f00) } else { self.choose_target(8) };
-            let above = if narrow { self.random.bits() & !0xffff_ffff } else { 0 };
-            let target = if narrow { target & 0xffff_ffff } else { target };
-            self.pin(register, target | above);
-            if !masked {
-                let above = if narrow { self.random.bits() & !0xffff_ffff } else { 0 };
-                self.pin(RCX, count | above);
-            }
-        }
-        if self.mnemonic() == Mnemonic::Xlatb {
-            self.instruction.set_memory_base(Register::RBX);
-            self.instruction.set_memory_index(Register::AL);
-            let target = self.choose_target(1);
-            let al = self.registers.gpr[RAX] & 0xff;
-            self.pin(RBX, target.wrapping_sub(al));
-        }
-    }
-
-    fn adjust_stack(&mut self) {
-        use Mnemonic as M;
-        let stack = match self.mnemonic() {
-            M::Push | M::Pop | M::Pushf | M::Pushfq | M::Popf | M::Popfq | M::Enter => RSP,
-            M::Leave => RBP,
-            _ if matches!(
-                self.code.flow_control(),
-                FlowControl::Call | FlowControl::IndirectCall | FlowControl::Return
-            ) =>
-            {
-                RSP
-            }
-            _ => return,
-        };
-        if self.pinned >> stack & 1 != 0 {
-            return;
-        }
-        let mut target = self.choose_target(8);
-        if self.random.one_in(2) {
-            target &= !7;
-        }
-        self.pin(stack, target);
-        let top = match self.mnemonic() {
-            // A single step or a nested task would not be seen alike.
-            M::Popf | M::Popfq => self.random.bits() & !(rflags::TF | rflags::NT),
-            M::Enter => {
-                let depth = self.random.below(5) as u8;
-                self.instruction.set_immediate8_2nd(depth);
-                self.instruction.set_immediate16(self.random.below(64) as u16);
-                let frames = self.choose_target(64);
-                self.pin(RBP, frames);
-                return;
-            }
-            M::Ret => self.code_address(),
-            _ => return,
-        };
-        if self.target.is_none() {
-            self.target = Some(target);
-            self.patch = top.to_le_bytes().to_vec();
-        }
-    }
-
-    /// A place to jump to: the code pages are full of breakpoints.
-    fn code_address(&mut self) -> u64 {
-        match self.random.below(16) {
-            0 => self.random.pick(&[0x8000_0000_0000, CODE + CODE_BYTES as u64]),
-            _ => CODE + self.random.below(CODE_BYTES as u64),
-        }
-    }
-
-    fn adjust_flow(&mut self) {
-        let address = self.code_address();
-        match self.code.flow_control() {
-            FlowControl::IndirectBranch | FlowControl::IndirectCall => match self.instruction.op0_kind() {
-                OpKind::Register => {
-                    let register = self.instruction.op0_register().number();
-                    self.registers.gpr[register] = address;
-                }
-                _ => self.patch = address.to_le_bytes().to_vec(),
-            },
-            FlowControl::ConditionalBranch if self.random.one_in(2) => {
-                // Loops and JRCXZ.
-                self.registers.gpr[RCX] = self.random.below(3) | (self.random.bits() & !0xffff_ffff);
-            }
-            _ => {}
-        }
-    }
-
-    fn adjust_arithmetic(&mut self) {
-        use Mnemonic as M;
-        let mnemonic = self.mnemonic();
-        let r = &mut self.registers;
-        match mnemonic {
-            M::Div | M::Idiv if !self.random.one_in(4) => {
-                // A dividend small enough for a quotient.
-                let shift = self.random.below(64);
-                if self.pinned >> RDX & 1 == 0 {
-                    r.gpr[RDX] = self.random.pick(&[0, 0, u64::MAX, r.gpr[RDX] >> shift]);
-                }
-                if self.pinned >> RAX & 1 == 0 {
-                    r.gpr[RAX] = r.gpr[RAX].cast_signed().wrapping_shr(shift as u32).cast_unsigned();
-                }
-            }
-            M::Cmpxchg if self.random.one_in(2) => match self.instruction.op0_kind() {
-                OpKind::Register => {
-                    let n = self.instruction.op0_register().full_register().number();
-                    r.gpr[RAX] = r.gpr[n];
-                }
-                _ => self.patch = r.gpr[RAX].to_le_bytes().to_vec(),
-            },
-            M::Cmpxchg8b if self.random.one_in(2) => {
-                let low = r.gpr[RAX].to_le_bytes();
-                let high = r.gpr[RDX].to_le_bytes();
-                self.patch = [&low[..4], &high[..4]].concat();
-            }
-            M::Cmpxchg16b if self.random.one_in(2) => {
-                self.patch = [r.gpr[RAX].to_le_bytes(), r.gpr[RDX].to_le_bytes()].concat();
-            }
-            M::Bt | M::Bts | M::Btr | M::Btc if !self.random.one_in(16) => {
-                // The bit offset reaches far from the operand.
-                if self.instruction.op0_kind() == OpKind::Memory
-                    && self.instruction.op1_kind() == OpKind::Register
-                {
-                    let n = self.instruction.op1_register().full_register().number();
-                    if self.pinned >> n & 1 == 0 {
-                        r.gpr[n] = self.random.below(0x1000).wrapping_sub(0x800);
-                    }
-                }
-            }
-            M::Pcmpestri
-            | M::Pcmpestrm
-            | M::Pcmpestri64
-            | M::Pcmpestrm64
-            | M::Vpcmpestri
-            | M::Vpcmpestrm
-            | M::Vpcmpestri64
-            | M::Vpcmpestrm64 => {
-                for n in [RAX, RDX] {
-                    if self.pinned >> n & 1 == 0 && !self.random.one_in(4) {
-                        r.gpr[n] = self.random.below(40).wrapping_sub(20);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// State images have to make sense, mostly.
-    fn adjust_images(&mut self) {
-        use Mnemonic as M;
-        let good = !self.random.one_in(8);
-        match self.mnemonic() {
-            M::Ldmxcsr | M::Vldmxcsr if good => self.patch = self.random.mxcsr().to_le_bytes().to_vec(),
-            M::Fldcw => self.patch = (self.random.bits() as u16).to_le_bytes().to_vec(),
-            M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 => self.patch = self.image(good),
-            M::Fbld if good => {
-                self.patch =
-                    (0..9).map(|_| (self.random.below(10) | self.random.below(10) << 4) as u8).collect()
-            }
-            M::Fld if self.code == Code::Fld_m80fp => {
-                self.patch = self.random.extended().to_le_bytes()[..10].to_vec();
-            }
-            _ => {}
-        }
-    }
-
-    /// The XSAVE family is asked only for components that both sides have.
-    fn ask_for_components(&mut self) {
-        use Mnemonic as M;
-        if matches!(
-            self.mnemonic(),
-            M::Xsave
-                | M::Xsave64
-                | M::Xsaveopt
-                | M::Xsaveopt64
-                | M::Xsavec
-                | M::Xsavec64
-                | M::Xrstor
-                | M::Xrstor64
-        ) {
-            let [low, high] = [RAX, RDX].map(|n| self.registers.gpr[n]);
-            self.pin(RAX, low & !0xffff_fff8);
-            self.pin(RDX, high & !0xffff_ffff);
-        }
-    }
-
-    fn image(&mut self, good: bool) -> Vec<u8> {
-        let mut image: Vec<u8> = (0..104).flat_map(|_| self.random.lane().to_le_bytes()).collect();
-        let mut set = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-        if good {
-            set(24, &self.random.mxcsr().to_le_bytes());
-        }
-        if self.random.one_in(2) {
-            set(0, &0x37fu16.to_le_bytes());
-        }
-        // Pointers that any processor keeps: those beyond its linear addresses may come back sign-extended.
-        set(8, &(self.random.bits() >> 17).to_le_bytes());
-        set(16, &(self.random.bits() >> 17).to_le_bytes());
-        let present = self.random.below(8);
-        set(512, &[0; 64]);
-        set(512, &present.to_le_bytes());
-        match self.random.below(4) {
-            0 => set(520, &(1 << 63 | present | self.random.below(8)).to_le_bytes()),
-            1 if !good => {
-                let spoilt = 512 + 8 * self.random.below(8) as usize;
-                set(spoilt, &(1u64 << self.random.pick(&[0, 1, 2, 3, 4, 8, 63])).to_le_bytes());
-            }
-            _ => {}
-        }
-        image
-    }
-
     fn finish(mut self) -> Option<Input> {
         let mut input = Input::EMPTY;
         let offset = match self.random.below(16) {
@@ -646,29 +459,28 @@ impl Builder<'_> {
             _ => 0x200 + self.random.below(0x1c00),
         };
         let rip = CODE + offset;
-        if self.instruction.op_count() > 0 && self.instruction.op0_kind() == OpKind::NearBranch64 {
-            let near = self.code.op_code().op_kind(0) == OpCodeOperandKind::br64_1;
-            let reach = if near { 0x70 } else { 0x1000 };
-            let target = rip.wrapping_add(self.random.below(2 * reach)).wrapping_sub(reach);
-            self.instruction.set_near_branch64(target);
-        }
-        let mut encoder = Encoder::new(64);
+        self.set_branch_target(rip);
+        let mut encoder = Encoder::new(self.bits);
         let len = encoder.encode(&self.instruction, rip).ok()?;
         let code = encoder.take_buffer();
-        let decoded = Decoder::with_ip(64, &code, rip, DecoderOptions::NONE).decode();
+        let decoded = Decoder::with_ip(self.bits, &code, rip, DecoderOptions::NONE).decode();
         if decoded.code() != self.code || decoded.len() != len {
             return None;
         }
         // A branch onto itself would not end.
         if decoded.op_count() > 0
-            && decoded.op0_kind() == OpKind::NearBranch64
-            && (rip..rip + len as u64).contains(&decoded.near_branch64())
+            && is_near_branch(decoded.op0_kind())
+            && (rip..rip + len as u64).contains(&decoded.near_branch_target())
         {
             return None;
         }
+        input.bits = self.bits;
         input.code[..len].copy_from_slice(&code);
         input.code_len = len as u32;
         self.registers.rip = rip;
+        if self.bits == 32 {
+            self.registers.gpr.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
+        }
         input.registers = self.registers;
         if self.patch.is_empty() {
             let lanes = self.size().div_ceil(8);
@@ -683,5 +495,40 @@ impl Builder<'_> {
             input.patch[..len].copy_from_slice(&self.patch[..len]);
         }
         Some(input)
+    }
+
+    fn set_branch_target(&mut self, rip: u64) {
+        use OpCodeOperandKind as K;
+        if self.instruction.op_count() == 0 || !is_near_branch(self.instruction.op0_kind()) {
+            return;
+        }
+        let near = matches!(self.code.op_code().op_kind(0), K::br64_1 | K::br32_1 | K::br16_1);
+        let reach = if near { 0x70 } else { 0x1000 };
+        let target = rip.wrapping_add(self.random.below(2 * reach)).wrapping_sub(reach);
+        match self.instruction.op0_kind() {
+            OpKind::NearBranch64 => self.instruction.set_near_branch64(target),
+            OpKind::NearBranch32 => self.instruction.set_near_branch32(target as u32),
+            _ => self.instruction.set_near_branch16(target as u16),
+        }
+    }
+}
+
+fn is_near_branch(kind: OpKind) -> bool {
+    matches!(kind, OpKind::NearBranch64 | OpKind::NearBranch32 | OpKind::NearBranch16)
+}
+
+/// The implied operand of a string instruction with addresses of so many bits.
+fn implied(kind: OpCodeOperandKind, bits: u32) -> OpKind {
+    use OpCodeOperandKind as K;
+    match (kind, bits) {
+        (K::seg_rSI, 64) => OpKind::MemorySegRSI,
+        (K::seg_rSI, 32) => OpKind::MemorySegESI,
+        (K::seg_rSI, _) => OpKind::MemorySegSI,
+        (K::es_rDI, 64) => OpKind::MemoryESRDI,
+        (K::es_rDI, 32) => OpKind::MemoryESEDI,
+        (K::es_rDI, _) => OpKind::MemoryESDI,
+        (_, 64) => OpKind::MemorySegRDI,
+        (_, 32) => OpKind::MemorySegEDI,
+        (_, _) => OpKind::MemorySegDI,
     }
 }

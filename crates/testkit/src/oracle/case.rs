@@ -73,6 +73,8 @@ impl Registers {
 pub struct Input {
     /// The registers; RIP is where `code` goes.
     pub registers: Registers,
+    /// The mode: 64, or 32 for compatibility mode.
+    pub bits: u32,
     /// The instruction.
     pub code: [u8; 16],
     /// Its length.
@@ -89,6 +91,7 @@ impl Input {
     /// Nothing.
     pub const EMPTY: Self = Self {
         registers: Registers::ZERO,
+        bits: 64,
         code: [0; 16],
         code_len: 0,
         patch_at: 0,

@@ -60,8 +60,19 @@ pub struct Died {
 
 /// How long a batch may take: ten thousand times what it does.
 const PATIENCE_MS: i32 = 10_000;
-/// The base of GS in every case.
-pub const GS_BASE: u64 = 0x1_3570;
+/// What GS is in every case: a segment from a page below the data to a page above it, so that offsets are short and the
+/// limit is near.
+pub const GS_BASE: u64 = DATA - 0x1000;
+/// The highest offset in it.
+pub const GS_LIMIT: u32 = 0x4fff;
+/// Its selector: the first entry of the local table, which is the one that Linux lets processes write.
+pub const GS_SELECTOR: u16 = 7;
+/// Linux's flat segments for user code.
+pub const USER_CS: u16 = 0x33;
+/// For 32-bit user code.
+pub const USER_CS_32: u16 = 0x23;
+/// For user data.
+pub const USER_DS: u16 = 0x2b;
 
 fn checked(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -168,7 +179,6 @@ const STATE_BYTES: usize = 16 * 1024;
 static WORKER: AtomicPtr<Worker> = AtomicPtr::new(null_mut());
 
 fn child_main(batch: *mut Batch, go: RawFd, done: RawFd) -> io::Result<()> {
-    const ARCH_SET_GS: i64 = 0x1001;
     let worker = prepare(batch)?;
     WORKER.store(worker, Ordering::Relaxed);
     install_handlers()?;
@@ -177,13 +187,28 @@ fn child_main(batch: *mut Batch, go: RawFd, done: RawFd) -> io::Result<()> {
     // register as it was.
     unsafe {
         checked(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
-        checked(libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, GS_BASE))?;
+        load_segments()?;
         while libc::read(go, (&raw mut byte).cast(), 1) == 1 {
             if (*batch).count != 0 {
                 core::arch::asm!("int3");
             }
             libc::write(done, (&raw const byte).cast(), 1);
         }
+    }
+    Ok(())
+}
+
+/// Sets the segments that cases see: flat DS and ES, which 32-bit code needs and 64-bit code ignores, and GS.
+fn load_segments() -> io::Result<()> {
+    // Linux, `struct user_desc`: entry, base, limit, then seg_32bit and useable.
+    let description = [u32::from(GS_SELECTOR >> 3), GS_BASE as u32, GS_LIMIT, 1 | 1 << 6];
+    const WRITE: i64 = 1;
+    // SAFETY: the call reads the description; loading these segments changes nothing for 64-bit code, which
+    // uses neither DS and ES nor, in this process, GS.
+    unsafe {
+        checked(libc::syscall(libc::SYS_modify_ldt, WRITE, description.as_ptr(), size_of_val(&description)))?;
+        core::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(USER_DS));
+        core::arch::asm!("mov gs, {0:x}", in(reg) u32::from(GS_SELECTOR));
     }
     Ok(())
 }
@@ -285,7 +310,7 @@ unsafe fn start(worker: &mut Worker, batch: &Batch, frame: &mut Frame<'_>) {
     let code_at = input.code_at();
     let code = &code[..code.len().min(CODE_BYTES - code_at)];
     all_code[code_at..code_at + code.len()].copy_from_slice(code);
-    frame.load(&input.registers);
+    frame.load(input);
 }
 
 /// # Safety
@@ -350,7 +375,11 @@ impl<'a> Frame<'a> {
         self.state[..len].copy_from_slice(&worker.state[..len]);
     }
 
-    fn load(&mut self, r: &Registers) {
+    fn load(&mut self, input: &Input) {
+        let r = &input.registers;
+        // CS, GS, FS, SS from the lowest word up.
+        let code = if input.bits == 64 { USER_CS } else { USER_CS_32 };
+        self.registers[libc::REG_CSGSFS as usize] = i64::from(code) | i64::from(USER_DS) << 48;
         for (index, value) in GREGS.into_iter().zip(r.gpr) {
             self.registers[index] = value.cast_signed();
         }

@@ -38,7 +38,14 @@ pub(super) fn differences(
     note("rflags", (a.rflags & !undefined).into(), (b.rflags & !undefined).into());
     let loose = completed && undefined::destination(instruction, &input.registers);
     for (n, name) in GPR.into_iter().enumerate() {
-        let mask = undefined::register_mask(instruction, n);
+        // 32-bit code sees the lower halves of eight registers; the rest is undefined after it (SDM vol. 1, 3.4.1.1).
+        let seen = match (input.bits, n) {
+            (64, _) => u64::MAX,
+            (_, 0..8) => 0xffff_ffff,
+            _ => 0,
+        };
+        let popped = !completed && n != 4 && undefined::pops_in_parts(instruction);
+        let mask = if popped { 0 } else { seen & undefined::register_mask(instruction, n) };
         if !(loose && instruction.op0_register().full_register().number() == n) {
             note(name, (a.gpr[n] & mask).into(), (b.gpr[n] & mask).into());
         }

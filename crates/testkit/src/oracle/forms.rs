@@ -1,18 +1,43 @@
 //! Which instruction forms are tried: every one in the decoder's table that the CPU model offers and that means the
-//! same inside and outside the guest.
+//! same inside and outside the guest, in 64-bit mode and in 32-bit compatibility mode.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
+use std::fmt;
+
+use iced_x86::{Code, CpuidFeature, DecoderOptions, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
 use x86::cpuid::{CpuidTable, Feature};
 
-/// All forms for the model.
-pub fn table(cpuid: &CpuidTable) -> Vec<Code> {
-    Code::values().filter(|&code| is_tried(code, cpuid)).collect()
+/// An instruction in a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// The decoder's name for it.
+    pub code: Code,
+    /// 64 or 32.
+    pub bits: u32,
 }
 
-fn is_tried(code: Code, cpuid: &CpuidTable) -> bool {
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{}", self.code, self.bits)
+    }
+}
+
+/// All forms for the model.
+pub fn table(cpuid: &CpuidTable) -> Vec<Form> {
+    let form = |code| [64, 32].map(|bits| Form { code, bits });
+    Code::values().flat_map(form).filter(|form| is_tried(form, cpuid)).collect()
+}
+
+fn is_tried(form: &Form, cpuid: &CpuidTable) -> bool {
+    let code = form.code;
     let description = code.op_code();
-    description.is_instruction()
-        && description.mode64()
+    let decodes = if form.bits == 64 {
+        description.mode64() && description.intel_decoder64()
+    } else {
+        description.mode32() && description.intel_decoder32()
+    };
+    decodes
+        && description.is_instruction()
+        && description.decoder_option() == DecoderOptions::NONE
         && !description.fwait()
         && matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && code.cpuid_features().iter().all(|&feature| offered(feature, cpuid))
@@ -25,7 +50,8 @@ fn is_tried(code: Code, cpuid: &CpuidTable) -> bool {
             | FlowControl::Call
             | FlowControl::IndirectCall
             | FlowControl::Exception => true,
-            FlowControl::Interrupt | FlowControl::XbeginXabortXend => false,
+            FlowControl::Interrupt => code.mnemonic() == Mnemonic::Into,
+            FlowControl::XbeginXabortXend => false,
         }
         && description.op_kinds().iter().all(|&kind| is_buildable(kind))
         && !code.is_jmp_far_indirect()
@@ -153,6 +179,14 @@ fn is_buildable(kind: OpCodeOperandKind) -> bool {
             | K::seg_rBX_al
             | K::br64_1
             | K::br64_4
+            | K::br32_1
+            | K::br32_4
+            | K::br16_1
+            | K::br16_2
+            | K::es
+            | K::cs
+            | K::ss
+            | K::ds
             | K::cr_reg
             | K::dr_reg
     )
@@ -161,9 +195,12 @@ fn is_buildable(kind: OpCodeOperandKind) -> bool {
 /// Loading a segment register would outlive the case in the child.
 fn loads_segment(code: Code) -> bool {
     use OpCodeOperandKind as K;
-    let segment = matches!(code.op_code().op_kind(0), K::seg_reg | K::fs | K::gs);
+    let segment = matches!(code.op_code().op_kind(0), K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs);
     segment && matches!(code.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
-        || matches!(code.mnemonic(), Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss)
+        || matches!(
+            code.mnemonic(),
+            Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss
+        )
 }
 
 /// What cannot mean the same here and there: it shows or changes the operating system's own state, time, chance or the

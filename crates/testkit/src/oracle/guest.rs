@@ -1,4 +1,4 @@
-//! The engine's side: the same cases on a vCPU in 64-bit user mode.
+//! The engine's side: the same cases on a vCPU in user mode.
 //!
 //! The guest is as small as can be. Physical memory holds page tables, descriptor tables and the pages of code and
 //! data, mapped for user mode at the addresses they have in the child, with the same permissions. Every exception goes
@@ -18,6 +18,7 @@ use x86::state::Activity;
 use x86::{CpuState, DescriptorTable, Gfn, Gpa, Segment, SegmentIndex, Selector};
 
 use super::build::World;
+use super::child::{GS_LIMIT, GS_SELECTOR, USER_CS, USER_CS_32, USER_DS};
 use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, INT3, Input, Output, WRITABLE_BYTES};
 
 /// Guest-physical layout. The supervisor has the first 2 MiB at [`SYSTEM`], where no user address is.
@@ -43,8 +44,6 @@ const SYSTEM: u64 = 0xffff_ffff_8000_0000;
 const HLT: u8 = 0xf4;
 /// As Linux numbers them, so that they read the same.
 const KERNEL_CS: u16 = 0x10;
-const USER_DS: u16 = 0x2b;
-const USER_CS: u16 = 0x33;
 const TSS_SELECTOR: u16 = 0x40;
 
 const PRESENT: u64 = 1;
@@ -156,6 +155,7 @@ impl Guest {
         word(GDT + u64::from(KERNEL_CS), 0x00af_9b00_0000_ffff);
         word(GDT + u64::from(USER_DS & !7), 0x00cf_f300_0000_ffff);
         word(GDT + u64::from(USER_CS & !7), 0x00af_fb00_0000_ffff);
+        word(GDT + u64::from(USER_CS_32 & !7), 0x00cf_fb00_0000_ffff);
         let tss = SYSTEM + TSS;
         let low = 0x0000_8b00_0000_0067 | (tss & 0xff_ffff) << 16 | (tss >> 24 & 0xff) << 56;
         word(GDT + u64::from(TSS_SELECTOR), low);
@@ -164,8 +164,8 @@ impl Guest {
         // No I/O permission bitmap: it begins beyond the limit.
         word(TSS + 0x64, 0x68 << 16);
         for vector in 0..32 {
-            // Breakpoints are the way out of user mode.
-            let dpl: u64 = if vector == 3 { 3 } else { 0 };
+            // Breakpoints are the way out of user mode; INTO is allowed there too.
+            let dpl: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
             let handler = HANDLERS + vector * HANDLER_BYTES;
             let target = SYSTEM + handler;
             let low = target & 0xffff | (target & 0xffff_0000) << 32;
@@ -221,6 +221,11 @@ impl Guest {
         state.gpr = r.gpr;
         state.rip = r.rip;
         state.rflags = r.rflags;
+        if input.bits == 32 {
+            let cs = &mut state.seg[SegmentIndex::Cs as usize];
+            cs.selector = Selector(USER_CS_32);
+            cs.attr = cs.attr & !attr::L | attr::DB;
+        }
         state.vector.ymm = r.ymm;
         state.vector.mxcsr = r.mxcsr;
         let fpu = &mut state.fpu;
@@ -274,9 +279,17 @@ fn template(world: &World) -> CpuState {
     let flat = |selector, attr| Segment { selector: Selector(selector), base: 0, limit: u32::MAX, attr };
     s.seg = [Segment::null(Selector(0)); 6];
     s.seg[SegmentIndex::Cs as usize] = flat(USER_CS, user | attr::CODE | attr::READABLE | attr::L | attr::G);
-    s.seg[SegmentIndex::Ss as usize] = flat(USER_DS, user | attr::WRITABLE | attr::DB | attr::G);
+    let data = flat(USER_DS, user | attr::WRITABLE | attr::DB | attr::G);
+    for segment in [SegmentIndex::Ss, SegmentIndex::Ds, SegmentIndex::Es] {
+        s.seg[segment as usize] = data;
+    }
     s.seg[SegmentIndex::Fs as usize].base = world.fs_base;
-    s.seg[SegmentIndex::Gs as usize].base = world.gs_base;
+    s.seg[SegmentIndex::Gs as usize] = Segment {
+        selector: Selector(GS_SELECTOR),
+        base: world.gs_base,
+        limit: GS_LIMIT,
+        attr: user | attr::WRITABLE | attr::DB,
+    };
     s.tr = Segment {
         selector: Selector(TSS_SELECTOR),
         base: SYSTEM + TSS,

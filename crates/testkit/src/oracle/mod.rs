@@ -2,12 +2,13 @@
 //!
 //! A run is a seed and a number of cases. Case *n* is made from seed and *n* alone: a form from the decoder's table
 //! ([`forms`]), operands, an encoding, registers and memory ([`build`]). The processor executes it in a forked child
-//! ([`child`]), the engine on a vCPU in 64-bit user mode ([`guest`]); everything the case can see is compared afterwards, except
+//! ([`child`]), the engine on a vCPU in user mode ([`guest`]); everything the case can see is compared afterwards, except
 //! what the manual leaves undefined ([`undefined`]).
 
 pub mod build;
 pub mod case;
 pub mod child;
+mod adjust;
 mod compare;
 pub mod forms;
 pub mod guest;
@@ -22,12 +23,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use engine::{Engine, EngineError};
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use x86::cpuid::{CpuModel, CpuModelError, CpuRequest, CpuidTable, HostCpuid};
 
 use build::World;
 use case::{Input, Output};
 use child::{BATCH, Child};
+use forms::Form;
 use guest::{Guest, Lost};
 use random::Random;
 
@@ -74,8 +76,8 @@ pub struct Report {
     pub cases: u64,
     /// Forms in the table.
     pub forms: usize,
-    /// Forms that were tried at least once.
-    pub tried: usize,
+    /// Forms that were never tried.
+    pub untried: Vec<Form>,
     /// Differences, by form.
     pub mismatches: BTreeMap<String, Group>,
 }
@@ -85,7 +87,7 @@ impl Report {
     pub fn merge(&mut self, other: Self) {
         self.cases += other.cases;
         self.forms = self.forms.max(other.forms);
-        self.tried = self.tried.max(other.tried);
+        self.untried.retain(|code| other.untried.contains(code));
         for (form, group) in other.mismatches {
             match self.mismatches.entry(form) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
@@ -111,7 +113,7 @@ impl fmt::Display for Report {
         for (form, group) in groups {
             writeln!(f, "{:8}  {form}: {}", group.count, group.example)?;
         }
-        let (cases, tried, forms) = (self.cases, self.tried, self.forms);
+        let (cases, forms, tried) = (self.cases, self.forms, self.forms - self.untried.len());
         write!(f, "{cases} cases of {tried} of {forms} forms, {} mismatches", self.mismatch_count())
     }
 }
@@ -133,9 +135,9 @@ pub fn host_model() -> Result<CpuidTable, CpuModelError> {
 /// If one of them cannot be set up.
 pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError> {
     let cpuid = Arc::new(host_model()?);
-    let forms: Vec<Code> = forms::table(&cpuid)
+    let forms: Vec<Form> = forms::table(&cpuid)
         .into_iter()
-        .filter(|code| options.only.as_ref().is_none_or(|only| format!("{code:?}").contains(only)))
+        .filter(|form| options.only.as_ref().is_none_or(|only| form.to_string().contains(only)))
         .collect();
     let world = World { fs_base: child::fs_base(), gs_base: child::GS_BASE };
     let mut session = Session {
@@ -153,7 +155,8 @@ pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError
         session.batch(next..stop, &forms, &world)?;
         next = stop;
     }
-    session.report.tried = session.seen.iter().filter(|&&seen| seen).count();
+    let untried = forms.iter().zip(&session.seen).filter(|(_, seen)| !**seen);
+    session.report.untried = untried.map(|(&form, _)| form).collect();
     Ok(session.report)
 }
 
@@ -175,7 +178,7 @@ impl Session {
     fn batch(
         &mut self,
         numbers: std::ops::Range<u64>,
-        forms: &[Code],
+        forms: &[Form],
         world: &World,
     ) -> Result<(), OracleError> {
         let made = self.make(numbers, forms, world);
@@ -208,7 +211,7 @@ impl Session {
     }
 
     /// Fills the batch.
-    fn make(&mut self, numbers: std::ops::Range<u64>, forms: &[Code], world: &World) -> Vec<Made> {
+    fn make(&mut self, numbers: std::ops::Range<u64>, forms: &[Form], world: &World) -> Vec<Made> {
         let batch = self.child.batch();
         let mut background = Random::new(!self.seed, numbers.start / BATCH as u64);
         batch
@@ -227,7 +230,7 @@ impl Session {
                     self.seen[index] = true;
                     batch.inputs[made.len()] = input;
                     let rip = input.registers.rip;
-                    let instruction = Decoder::with_ip(64, input.code(), rip, DecoderOptions::NONE).decode();
+                    let instruction = Decoder::with_ip(input.bits, input.code(), rip, DecoderOptions::NONE).decode();
                     made.push(Made { number, instruction });
                     break;
                 }

@@ -11,7 +11,7 @@ fn the_interpreter_agrees_with_the_processor() {
     let options = Options { seed: 1, first: 0, cases: 200_000, only: None };
     let report = run(&Interp, &options).unwrap();
     assert_eq!(report.mismatch_count(), 0, "{report}");
-    assert_eq!(report.tried, report.forms);
+    assert_eq!(report.untried, []);
 }
 
 /// The decoder's table has its own opinion of what is undefined; ours must agree where no count is involved.
@@ -28,7 +28,7 @@ fn undefined_flags_are_those_that_the_decoder_knows() {
         (R::OF, rflags::OF),
     ];
     let cpuid = host_model().unwrap();
-    for code in forms::table(&cpuid) {
+    for Form { code, .. } in forms::table(&cpuid) {
         let mut instruction = Instruction::new();
         instruction.set_code(code);
         if instruction.op_count() > 0 {
@@ -51,8 +51,8 @@ fn a_case_is_made_from_its_number_alone() {
     let make = |number| {
         let mut random = Random::new(7, number);
         (0..64).find_map(|_| {
-            let code = random.pick(&forms);
-            build::build(&mut random, code, &world)
+            let form = random.pick(&forms);
+            build::build(&mut random, form, &world)
         })
     };
     for number in 0..500 {

@@ -44,6 +44,12 @@ pub fn flags(instruction: &Instruction, before: &Registers) -> u64 {
         M::Andn | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi => AF | PF,
         // "AF, SF, and PF are undefined" (BEXTR).
         M::Bextr => AF | SF | PF,
+        // "The OF flag is undefined" (DAA, DAS).
+        M::Daa | M::Das => OF,
+        // "The OF, SF, ZF, and PF flags are undefined" (AAA, AAS).
+        M::Aaa | M::Aas => OF | SF | ZF | PF,
+        // "The OF, AF, and CF flags are undefined" (AAD, AAM).
+        M::Aad | M::Aam => OF | AF | CF,
         _ => 0,
     }
 }
@@ -68,6 +74,9 @@ pub fn is_in_parts(instruction: &Instruction) -> bool {
             instruction.mnemonic(),
             M::Fldenv
                 | M::Frstor
+                | M::Maskmovq
+                | M::Maskmovdqu
+                | M::Vmaskmovdqu
                 | M::Vmaskmovps
                 | M::Vmaskmovpd
                 | M::Vpmaskmovd
@@ -104,6 +113,12 @@ pub fn stores_in_parts(instruction: &Instruction) -> bool {
 pub fn restores_in_parts(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(instruction.mnemonic(), M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64)
+}
+
+/// Whether registers are loaded in parts, some of which stay when a later one faults: POPA, which can be restarted all the
+/// same, since only ESP counts.
+pub fn pops_in_parts(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Popa | Mnemonic::Popad)
 }
 
 /// The bits of register `number` that are compared. A string instruction with 32-bit addresses counts and points with ECX,
