@@ -27,15 +27,52 @@ pub(crate) fn completions(shell: Shell) -> Result<Status> {
 /// # Errors
 /// If the pages cannot be written.
 pub(crate) fn man(dir: Option<&Path>) -> Result<Status> {
-    let Some(dir) = dir else {
-        let mut page = Vec::new();
-        Man::new(Args::command()).render(&mut page)?;
-        return write_out(&page);
-    };
+    let mut command = Args::command();
+    command.build();
+    let Some(dir) = dir else { return write_out(&page(&command)?) };
     fs::create_dir_all(dir).with_context(|| format!("cannot make '{}'", dir.display()))?;
-    clap_mangen::generate_to(Args::command(), dir)
-        .with_context(|| format!("cannot write man pages to '{}'", dir.display()))?;
+    for command in command.get_subcommands().chain([&command]) {
+        let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+        let path = dir.join(format!("{name}.1"));
+        fs::write(&path, page(command)?).with_context(|| format!("cannot write '{}'", path.display()))?;
+    }
     Ok(Status::OK)
+}
+
+/// The man page of a command. What stands below its help becomes sections of their own.
+fn page(command: &clap::Command) -> io::Result<Vec<u8>> {
+    let man = Man::new(command.clone());
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    man.render_options_section(&mut page)?;
+    let below = command.get_after_long_help().or(command.get_after_help());
+    page.extend(sections(&below.map(ToString::to_string).unwrap_or_default()).into_bytes());
+    Ok(page)
+}
+
+/// Paragraphs as sections, line by line: "Exit status:" or "Exit status: 0" begins one of that name.
+fn sections(text: &str) -> String {
+    let mut roff = String::new();
+    for paragraph in text.split("\n\n") {
+        let (title, body) = match paragraph.split_once(':') {
+            Some((title, body)) if !title.contains(['\n', '(', '\'']) => (title, body),
+            _ => ("Notes", paragraph),
+        };
+        roff += &format!(".SH \"{}\"\n.nf\n", title.to_uppercase());
+        for line in body.trim_matches('\n').lines() {
+            roff += "\\&";
+            roff += &line.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+            roff.push('\n');
+        }
+        roff += ".fi\n";
+    }
+    roff
 }
 
 /// Prints to standard output.
@@ -71,6 +108,7 @@ mod tests {
         for status in ["124", "125", "139", "debug\\-exit"] {
             assert!(page.contains(status), "{status} is not in umbra-run(1)");
         }
+        assert!(page.contains(".SH \"EXIT STATUS\"") && page.contains(".SH \"EXAMPLES\""));
         assert!(dir.path().join("umbra.1").is_file() && dir.path().join("umbra-doctor.1").is_file());
     }
 }

@@ -44,12 +44,18 @@ Examples:
   umbra fetch
   umbra fetch linux-image-6.12-cloud-amd64
 
-The cache is $XDG_CACHE_HOME/umbra, or ~/.cache/umbra; it can be deleted at any time.
-Exit status: 0, or 125 with one sentence on standard error.";
+Files:
+  $XDG_CACHE_HOME/umbra, or ~/.cache/umbra: the cache, which can be deleted at any time
+
+Exit status:
+  0, or 125 with one sentence on standard error";
 
 /// Below `umbra doctor --help`.
-pub(crate) const DOCTOR: &str =
-    "Exit status: 0 if 'umbra run' has all it needs, 1 if something is missing, 125 on an error.";
+pub(crate) const DOCTOR: &str = "\
+Exit status:
+  0     'umbra run' has all it needs
+  1     something is missing
+  125   umbra itself failed";
 
 /// Below `umbra completions --help`.
 pub(crate) const COMPLETIONS: &str = "\

@@ -75,7 +75,7 @@ fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                super::wait_for(file, super::Wanted::Write)?
+                super::wait_for(file, super::Wanted::Write)?;
             }
             Err(error) => return Err(error),
         }
