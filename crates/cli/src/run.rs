@@ -176,7 +176,12 @@ fn status(ending: Ending, reported: Option<u8>, has_command: bool) -> Result<Sta
                 "the guest's kernel rebooted or panicked before the command ended: run with -v to see its messages"
             )
         }
-        Ending::Stopped(_) | Ending::Lingering | Ending::Detached => Status::OK,
+        Ending::Stopped(_) | Ending::Lingering => Status::OK,
+        Ending::Detached => {
+            // The guest's prompt is still on the line.
+            message::block("");
+            Status::OK
+        }
         Ending::TimedOut => {
             message::error("the VM was stopped because the time given with --timeout is over");
             Status::TIMEOUT
