@@ -119,7 +119,6 @@ impl InterpVcpu {
         cpu.pending.sti_shadow = false;
         cpu.look = true;
         if !shadowed && let Some(hit) = cpu.instruction_breakpoint() {
-            cpu.flags |= RF;
             return cpu.deliver_exception(hit);
         }
         cpu.flags &= !RF;
@@ -136,6 +135,9 @@ impl InterpVcpu {
             return;
         }
         if let Some(trap) = cpu.debug_trap(stepping && !cpu.step_suppressed) {
+            if cpu.activity == Activity::Halted {
+                cpu.activity = Activity::Running;
+            }
             cpu.deliver_exception(trap);
         }
     }
@@ -181,16 +183,19 @@ impl Cpu {
     /// Delivers what an instruction raised.
     #[inline]
     fn finish(&mut self, result: Result<(), Break>) {
-        if result.is_err() {
-            self.deliver_fault();
+        if let Err(reason) = result {
+            self.break_off(reason);
         }
     }
 
     #[cold]
-    fn deliver_fault(&mut self) {
-        if let Some(exception) = self.fault.take() {
+    fn break_off(&mut self, reason: Break) {
+        self.look = true;
+        if reason == Break::Again {
+            // Whatever comes between two iterations saves an image with RF set (SDM vol. 3, 17.3.1.1).
+            self.flags |= RF;
+        } else if let Some(exception) = self.fault.take() {
             self.deliver_exception(exception);
-            self.look = true;
         }
     }
 

@@ -72,8 +72,7 @@ pub(crate) fn popf<W: Width>(cpu: &mut Cpu, _: &Op) -> Step {
         if W::BITS == 16 {
             allowed &= 0xffff;
         }
-        let cleared = if W::BITS == 16 { 0 } else { RF | if virtual8086 { 0 } else { VIP | VIF } };
-        cpu.flags = cpu.flags & !(allowed | cleared) | image & allowed;
+        cpu.flags = cpu.flags & !(allowed | RF) | image & allowed;
     }
     cpu.drop_stack(W::SIZE);
     cpu.refresh_access();

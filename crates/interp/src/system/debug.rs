@@ -114,6 +114,8 @@ impl Cpu {
         };
         self.require_cpl0()?;
         if self.dr7 & dr7::GD != 0 {
+            // Unlike other debug exceptions that the exception's class knows of, this one is a fault.
+            self.flags |= RF;
             return Err(self.raise(Exception::debug(dr6::BD)));
         }
         Ok(number)

@@ -1,6 +1,7 @@
 //! Far jumps, calls and returns, call gates among them (SDM vol. 2, JMP, CALL, RET; vol. 3, 5.8).
 
 use x86::descriptor::system;
+use x86::exception::vector;
 use x86::{Exception, Gva, Mode, Segment, SegmentIndex, Selector};
 
 use crate::cpu::Cpu;
@@ -58,9 +59,9 @@ impl Cpu {
     }
 
     /// A code segment that is both 64-bit and 32-bit does not exist in long mode.
-    pub(crate) fn check_code_bits(&mut self, segment: &Segment, ext: u32) -> Result<(), Break> {
+    pub(crate) fn check_code_bits(&mut self, segment: &Segment) -> Result<(), Break> {
         if self.long_active() && segment.long() && segment.big() {
-            return Err(self.raise(Exception::gp(segment.selector.error_code() | ext)));
+            return Err(self.raise(Exception::gp(segment.selector.error_code())));
         }
         Ok(())
     }
@@ -88,7 +89,7 @@ impl Cpu {
         if !segment.usable() {
             return Err(self.raise(Exception::np(selector.error_code())));
         }
-        self.check_code_bits(segment, 0)
+        self.check_code_bits(segment)
     }
 
     /// Checks a call gate and parses it.
@@ -119,7 +120,7 @@ impl Cpu {
         if gate.target.is_null() {
             return Err(self.gp0());
         }
-        let found = self.descriptor(gate.target, Exception::gp, 0)?;
+        let found = self.descriptor(gate.target, Exception::gp)?;
         let segment = found.segment;
         let right_size = !self.long_active() || segment.long() && !segment.big();
         if !segment.is_code() || segment.dpl() > self.cpl || !right_size {
@@ -139,7 +140,7 @@ impl Cpu {
         if selector.is_null() {
             return Err(self.gp0());
         }
-        let mut found = self.descriptor(selector, Exception::gp, 0)?;
+        let mut found = self.descriptor(selector, Exception::gp)?;
         if found.segment.is_code() {
             self.check_direct_code(&found)?;
             return self.enter_code(&mut found, self.cpl, offset);
@@ -159,7 +160,7 @@ impl Cpu {
         if selector.is_null() {
             return Err(self.gp0());
         }
-        let mut found = self.descriptor(selector, Exception::gp, 0)?;
+        let mut found = self.descriptor(selector, Exception::gp)?;
         if found.segment.is_code() {
             self.check_direct_code(&found)?;
             self.push_return(size)?;
@@ -199,8 +200,13 @@ impl Cpu {
     fn call_through(&mut self, gate: &Gate) -> Step {
         let mut target = self.gate_target(gate)?;
         let dpl = target.segment.dpl();
+        let (cs, rip) = (u64::from(self.seg[CS].selector.0), self.rip());
         if target.segment.is_conforming() || dpl == self.cpl {
-            self.push_return(gate.size)?;
+            // The stack is used with the new code segment's mode.
+            self.seg[CS] = target.segment;
+            self.refresh();
+            self.push_sized(gate.size, cs)?;
+            self.push_sized(gate.size, rip)?;
             return self.enter_code(&mut target, self.cpl, gate.offset);
         }
         let old_stack = (self.seg[SS].selector, self.stack_pointer());
@@ -212,30 +218,39 @@ impl Cpu {
                 _ => self.peek::<u32>(depth * 4)?,
             };
         }
-        let (cs, rip) = (self.seg[CS].selector, self.rip());
-        self.switch_stack(dpl, 0)?;
-        // The new stack is used with the new code segment's mode.
+        self.switch_stack(dpl)?;
         self.seg[CS] = target.segment;
         self.refresh();
-        self.push_sized(gate.size, u64::from(old_stack.0.0))?;
-        self.push_sized(gate.size, old_stack.1)?;
+        self.push_framed(gate.size, &[u64::from(old_stack.0.0), old_stack.1])?;
         for param in params.iter().take(count).rev() {
-            self.push_sized(gate.size, *param)?;
+            self.push_framed(gate.size, &[*param])?;
         }
-        self.push_sized(gate.size, u64::from(cs.0))?;
-        self.push_sized(gate.size, rip)?;
+        self.push_framed(gate.size, &[cs, rip])?;
         self.enter_code(&mut target, dpl, gate.offset)
     }
 
+    /// Pushes words onto a stack that has just been switched to: #SS names it if there is no room.
+    pub(crate) fn push_framed(&mut self, size: u8, words: &[u64]) -> Step {
+        for &word in words {
+            if let Err(reason) = self.push_sized(size, word) {
+                if let Some(fault) = self.fault.as_mut().filter(|fault| fault.vector == vector::SS) {
+                    fault.error = Some(self.seg[SS].selector.error_code());
+                }
+                return Err(reason);
+            }
+        }
+        Ok(())
+    }
+
     /// Loads SS and RSP of ring `cpl` from the TSS.
-    pub(crate) fn switch_stack(&mut self, cpl: u8, ext: u32) -> Step {
+    pub(crate) fn switch_stack(&mut self, cpl: u8) -> Step {
         if self.long_active() {
-            let pointer = self.tss_stack64(cpl, 0, ext)?;
+            let pointer = self.tss_stack64(cpl, 0)?;
             self.seg[SS] = null_stack(Selector(u16::from(cpl)), cpl);
             self.regs[4] = pointer;
         } else {
-            let stack = self.tss_stack(cpl, ext)?;
-            self.seg[SS] = self.stack_segment(stack.selector, cpl, Exception::ts, ext)?;
+            let stack = self.tss_stack(cpl)?;
+            self.seg[SS] = self.stack_segment(stack.selector, cpl, false, Exception::ts)?;
             self.regs[4] = stack.pointer;
         }
         self.refresh();
@@ -281,13 +296,13 @@ impl Cpu {
         if selector.is_null() {
             return Err(self.gp0());
         }
-        let found = self.descriptor(selector, Exception::gp, 0)?;
+        let found = self.descriptor(selector, Exception::gp)?;
         let (segment, rpl) = (found.segment, selector.rpl());
         let dpl_fits = if segment.is_conforming() { segment.dpl() <= rpl } else { segment.dpl() == rpl };
         if rpl < self.cpl || !segment.is_code() || !dpl_fits {
             return Err(self.gp_selector(selector));
         }
-        self.check_code_bits(&segment, 0)?;
+        self.check_code_bits(&segment)?;
         if !segment.usable() {
             return Err(self.raise(Exception::np(selector.error_code())));
         }
@@ -296,14 +311,8 @@ impl Cpu {
 
     /// Loads the outer stack at a return. CS is the new one already; a null SS is legal for 64-bit code below CPL 3.
     pub(crate) fn return_stack(&mut self, selector: Selector, pointer: u64, cpl: u8) -> Step {
-        let to_long = self.long_active() && self.seg[CS].long();
-        self.seg[SS] = if selector.is_null() && to_long && cpl < 3 && selector.rpl() == cpl {
-            null_stack(selector, cpl)
-        } else {
-            // The check for a null selector depends on the mode returned to, which is the one in force now.
-            self.mode = if to_long { Mode::Long } else { Mode::Protected32 };
-            self.stack_segment(selector, cpl, Exception::gp, 0)?
-        };
+        let long = self.long_active() && self.seg[CS].long();
+        self.seg[SS] = self.stack_segment(selector, cpl, long, Exception::gp)?;
         self.refresh();
         self.set_stack_pointer(pointer);
         Ok(())

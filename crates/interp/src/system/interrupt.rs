@@ -17,12 +17,21 @@ use crate::system::segment::{Descriptor, null_stack};
 /// Where an event comes from, which decides about privilege checks and error codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// INT n, INT3, INTO: the gate's DPL is checked, and the return address is behind the instruction.
+    /// INT n: the gate's DPL is checked, and virtual-8086 mode has a say.
+    IntN,
+    /// INT3 and INTO: the gate's DPL is checked.
     Software,
     /// An exception.
     Exception,
     /// An external interrupt or NMI.
     External,
+}
+
+impl Origin {
+    /// Whether the return address is behind the instruction, and nothing about the event is external to the program.
+    fn is_software(self) -> bool {
+        matches!(self, Self::IntN | Self::Software)
+    }
 }
 
 /// An event to deliver.
@@ -53,14 +62,9 @@ impl Gate {
 }
 
 impl Delivery {
-    /// The EXT bit that error codes of this delivery carry.
-    fn ext(&self) -> u32 {
-        if self.origin == Origin::Software { 0 } else { selector_error::EXT }
-    }
-
     /// The error code that names this vector's gate.
     fn gate_error(&self) -> u32 {
-        u32::from(self.vector) << 3 | selector_error::IDT | self.ext()
+        u32::from(self.vector) << 3 | selector_error::IDT
     }
 }
 
@@ -118,11 +122,16 @@ impl Cpu {
 
     /// Delivers one event.
     pub(crate) fn deliver(&mut self, delivery: Delivery) -> Result<(), Break> {
-        self.transact(|cpu| match cpu.mode {
+        let result = self.transact(|cpu| match cpu.mode {
             Mode::Real => cpu.deliver_real(delivery),
             _ if cpu.long_active() => cpu.deliver_long(delivery),
             _ => cpu.deliver_protected(delivery),
-        })
+        });
+        if !delivery.origin.is_software() {
+            // Whatever goes wrong on the way, in the new task too, is external to the program (SDM vol. 3, 6.13).
+            [&mut self.fault, &mut self.pending.exception].into_iter().flatten().for_each(mark_external);
+        }
+        result
     }
 
     fn deliver_real(&mut self, delivery: Delivery) -> Step {
@@ -161,7 +170,7 @@ impl Cpu {
             system::INTERRUPT_GATE16 | system::TRAP_GATE16 | system::TASK_GATE => !long,
             _ => false,
         };
-        if !known || delivery.origin == Origin::Software && gate.dpl() < self.cpl {
+        if !known || delivery.origin.is_software() && gate.dpl() < self.cpl {
             return Err(self.raise(Exception::gp(error)));
         }
         if !gate.usable() {
@@ -174,35 +183,33 @@ impl Cpu {
     }
 
     /// Checks the code segment behind a gate; returns it with the privilege level it will run at.
-    fn handler_code(&mut self, gate: &Gate, ext: u32) -> Result<(Descriptor, u8), Break> {
+    fn handler_code(&mut self, gate: &Gate) -> Result<(Descriptor, u8), Break> {
         let selector = gate.target;
         if selector.is_null() {
-            return Err(self.raise(Exception::gp(ext)));
+            return Err(self.gp0());
         }
-        let found = self.descriptor(selector, Exception::gp, ext)?;
+        let found = self.descriptor(selector, Exception::gp)?;
         let segment = found.segment;
         let long = self.long_active();
         let right_size = !long || segment.long() && !segment.big();
         if !segment.is_code() || segment.dpl() > self.cpl || !right_size {
-            return Err(self.raise(Exception::gp(selector.error_code() | ext)));
+            return Err(self.raise(Exception::gp(selector.error_code())));
         }
         if !segment.usable() {
-            return Err(self.raise(Exception::np(selector.error_code() | ext)));
+            return Err(self.raise(Exception::np(selector.error_code())));
         }
         let cpl = if segment.is_conforming() { self.cpl } else { segment.dpl() };
         if self.mode == Mode::V86 && cpl != 0 {
-            return Err(self.raise(Exception::gp(selector.error_code() | ext)));
+            return Err(self.raise(Exception::gp(selector.error_code())));
         }
         Ok((found, cpl))
     }
 
     fn deliver_long(&mut self, delivery: Delivery) -> Step {
-        let ext = delivery.ext();
         let gate = self.gate(&delivery)?;
-        let (mut code, cpl) = self.handler_code(&gate, ext)?;
+        let (mut code, cpl) = self.handler_code(&gate)?;
         let old = (self.seg[SS].selector, self.regs[4], self.seg[CS].selector, self.rip());
-        let pointer =
-            if gate.ist != 0 || cpl < self.cpl { self.tss_stack64(cpl, gate.ist, ext)? } else { old.1 };
+        let pointer = if gate.ist != 0 || cpl < self.cpl { self.tss_stack64(cpl, gate.ist)? } else { old.1 };
         let flags = self.flags;
         if cpl != self.cpl {
             self.seg[SS] = null_stack(Selector(u16::from(cpl)), cpl);
@@ -221,38 +228,35 @@ impl Cpu {
     }
 
     fn deliver_protected(&mut self, delivery: Delivery) -> Step {
-        if self.mode == Mode::V86 && delivery.origin == Origin::Software && self.redirect_v86(&delivery)? {
+        if self.mode == Mode::V86 && delivery.origin == Origin::IntN && self.redirect_v86(&delivery)? {
             return Ok(());
         }
-        let ext = delivery.ext();
         let gate = self.gate(&delivery)?;
         if gate.kind == system::TASK_GATE {
-            return self.interrupt_task(gate.target, delivery.error, ext);
+            return self.interrupt_task(gate.target, delivery.error);
         }
-        let (mut code, cpl) = self.handler_code(&gate, ext)?;
+        let (mut code, cpl) = self.handler_code(&gate)?;
         let size = gate.size();
         let from_v86 = self.mode == Mode::V86;
         let data = [SegmentIndex::Gs, SegmentIndex::Fs, SegmentIndex::Ds, SegmentIndex::Es]
             .map(|index| u64::from(self.seg[index as usize].selector.0));
         let old_stack = (u64::from(self.seg[SS].selector.0), self.stack_pointer());
         let old_code = (u64::from(self.seg[CS].selector.0), self.rip());
-        let flags = self.flags;
-        if cpl < self.cpl {
+        let (flags, before) = (self.flags, self.cpl);
+        if cpl < before {
             self.flags &= !VM;
-            self.switch_stack(cpl, ext)?;
+            self.switch_stack(cpl)?;
             if from_v86 {
-                for selector in data {
-                    self.push_sized(size, selector)?;
-                }
+                self.push_framed(size, &data)?;
             }
-            self.push_sized(size, old_stack.0)?;
-            self.push_sized(size, old_stack.1)?;
+            self.push_framed(size, &[old_stack.0, old_stack.1])?;
         }
-        self.push_sized(size, flags)?;
-        self.push_sized(size, old_code.0)?;
-        self.push_sized(size, old_code.1)?;
-        if let Some(error) = delivery.error {
-            self.push_sized(size, u64::from(error))?;
+        let frame = [flags, old_code.0, old_code.1, u64::from(delivery.error.unwrap_or(0))];
+        let words = if delivery.error.is_some() { &frame[..] } else { &frame[..3] };
+        if cpl < before {
+            self.push_framed(size, words)?;
+        } else {
+            words.iter().try_for_each(|&word| self.push_sized(size, word))?;
         }
         if from_v86 {
             for index in [SegmentIndex::Gs, SegmentIndex::Fs, SegmentIndex::Ds, SegmentIndex::Es] {
@@ -295,6 +299,14 @@ impl Cpu {
     }
 }
 
+/// Sets the EXT bit of an error code that has one.
+fn mark_external(fault: &mut Exception) {
+    if let (vector::TS | vector::NP | vector::SS | vector::GP, Some(code)) = (fault.vector, &mut fault.error)
+    {
+        *code |= selector_error::EXT;
+    }
+}
+
 /// What two exceptions in a row make; `None` is a shutdown.
 fn combine(first: &Exception, second: Exception) -> Option<Exception> {
     let double = Exception::with_error(vector::DF, 0);
@@ -306,19 +318,19 @@ fn combine(first: &Exception, second: Exception) -> Option<Exception> {
     }
 }
 
-fn software(cpu: &mut Cpu, vector: u8) -> Step {
+fn software(cpu: &mut Cpu, vector: u8, origin: Origin) -> Step {
     cpu.step_suppressed = true;
-    cpu.deliver(Delivery { vector, origin: Origin::Software, error: None })
+    cpu.deliver(Delivery { vector, origin, error: None })
 }
 
 /// INT n.
 pub(crate) fn int(cpu: &mut Cpu, op: &Op) -> Step {
-    software(cpu, x86::bits::low8(op.imm))
+    software(cpu, x86::bits::low8(op.imm), Origin::IntN)
 }
 
 /// INT3.
 pub(crate) fn int3(cpu: &mut Cpu, _: &Op) -> Step {
-    software(cpu, vector::BP)
+    software(cpu, vector::BP, Origin::Software)
 }
 
 /// INT1: a #DB that is not checked against the gate's DPL.
@@ -329,7 +341,7 @@ pub(crate) fn int1(cpu: &mut Cpu, _: &Op) -> Step {
 
 /// INTO.
 pub(crate) fn into(cpu: &mut Cpu, _: &Op) -> Step {
-    if cpu.flag(x86::rflags::OF) { software(cpu, vector::OF) } else { Ok(()) }
+    if cpu.flag(x86::rflags::OF) { software(cpu, vector::OF, Origin::Software) } else { Ok(()) }
 }
 
 #[cfg(test)]

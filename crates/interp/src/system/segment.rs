@@ -23,23 +23,18 @@ pub(crate) struct Descriptor {
 pub(crate) type Blame = fn(u32) -> Exception;
 
 impl Cpu {
-    /// Reads the descriptor that a selector names. `ext` is added to error codes.
-    pub(crate) fn descriptor(
-        &mut self,
-        selector: Selector,
-        blame: Blame,
-        ext: u32,
-    ) -> Result<Descriptor, Break> {
+    /// Reads the descriptor that a selector names.
+    pub(crate) fn descriptor(&mut self, selector: Selector, blame: Blame) -> Result<Descriptor, Break> {
         let (base, limit) = if selector.is_local() {
             if !self.ldtr.usable() {
-                return Err(self.raise(blame(selector.error_code() | ext)));
+                return Err(self.raise(blame(selector.error_code())));
             }
             (self.ldtr.base, u64::from(self.ldtr.limit))
         } else {
             (self.gdtr.base, u64::from(self.gdtr.limit))
         };
         if selector.offset() + 7 > limit {
-            return Err(self.raise(blame(selector.error_code() | ext)));
+            return Err(self.raise(blame(selector.error_code())));
         }
         let address = base.wrapping_add(selector.offset());
         let raw = self.load_system::<u64>(address)?;
@@ -80,7 +75,9 @@ impl Cpu {
         let segment = match self.mode {
             Mode::Real => self.real_segment(index, selector),
             Mode::V86 => v86_segment(selector),
-            _ if index == SegmentIndex::Ss => self.stack_segment(selector, self.cpl, Exception::gp, 0)?,
+            mode if index == SegmentIndex::Ss => {
+                self.stack_segment(selector, self.cpl, mode == Mode::Long, Exception::gp)?
+            }
             _ => self.data_segment(selector)?,
         };
         self.seg[index as usize] = segment;
@@ -93,28 +90,28 @@ impl Cpu {
         Segment { selector, base: u64::from(selector.0) << 4, ..self.seg[index as usize] }
     }
 
-    /// Checks a selector for SS at privilege level `cpl`.
+    /// Checks a selector for SS at privilege level `cpl`, of `long` (64-bit) code or other.
     pub(crate) fn stack_segment(
         &mut self,
         selector: Selector,
         cpl: u8,
+        long: bool,
         blame: Blame,
-        ext: u32,
     ) -> Result<Segment, Break> {
         if selector.is_null() {
             // 64-bit mode runs on a null SS below CPL 3 (SDM vol. 3, 5.4.1).
-            if self.mode == Mode::Long && cpl < 3 && selector.rpl() == cpl {
+            if long && cpl < 3 && selector.rpl() == cpl {
                 return Ok(null_stack(selector, cpl));
             }
-            return Err(self.raise(blame(ext)));
+            return Err(self.raise(blame(0)));
         }
-        let mut found = self.descriptor(selector, blame, ext)?;
+        let mut found = self.descriptor(selector, blame)?;
         let segment = found.segment;
         if selector.rpl() != cpl || !segment.writable() || segment.dpl() != cpl {
-            return Err(self.raise(blame(selector.error_code() | ext)));
+            return Err(self.raise(blame(selector.error_code())));
         }
         if !segment.usable() {
-            return Err(self.raise(Exception::ss(selector.error_code() | ext)));
+            return Err(self.raise(Exception::ss(selector.error_code())));
         }
         self.mark_accessed(&mut found)?;
         Ok(found.segment)
@@ -125,7 +122,7 @@ impl Cpu {
         if selector.is_null() {
             return Ok(Segment::null(selector));
         }
-        let mut found = self.descriptor(selector, Exception::gp, 0)?;
+        let mut found = self.descriptor(selector, Exception::gp)?;
         let segment = found.segment;
         let privileged = self.cpl.max(selector.rpl()) > segment.dpl() && !segment.is_conforming();
         if !segment.readable() || privileged {

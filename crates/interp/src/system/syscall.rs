@@ -4,7 +4,7 @@ use x86::bits::{low16, low32};
 use x86::control::{cr0, efer};
 use x86::cpuid::Vendor;
 use x86::descriptor::attr;
-use x86::rflags::{IF, RF, VM};
+use x86::rflags::{IF, RF, TF, VM};
 use x86::{Gva, Mode, Segment, SegmentIndex, Selector};
 
 use crate::cpu::Cpu;
@@ -46,12 +46,13 @@ pub(crate) fn syscall(cpu: &mut Cpu, _: &Op) -> Step {
     if cpu.msrs.efer & efer::SCE == 0 {
         return Err(cpu.ud());
     }
-    cpu.step_suppressed = true;
     *cpu.reg_mut(1) = cpu.rip();
     *cpu.reg_mut(11) = cpu.flags & !RF;
     cpu.set_rip(target);
     let selector = low16(cpu.msrs.star >> 32) & !3;
     cpu.flags = cpu.flags & !(cpu.msrs.sfmask | RF) | x86::rflags::FIXED;
+    // Single step looks at TF as the mask leaves it.
+    cpu.step_suppressed = !cpu.flag(TF);
     cpu.seg[CS] = flat_code(selector, 0, true);
     cpu.seg[SS] = flat_stack(selector.wrapping_add(8), 0);
     cpu.refresh();

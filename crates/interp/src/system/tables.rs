@@ -9,6 +9,7 @@ use x86::{DescriptorTable, Exception, Gva, Segment, Selector};
 use crate::cpu::Cpu;
 use crate::op::{Break, MEMORY, Op, Step};
 use crate::operand::{Source, SrcAny};
+use crate::system::segment::Descriptor;
 
 impl Cpu {
     /// UMIP: the store instructions fault above CPL 0 (SDM vol. 3, 2.5).
@@ -114,7 +115,7 @@ pub(crate) fn lldt(cpu: &mut Cpu, op: &Op) -> Step {
     if selector.is_local() {
         return Err(cpu.raise(Exception::gp(selector.error_code())));
     }
-    let found = cpu.descriptor(selector, Exception::gp, 0)?;
+    let found = cpu.descriptor(selector, Exception::gp)?;
     if !found.segment.is_system(system::LDT) {
         return Err(cpu.raise(Exception::gp(selector.error_code())));
     }
@@ -137,7 +138,7 @@ pub(crate) fn ltr(cpu: &mut Cpu, op: &Op) -> Step {
     if selector.is_local() {
         return Err(cpu.raise(Exception::gp(selector.error_code())));
     }
-    let found = cpu.descriptor(selector, Exception::gp, 0)?;
+    let found = cpu.descriptor(selector, Exception::gp)?;
     let available = found.segment.is_system(system::TSS_AVAILABLE)
         || found.segment.is_system(system::TSS16_AVAILABLE) && !cpu.long_active();
     if !available {
@@ -154,11 +155,11 @@ pub(crate) fn ltr(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 /// The descriptor that LAR, LSL, VERR and VERW look at, if it is there and visible at this privilege level.
-fn visible(cpu: &mut Cpu, selector: Selector) -> Result<Option<x86::Segment>, Break> {
+fn visible(cpu: &mut Cpu, selector: Selector) -> Result<Option<Descriptor>, Break> {
     if selector.is_null() {
         return Ok(None);
     }
-    let found = match cpu.descriptor(selector, Exception::gp, 0) {
+    let found = match cpu.descriptor(selector, Exception::gp) {
         Ok(found) => found,
         // Beyond the table: not visible. A page fault in the table is a fault all the same.
         Err(_) if cpu.fault.is_some_and(|f| f.cr2.is_none()) => {
@@ -169,7 +170,7 @@ fn visible(cpu: &mut Cpu, selector: Selector) -> Result<Option<x86::Segment>, Br
     };
     let segment = found.segment;
     let seen = segment.is_conforming() || segment.dpl() >= cpu.cpl.max(selector.rpl());
-    Ok(seen.then_some(Segment { base: found.raw, ..segment }))
+    Ok(seen.then_some(found))
 }
 
 /// System types that LAR (`gates`) and LSL accept (SDM vol. 2, LAR, table 3-53).
@@ -187,36 +188,36 @@ fn accepted(cpu: &Cpu, segment: &Segment, gates: bool) -> bool {
     }
 }
 
-fn inspect(cpu: &mut Cpu, op: &Op, gates: bool, value: fn(&Segment) -> u64) -> Step {
+fn inspect(cpu: &mut Cpu, op: &Op, gates: bool, value: fn(&Descriptor) -> u64) -> Step {
     cpu.require_protected()?;
     let selector = Selector(low16(SrcAny::get::<u16>(cpu, op)?));
-    let found = visible(cpu, selector)?.filter(|segment| accepted(cpu, segment, gates));
+    let found = visible(cpu, selector)?.filter(|found| accepted(cpu, &found.segment, gates));
     cpu.put_flag(ZF, found.is_some());
-    if let Some(segment) = found {
+    if let Some(found) = found {
         match op.size {
-            2 => cpu.put_reg::<u16>(op.dst, value(&segment)),
-            4 => cpu.put_reg::<u32>(op.dst, value(&segment)),
-            _ => cpu.put_reg::<u64>(op.dst, value(&segment)),
+            2 => cpu.put_reg::<u16>(op.dst, value(&found)),
+            4 => cpu.put_reg::<u32>(op.dst, value(&found)),
+            _ => cpu.put_reg::<u64>(op.dst, value(&found)),
         }
     }
     Ok(())
 }
 
-/// LAR: the second doubleword of the descriptor without base and limit ([`visible`] leaves the raw form in `base`).
+/// LAR: the second doubleword of the descriptor without base and limit.
 pub(crate) fn lar(cpu: &mut Cpu, op: &Op) -> Step {
-    inspect(cpu, op, true, |segment| segment.base >> 32 & 0x00f0_ff00)
+    inspect(cpu, op, true, |found| found.raw >> 32 & 0x00f0_ff00)
 }
 
 /// LSL.
 pub(crate) fn lsl(cpu: &mut Cpu, op: &Op) -> Step {
-    inspect(cpu, op, false, |segment| u64::from(segment.limit))
+    inspect(cpu, op, false, |found| u64::from(found.segment.limit))
 }
 
 fn verify(cpu: &mut Cpu, op: &Op, allowed: fn(&Segment) -> bool) -> Step {
     cpu.require_protected()?;
     let selector = selector_operand(cpu, op)?;
     let found = visible(cpu, selector)?;
-    cpu.put_flag(ZF, found.is_some_and(|segment| allowed(&segment)));
+    cpu.put_flag(ZF, found.is_some_and(|found| allowed(&found.segment)));
     Ok(())
 }
 

@@ -8,7 +8,7 @@
 use x86::control::cr0;
 use x86::descriptor::{attr, system};
 use x86::rflags::{NT, VM};
-use x86::{Exception, Mode, Segment, SegmentIndex, Selector};
+use x86::{Exception, Segment, SegmentIndex, Selector};
 
 use crate::cpu::Cpu;
 use crate::op::{Break, Step};
@@ -82,25 +82,25 @@ impl Cpu {
             return self.switch_task(*found, entry, None);
         }
         let target = Selector(x86::bits::low16(found.raw >> 16));
-        self.gate_task(target, entry, None, 0)
+        self.gate_task(target, entry, None)
     }
 
     /// An event through a task gate.
-    pub(crate) fn interrupt_task(&mut self, target: Selector, error: Option<u32>, ext: u32) -> Step {
-        self.gate_task(target, Entry::Call, error, ext)
+    pub(crate) fn interrupt_task(&mut self, target: Selector, error: Option<u32>) -> Step {
+        self.gate_task(target, Entry::Call, error)
     }
 
-    fn gate_task(&mut self, target: Selector, entry: Entry, error: Option<u32>, ext: u32) -> Step {
+    fn gate_task(&mut self, target: Selector, entry: Entry, error: Option<u32>) -> Step {
         if target.is_local() {
-            return Err(self.raise(Exception::gp(target.error_code() | ext)));
+            return Err(self.raise(Exception::gp(target.error_code())));
         }
-        let found = self.descriptor(target, Exception::gp, ext)?;
+        let found = self.descriptor(target, Exception::gp)?;
         let segment = found.segment;
         if !segment.is_system(system::TSS_AVAILABLE) && !segment.is_system(system::TSS16_AVAILABLE) {
-            return Err(self.raise(Exception::gp(target.error_code() | ext)));
+            return Err(self.raise(Exception::gp(target.error_code())));
         }
         if !segment.usable() {
-            return Err(self.raise(Exception::np(target.error_code() | ext)));
+            return Err(self.raise(Exception::np(target.error_code())));
         }
         self.switch_task(found, entry, error)
     }
@@ -111,7 +111,7 @@ impl Cpu {
         if link.is_local() {
             return Err(self.raise(Exception::ts(link.error_code())));
         }
-        let found = self.descriptor(link, Exception::ts, 0)?;
+        let found = self.descriptor(link, Exception::ts)?;
         let segment = found.segment;
         if !segment.is_system(system::TSS_BUSY) && !segment.is_system(system::TSS16_BUSY) {
             return Err(self.raise(Exception::ts(link.error_code())));
@@ -259,7 +259,7 @@ impl Cpu {
         }
         let cpl = cs.rpl();
         self.seg[SS].attr = u16::from(cpl) << attr::DPL_SHIFT;
-        let mut code = self.descriptor(cs, Exception::ts, 0)?;
+        let mut code = self.descriptor(cs, Exception::ts)?;
         let fits =
             if code.segment.is_conforming() { code.segment.dpl() <= cpl } else { code.segment.dpl() == cpl };
         if cs.is_null() || !code.segment.is_code() || !fits {
@@ -270,8 +270,7 @@ impl Cpu {
         }
         self.mark_accessed(&mut code)?;
         self.seg[CS] = code.segment;
-        self.mode = if code.segment.big() { Mode::Protected32 } else { Mode::Protected16 };
-        self.seg[SS] = self.stack_segment(ss, cpl, Exception::ts, 0)?;
+        self.seg[SS] = self.stack_segment(ss, cpl, false, Exception::ts)?;
         self.refresh();
         for (index, selector) in [(Es, es), (Ds, ds), (Fs, fs), (Gs, gs)] {
             self.seg[index as usize] = self.data_segment(selector)?;
@@ -291,7 +290,7 @@ impl Cpu {
         if selector.is_local() {
             return Err(self.raise(Exception::ts(selector.error_code())));
         }
-        let found = self.descriptor(selector, Exception::ts, 0)?;
+        let found = self.descriptor(selector, Exception::ts)?;
         if !found.segment.is_system(system::LDT) || !found.segment.usable() {
             return Err(self.raise(Exception::ts(selector.error_code())));
         }

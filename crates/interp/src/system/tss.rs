@@ -13,38 +13,33 @@ pub(crate) struct NewStack {
 }
 
 impl Cpu {
-    fn tss_fault(&mut self, ext: u32) -> Break {
-        let code = self.tr.selector.error_code() | ext;
-        self.raise(Exception::ts(code))
-    }
-
-    fn tss_field<W: crate::width::Width>(&mut self, offset: u64, ext: u32) -> Result<u64, Break> {
+    fn tss_field<W: crate::width::Width>(&mut self, offset: u64) -> Result<u64, Break> {
         if offset + W::SIZE - 1 > u64::from(self.tr.limit) {
-            return Err(self.tss_fault(ext));
+            return Err(self.raise(Exception::ts(self.tr.selector.error_code())));
         }
         self.load_system::<W>(self.tr.base.wrapping_add(offset))
     }
 
     /// RSP0 to RSP2, or with `ist` from 1 to 7 the interrupt stack, of a 64-bit TSS.
-    pub(crate) fn tss_stack64(&mut self, cpl: u8, ist: u8, ext: u32) -> Result<u64, Break> {
+    pub(crate) fn tss_stack64(&mut self, cpl: u8, ist: u8) -> Result<u64, Break> {
         let offset = if ist == 0 { 4 + 8 * u64::from(cpl) } else { 0x1c + 8 * u64::from(ist) };
-        let pointer = self.tss_field::<u64>(offset, ext)?;
+        let pointer = self.tss_field::<u64>(offset)?;
         if !Gva(pointer).is_canonical() {
-            return Err(self.raise(Exception::ss(ext)));
+            return Err(self.raise(Exception::ss(0)));
         }
         Ok(pointer)
     }
 
     /// The stack of an inner ring in a 16- or 32-bit TSS.
-    pub(crate) fn tss_stack(&mut self, cpl: u8, ext: u32) -> Result<NewStack, Break> {
+    pub(crate) fn tss_stack(&mut self, cpl: u8) -> Result<NewStack, Break> {
         let level = u64::from(cpl);
         let wide = self.tr.kind() & 8 != 0;
         let (pointer, selector) = if wide {
             let at = 4 + 8 * level;
-            (self.tss_field::<u32>(at, ext)?, self.tss_field::<u16>(at + 4, ext)?)
+            (self.tss_field::<u32>(at)?, self.tss_field::<u16>(at + 4)?)
         } else {
             let at = 2 + 4 * level;
-            (self.tss_field::<u16>(at, ext)?, self.tss_field::<u16>(at + 2, ext)?)
+            (self.tss_field::<u16>(at)?, self.tss_field::<u16>(at + 2)?)
         };
         Ok(NewStack { selector: Selector(x86::bits::low16(selector)), pointer })
     }

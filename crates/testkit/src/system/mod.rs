@@ -23,7 +23,8 @@
 //! - `cpu`: features asked of or taken from the CPU model, as after `--cpu`. A case that needs what the host cannot
 //!   offer is skipped.
 //! - `set`: changes to the preset, in order; `=`, `|=`, `&=`, `^=`. Targets: registers by name; `cs` and its kin (loads
-//!   the descriptor, with no check) and `cs.base`; `gdtr.base`, `idtr.limit`; `byte[…]` to `qword[…]` (physical);
+//!   the descriptor, with no check) and `cs.base`; `gdtr.base`, `idtr.limit`; `blocking.nmi` and `blocking.mov_ss` (1: NMIs wait,
+//!   the shadow of MOV SS is there); `byte[…]` to `qword[…]` (physical);
 //!   `gdt[selector]`, `ldt[selector]`, `idt[vector]`; `pte[va]`, `pde[va]`, `pdpte[va]`, `pml4e[va]`. Descriptors and gates
 //!   can be written out: [`descriptor`].
 //! - `event`: `nmi` or `interrupt N` is pending from the start. Ports that raise them: [`machine`].
@@ -70,7 +71,7 @@ macro_rules! files {
 }
 
 /// The files of cases, by name.
-pub const FILES: &[(&str, &str)] = &files!["faults"];
+pub const FILES: &[(&str, &str)] = &files!["faults", "gates", "interrupts", "segments", "tables"];
 
 /// What came of running cases.
 #[derive(Debug, Default)]

@@ -167,6 +167,12 @@ impl Guest<'_> {
             ("gdtr", "limit") => {
                 Ok(Place::Small((|s, v| table(&mut s.gdtr, v)) as Set, (|s| s.gdtr.limit.into()) as Get))
             }
+            ("blocking", "nmi") => {
+                Ok(Place::Small(|s, v| s.pending.nmi_blocked = v != 0, |s| s.pending.nmi_blocked.into()))
+            }
+            ("blocking", "mov_ss") => {
+                Ok(Place::Small(|s, v| s.pending.mov_ss_shadow = v != 0, |s| s.pending.mov_ss_shadow.into()))
+            }
             ("idtr", "limit") => Ok(Place::Small(|s, v| table(&mut s.idtr, v), |s| s.idtr.limit.into())),
             _ => Err(unknown()),
         }
