@@ -130,6 +130,9 @@ impl Blocks {
     /// Finds the block of another page, or one that has to be decoded.
     #[inline(never)]
     fn look_up(&mut self, cpu: &mut Cpu, va: u64) -> Result<usize, Break> {
+        if !cpu.flat && !cpu.code_limit_holds(1) {
+            return Err(cpu.gp0());
+        }
         let privilege = if cpu.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
         let mfn = match cpu.tlb.lookup_exec(Gva(va), privilege) {
             Some(mfn) => mfn,
@@ -244,6 +247,9 @@ fn runs_on(bytes: &[u8], cpu: &Cpu) -> bool {
 
 /// Decodes an instruction whose first bytes end their page.
 fn crossing(cpu: &mut Cpu, va: u64, first: &[u8], privilege: Privilege) -> Result<Lowered, Break> {
+    if !cpu.flat && !cpu.code_limit_holds(first.len() as u64 + 1) {
+        return Err(cpu.gp0());
+    }
     let next = va.wrapping_add(first.len() as u64);
     let next = if cpu.flat { next } else { u64::from(low32(next)) };
     let Place::Frame { mfn, offset, .. } = cpu.place(next, Access::Execute, privilege)? else {

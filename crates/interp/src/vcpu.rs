@@ -145,7 +145,7 @@ impl InterpVcpu {
 
 impl Cpu {
     /// Whether `bytes` of code from RIP on lie within the CS limit.
-    fn code_limit_holds(&self, bytes: u64) -> bool {
+    pub(crate) fn code_limit_holds(&self, bytes: u64) -> bool {
         self.rip() + bytes.max(1) - 1 <= u64::from(self.segment(SegmentIndex::Cs).limit)
     }
 

@@ -1,6 +1,6 @@
 //! Conditions and near transfers of control.
 //!
-//! Outside 64-bit mode a target beyond the CS limit is #GP(0) before anything changes; in 64-bit mode a target that
+//! Outside 64-bit mode a target beyond the CS limit is #GP(0) before any register changes; in 64-bit mode a target that
 //! is not canonical is (SDM vol. 2, JMP and CALL). RIP holds the address of the next instruction while a handler
 //! runs, so relative targets are sums.
 
@@ -73,17 +73,18 @@ pub(crate) fn jmp_indirect<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// CALL rel.
 pub(crate) fn call<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
-    let target = cpu.near_target(cpu.rip().wrapping_add(op.imm), op.size)?;
-    cpu.push::<W>(cpu.rip())?;
-    cpu.set_rip(target);
-    Ok(())
+    call_to::<W>(cpu, op, cpu.rip().wrapping_add(op.imm))
 }
 
-/// CALL r/m.
+/// Near CALL through a register or memory.
 pub(crate) fn call_indirect<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     let target = SrcAny::get::<W>(cpu, op)?;
+    call_to::<W>(cpu, op, target)
+}
+
+/// In this order, as processors do: a fault of the stack comes before a bad target.
+fn call_to<W: Width>(cpu: &mut Cpu, op: &Op, target: u64) -> Step {
     let stack = cpu.reg(RSP);
-    // In this order, as processors do: a fault of the stack comes before a bad target.
     cpu.push::<W>(cpu.rip())?;
     match cpu.near_target(target, op.size) {
         Ok(target) => cpu.set_rip(target),

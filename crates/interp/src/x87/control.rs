@@ -24,9 +24,9 @@ pub(crate) enum Control {
     /// FNENI, FNDISI, FNSETPM: of the 8087 and 287, nothing since.
     Nothing,
     /// FLDCW.
-    LoadControlWord,
+    LoadWordWord,
     /// FNSTCW.
-    StoreControlWord,
+    StoreWordWord,
     /// FNSTSW to memory.
     StoreStatus,
     /// FNSTSW AX.
@@ -43,8 +43,8 @@ pub(crate) fn plan(instruction: &Instruction) -> Option<Control> {
         Code::Fninit => Control::Init,
         Code::Fnclex => Control::Clear,
         Code::Fneni | Code::Fndisi | Code::Fnsetpm => Control::Nothing,
-        Code::Fldcw_m2byte => Control::LoadControlWord,
-        Code::Fnstcw_m2byte => Control::StoreControlWord,
+        Code::Fldcw_m2byte => Control::LoadWordWord,
+        Code::Fnstcw_m2byte => Control::StoreWordWord,
         Code::Fnstsw_m2byte => Control::StoreStatus,
         Code::Fnstsw_AX => Control::StoreStatusAx,
         Code::Fldenv_m14byte => environment(false, false, false),
@@ -87,7 +87,7 @@ impl Control {
                 let fpu = env.units().fpu;
                 fpu.fsw &= !(fsw::EXCEPTIONS | fsw::SF | fsw::ES | fsw::B);
             }
-            Self::LoadControlWord => {
+            Self::LoadWordWord => {
                 check_pending(env)?;
                 let mut word = [0; 2];
                 let offset = env.offset(mem);
@@ -96,7 +96,7 @@ impl Control {
                 let status = fpu.fsw;
                 load_words(fpu, u16::from_le_bytes(word), status);
             }
-            Self::StoreControlWord => {
+            Self::StoreWordWord => {
                 let word = env.units().fpu.fcw.to_le_bytes();
                 let offset = env.offset(mem);
                 env.store(mem.seg, offset, 2, &word)?;

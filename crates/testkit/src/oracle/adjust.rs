@@ -8,6 +8,7 @@ use x86::rflags;
 
 use super::build::{Builder, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use super::case::{CODE, CODE_BYTES, DATA};
+use super::random::Random;
 
 impl Builder<'_> {
     /// Replaces what random values would make dull or unanswerable.
@@ -59,8 +60,19 @@ impl Builder<'_> {
     fn adjust_stack(&mut self) {
         use Mnemonic as M;
         let stack = match self.mnemonic() {
-            M::Push | M::Pop | M::Pushf | M::Pushfd | M::Pushfq | M::Popf | M::Popfd | M::Popfq | M::Enter
-            | M::Pusha | M::Pushad | M::Popa | M::Popad => RSP,
+            M::Push
+            | M::Pop
+            | M::Pushf
+            | M::Pushfd
+            | M::Pushfq
+            | M::Popf
+            | M::Popfd
+            | M::Popfq
+            | M::Enter
+            | M::Pusha
+            | M::Pushad
+            | M::Popa
+            | M::Popad => RSP,
             M::Leave => RBP,
             _ if matches!(
                 self.code.flow_control(),
@@ -101,9 +113,10 @@ impl Builder<'_> {
 
     /// A place to jump to: the code pages are full of breakpoints.
     fn code_address(&mut self) -> u64 {
+        let start = if self.bits == 16 { 0 } else { CODE };
         match self.random.below(16) {
             0 if self.bits == 64 => self.random.pick(&[0x8000_0000_0000, CODE + CODE_BYTES as u64]),
-            _ => CODE + self.random.below(CODE_BYTES as u64),
+            _ => start + self.random.below(CODE_BYTES as u64),
         }
     }
 
@@ -158,13 +171,10 @@ impl Builder<'_> {
             }
             M::Bt | M::Bts | M::Btr | M::Btc if !self.random.one_in(16) => {
                 // The bit offset reaches far from the operand.
-                if self.instruction.op0_kind() == OpKind::Memory
-                    && self.instruction.op1_kind() == OpKind::Register
-                {
-                    let n = self.instruction.op1_register().full_register().number();
-                    if self.pinned >> n & 1 == 0 {
-                        r.gpr[n] = self.random.below(0x1000).wrapping_sub(0x800);
-                    }
+                let (to, by) = (self.instruction.op0_kind(), self.instruction.op1_kind());
+                let n = self.instruction.op1_register().full_register().number();
+                if to == OpKind::Memory && by == OpKind::Register && self.pinned >> n & 1 == 0 {
+                    r.gpr[n] = self.random.below(0x1000).wrapping_sub(0x800);
                 }
             }
             M::Pcmpestri
@@ -194,8 +204,8 @@ impl Builder<'_> {
             M::Fldcw => self.patch = (self.random.bits() as u16).to_le_bytes().to_vec(),
             M::Fxrstor | M::Fxrstor64 | M::Xrstor | M::Xrstor64 => self.patch = self.image(good),
             M::Fbld if good => {
-                self.patch =
-                    (0..9).map(|_| (self.random.below(10) | self.random.below(10) << 4) as u8).collect()
+                let digits = |random: &mut Random| (random.below(10) | random.below(10) << 4) as u8;
+                self.patch = (0..9).map(|_| digits(self.random)).collect();
             }
             M::Fld if self.code == Code::Fld_m80fp => {
                 self.patch = self.random.extended().to_le_bytes()[..10].to_vec();

@@ -1,13 +1,12 @@
 //! From a form and a random generator to a case: operands, an encoding, and registers that make its addresses land
 //! where it is interesting.
 
-use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind,
-    Register,
-};
 use super::case::{CODE, DATA, DATA_BYTES, Input, PATCH, Registers, WRITABLE_BYTES};
 use super::forms::Form;
 use super::random::Random;
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register,
+};
 
 pub(super) const RAX: usize = 0;
 pub(super) const RCX: usize = 1;
@@ -30,7 +29,7 @@ pub struct World {
 /// Makes a case of `form`, or nothing if the choice of operands has no encoding.
 pub fn build(random: &mut Random, form: Form, world: &World) -> Option<Input> {
     let mut registers = random_registers(random);
-    if form.bits == 32 {
+    if form.bits != 64 {
         registers.gpr.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
     }
     let mut b = Builder {
@@ -182,6 +181,7 @@ impl Builder<'_> {
     fn immediate(&mut self, index: u32, kind: OpCodeOperandKind) -> Option<()> {
         use OpCodeOperandKind as K;
         let value = self.random.integer();
+        // 16-bit addresses reach nothing without a segment.
         let address_bits = match (self.bits, self.random.one_in(8)) {
             (64, false) => 64,
             (64, true) | (_, false) => 32,
@@ -294,6 +294,7 @@ impl Builder<'_> {
             // In 32-bit mode FS is null.
             0 if self.bits == 64 || self.random.one_in(4) => Register::FS,
             1 | 2 => Register::GS,
+            4..10 if self.bits == 16 => Register::GS,
             3 => self.random.pick(&[Register::ES, Register::CS, Register::SS, Register::DS]),
             _ => Register::None,
         };
@@ -304,7 +305,7 @@ impl Builder<'_> {
             _ => 0,
         };
         let offset = target.wrapping_sub(base);
-        if self.bits == 32 && u16::try_from(offset).is_ok() && self.random.one_in(2) {
+        if self.bits != 64 && u16::try_from(offset).is_ok() && (self.bits == 16 || self.random.one_in(2)) {
             self.address_16(offset, kind);
             return Some(());
         }
@@ -333,7 +334,8 @@ impl Builder<'_> {
         let form = if free(choice.0) && free(choice.1) { Some(choice) } else { form };
         let i = &mut self.instruction;
         i.set_memory_displ_size(2);
-        let Some((base, index)) = form.filter(|_| kind != OpCodeOperandKind::mem_offs && self.random.below(8) != 0)
+        let Some((base, index)) =
+            form.filter(|_| kind != OpCodeOperandKind::mem_offs && self.random.below(8) != 0)
         else {
             i.set_memory_displacement64(offset);
             return;
@@ -355,7 +357,7 @@ impl Builder<'_> {
     fn address(&mut self, offset: u64, kind: OpCodeOperandKind) -> Option<()> {
         let reaches_32 = u32::try_from(offset).is_ok();
         let reaches_disp = i32::try_from(offset.cast_signed()).is_ok();
-        let narrow = self.bits == 32 || reaches_32 && self.random.one_in(8);
+        let narrow = self.bits != 64 || reaches_32 && self.random.one_in(8);
         if kind == OpCodeOperandKind::mem_offs {
             self.instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
             self.instruction.set_memory_displacement64(offset);
@@ -376,7 +378,7 @@ impl Builder<'_> {
                 i.set_memory_displ_size(if narrow { 4 } else { 8 });
                 return Some(());
             }
-            1 if reaches_disp || self.bits == 32 => {
+            1 if reaches_disp || self.bits != 64 => {
                 i.set_memory_displacement64(offset);
                 i.set_memory_displ_size(if narrow { 4 } else { 8 });
                 return Some(());
@@ -458,7 +460,7 @@ impl Builder<'_> {
             1 if self.random.one_in(4) => 0x2000 - self.random.below(16),
             _ => 0x200 + self.random.below(0x1c00),
         };
-        let rip = CODE + offset;
+        let rip = if self.bits == 16 { offset } else { CODE + offset };
         self.set_branch_target(rip);
         let mut encoder = Encoder::new(self.bits);
         let len = encoder.encode(&self.instruction, rip).ok()?;
@@ -478,7 +480,7 @@ impl Builder<'_> {
         input.code[..len].copy_from_slice(&code);
         input.code_len = len as u32;
         self.registers.rip = rip;
-        if self.bits == 32 {
+        if self.bits != 64 {
             self.registers.gpr.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
         }
         input.registers = self.registers;

@@ -73,7 +73,8 @@ impl Registers {
 pub struct Input {
     /// The registers; RIP is where `code` goes.
     pub registers: Registers,
-    /// The mode: 64, or 32 for compatibility mode.
+    /// The mode: 64, or for compatibility mode 32 or 16. 16-bit code has a segment of its own that begins at [`CODE`], so
+    /// its RIP counts from there.
     pub bits: u32,
     /// The instruction.
     pub code: [u8; 16],
@@ -106,7 +107,8 @@ impl Input {
 
     /// The instruction's place among the code's bytes.
     pub fn code_at(&self) -> usize {
-        (self.registers.rip.wrapping_sub(CODE) as usize).min(CODE_BYTES)
+        let start = if self.bits == 16 { 0 } else { CODE };
+        (self.registers.rip.wrapping_sub(start) as usize).min(CODE_BYTES)
     }
 
     /// The data that the case sets, and where.

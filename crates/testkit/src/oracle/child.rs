@@ -67,6 +67,8 @@ pub const GS_BASE: u64 = DATA - 0x1000;
 pub const GS_LIMIT: u32 = 0x4fff;
 /// Its selector: the first entry of the local table, which is the one that Linux lets processes write.
 pub const GS_SELECTOR: u16 = 7;
+/// The selector of 16-bit user code, the second entry there: base [`CODE`], limit the last byte of code.
+pub const USER_CS_16: u16 = 8 | 7;
 /// Linux's flat segments for user code.
 pub const USER_CS: u16 = 0x33;
 /// For 32-bit user code.
@@ -200,13 +202,21 @@ fn child_main(batch: *mut Batch, go: RawFd, done: RawFd) -> io::Result<()> {
 
 /// Sets the segments that cases see: flat DS and ES, which 32-bit code needs and 64-bit code ignores, and GS.
 fn load_segments() -> io::Result<()> {
-    // Linux, `struct user_desc`: entry, base, limit, then seg_32bit and useable.
-    let description = [u32::from(GS_SELECTOR >> 3), GS_BASE as u32, GS_LIMIT, 1 | 1 << 6];
+    // Linux, `struct user_desc`: entry, base, limit, then seg_32bit, contents (2 is code), useable.
+    let data = [u32::from(GS_SELECTOR >> 3), GS_BASE as u32, GS_LIMIT, 1 | 1 << 6];
+    let code = [u32::from(USER_CS_16 >> 3), CODE as u32, CODE_BYTES as u32 - 1, 2 << 1 | 1 << 6];
     const WRITE: i64 = 1;
-    // SAFETY: the call reads the description; loading these segments changes nothing for 64-bit code, which
+    // SAFETY: the calls read their description; loading these segments changes nothing for 64-bit code, which
     // uses neither DS and ES nor, in this process, GS.
     unsafe {
-        checked(libc::syscall(libc::SYS_modify_ldt, WRITE, description.as_ptr(), size_of_val(&description)))?;
+        for description in [data, code] {
+            checked(libc::syscall(
+                libc::SYS_modify_ldt,
+                WRITE,
+                description.as_ptr(),
+                size_of_val(&description),
+            ))?;
+        }
         core::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(USER_DS));
         core::arch::asm!("mov gs, {0:x}", in(reg) u32::from(GS_SELECTOR));
     }
@@ -378,7 +388,11 @@ impl<'a> Frame<'a> {
     fn load(&mut self, input: &Input) {
         let r = &input.registers;
         // CS, GS, FS, SS from the lowest word up.
-        let code = if input.bits == 64 { USER_CS } else { USER_CS_32 };
+        let code = match input.bits {
+            64 => USER_CS,
+            32 => USER_CS_32,
+            _ => USER_CS_16,
+        };
         self.registers[libc::REG_CSGSFS as usize] = i64::from(code) | i64::from(USER_DS) << 48;
         for (index, value) in GREGS.into_iter().zip(r.gpr) {
             self.registers[index] = value.cast_signed();

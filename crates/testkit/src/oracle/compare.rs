@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use iced_x86::{Instruction, Mnemonic};
 use x86::exception::{pf, vector};
+use x86::rflags;
 
-use super::case::{CHUNK, CHUNKS, DATA, Input, Output, Registers};
+use super::case::{CHUNK, CHUNKS, CODE_BYTES, DATA, Input, Output, Registers};
 use super::undefined;
 
 const GPR: [&str; 16] = [
@@ -35,6 +36,11 @@ pub(super) fn differences(
     }
     note("rip", a.rip.into(), b.rip.into());
     let undefined = if completed { undefined::flags(instruction, &input.registers) } else { 0 };
+    // Whether RF is set for code beyond its segment's limit is not told.
+    let beyond = input.bits == 16
+        && cpu.vector == u32::from(vector::GP)
+        && a.rip + input.code.len() as u64 > CODE_BYTES as u64;
+    let undefined = if beyond { undefined | rflags::RF } else { undefined };
     note("rflags", (a.rflags & !undefined).into(), (b.rflags & !undefined).into());
     let loose = completed && undefined::destination(instruction, &input.registers);
     for (n, name) in GPR.into_iter().enumerate() {

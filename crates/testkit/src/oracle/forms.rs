@@ -1,5 +1,5 @@
 //! Which instruction forms are tried: every one in the decoder's table that the CPU model offers and that means the
-//! same inside and outside the guest, in 64-bit mode and in 32-bit compatibility mode.
+//! same inside and outside the guest, in 64-bit mode and in 32- and 16-bit compatibility mode.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use x86::cpuid::{CpuidTable, Feature};
 pub struct Form {
     /// The decoder's name for it.
     pub code: Code,
-    /// 64 or 32.
+    /// 64, 32 or 16.
     pub bits: u32,
 }
 
@@ -23,17 +23,17 @@ impl fmt::Display for Form {
 
 /// All forms for the model.
 pub fn table(cpuid: &CpuidTable) -> Vec<Form> {
-    let form = |code| [64, 32].map(|bits| Form { code, bits });
+    let form = |code| [64, 32, 16].map(|bits| Form { code, bits });
     Code::values().flat_map(form).filter(|form| is_tried(form, cpuid)).collect()
 }
 
 fn is_tried(form: &Form, cpuid: &CpuidTable) -> bool {
     let code = form.code;
     let description = code.op_code();
-    let decodes = if form.bits == 64 {
-        description.mode64() && description.intel_decoder64()
-    } else {
-        description.mode32() && description.intel_decoder32()
+    let decodes = match form.bits {
+        64 => description.mode64() && description.intel_decoder64(),
+        32 => description.mode32() && description.intel_decoder32(),
+        _ => description.mode16() && description.intel_decoder16(),
     };
     decodes
         && description.is_instruction()
@@ -195,7 +195,8 @@ fn is_buildable(kind: OpCodeOperandKind) -> bool {
 /// Loading a segment register would outlive the case in the child.
 fn loads_segment(code: Code) -> bool {
     use OpCodeOperandKind as K;
-    let segment = matches!(code.op_code().op_kind(0), K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs);
+    let segment =
+        matches!(code.op_code().op_kind(0), K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs);
     segment && matches!(code.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
         || matches!(
             code.mnemonic(),

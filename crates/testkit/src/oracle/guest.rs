@@ -18,8 +18,8 @@ use x86::state::Activity;
 use x86::{CpuState, DescriptorTable, Gfn, Gpa, Segment, SegmentIndex, Selector};
 
 use super::build::World;
-use super::child::{GS_LIMIT, GS_SELECTOR, USER_CS, USER_CS_32, USER_DS};
 use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, INT3, Input, Output, WRITABLE_BYTES};
+use super::child::{GS_LIMIT, GS_SELECTOR, USER_CS, USER_CS_16, USER_CS_32, USER_DS};
 
 /// Guest-physical layout. The supervisor has the first 2 MiB at [`SYSTEM`], where no user address is.
 const PML4: u64 = 0x1000;
@@ -221,10 +221,18 @@ impl Guest {
         state.gpr = r.gpr;
         state.rip = r.rip;
         state.rflags = r.rflags;
-        if input.bits == 32 {
-            let cs = &mut state.seg[SegmentIndex::Cs as usize];
-            cs.selector = Selector(USER_CS_32);
-            cs.attr = cs.attr & !attr::L | attr::DB;
+        let cs = &mut state.seg[SegmentIndex::Cs as usize];
+        match input.bits {
+            64 => {}
+            32 => {
+                cs.selector = Selector(USER_CS_32);
+                cs.attr = cs.attr & !attr::L | attr::DB;
+            }
+            _ => {
+                let attr = cs.attr & !(attr::L | attr::G);
+                let limit = CODE_BYTES as u32 - 1;
+                *cs = Segment { selector: Selector(USER_CS_16), base: CODE, limit, attr };
+            }
         }
         state.vector.ymm = r.ymm;
         state.vector.mxcsr = r.mxcsr;

@@ -5,10 +5,10 @@
 //! ([`child`]), the engine on a vCPU in user mode ([`guest`]); everything the case can see is compared afterwards, except
 //! what the manual leaves undefined ([`undefined`]).
 
+mod adjust;
 pub mod build;
 pub mod case;
 pub mod child;
-mod adjust;
 mod compare;
 pub mod forms;
 pub mod guest;
@@ -94,7 +94,7 @@ impl Report {
                     entry.insert(group);
                 }
                 std::collections::btree_map::Entry::Occupied(mut entry) => {
-                    entry.get_mut().count += group.count
+                    entry.get_mut().count += group.count;
                 }
             }
         }
@@ -230,7 +230,8 @@ impl Session {
                     self.seen[index] = true;
                     batch.inputs[made.len()] = input;
                     let rip = input.registers.rip;
-                    let instruction = Decoder::with_ip(input.bits, input.code(), rip, DecoderOptions::NONE).decode();
+                    let instruction =
+                        Decoder::with_ip(input.bits, input.code(), rip, DecoderOptions::NONE).decode();
                     made.push(Made { number, instruction });
                     break;
                 }

@@ -124,12 +124,8 @@ pub fn pops_in_parts(instruction: &Instruction) -> bool {
 /// The bits of register `number` that are compared. A string instruction with 32-bit addresses counts and points with ECX,
 /// ESI and EDI; whether the upper halves survive when it does not get through an element, or has none to do, is not told.
 pub fn register_mask(instruction: &Instruction, number: usize) -> u64 {
-    let narrow = (0..instruction.op_count()).any(|index| {
-        matches!(
-            instruction.op_kind(index),
-            OpKind::MemorySegESI | OpKind::MemoryESEDI
-        )
-    });
+    let narrow = (0..instruction.op_count())
+        .any(|index| matches!(instruction.op_kind(index), OpKind::MemorySegESI | OpKind::MemoryESEDI));
     let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
     match number {
         1 if narrow && repeated => 0xffff_ffff,
