@@ -167,7 +167,9 @@ fn remove(path: &Path) {
 }
 
 fn make_dir(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("cannot make the cache directory '{}'", path.display()))
+    fs::create_dir_all(path).with_context(|| {
+        format!("cannot make the directory '{}' (XDG_CACHE_HOME can name another place)", path.display())
+    })
 }
 
 #[cfg(test)]
