@@ -180,16 +180,17 @@ impl Board<'_> {
         Ok(chip)
     }
 
-    /// Plugs in PIT, RTC and HPET, of which the last may take the interrupts of the others over.
+    /// Plugs in HPET, PIT and RTC. The HPET may take the interrupts of the others over and comes first: at a restore, a
+    /// disconnected chip that drives its line before the HPET has disconnected it would raise an interrupt.
     fn plug_timers(&mut self, irqs: &Arc<IrqRouter>, clock: &Arc<dyn Clock>) -> Result<(), VmError> {
         let irq0 = LegacyRoute::new(irqs.isa_line(0));
         let irq8 = LegacyRoute::new(irqs.isa_line(8));
+        let inputs = HPET_INPUTS.map(|gsi| (gsi, irqs.line(gsi))).collect();
+        let wiring = HpetWiring { irq0: irq0.clone(), irq8: irq8.clone(), inputs };
+        self.plug_timed(|alarm| Hpet::new(clock.clone(), alarm, wiring))?;
         self.plug_timed(|alarm| Pit::new(clock.clone(), alarm, irq0.chip_line()))?;
         let epoch = self.foundation.clock.epoch_unix_ns();
         self.plug_timed(|alarm| Rtc::new(epoch, clock.clone(), alarm, irq8.chip_line()))?;
-        let inputs = HPET_INPUTS.map(|gsi| (gsi, irqs.line(gsi))).collect();
-        let wiring = HpetWiring { irq0, irq8, inputs };
-        self.plug_timed(|alarm| Hpet::new(clock.clone(), alarm, wiring))?;
         Ok(())
     }
 

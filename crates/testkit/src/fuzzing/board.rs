@@ -143,10 +143,11 @@ impl Board {
         build.plug(irqs.pic());
         build.plug(irqs.ioapic());
         let [irq0, irq8] = [0, 8].map(|irq| LegacyRoute::new(irqs.isa_line(irq)));
+        let inputs = (20..24).map(|gsi| (gsi, irqs.line(gsi))).collect();
+        let wiring = HpetWiring { irq0: irq0.clone(), irq8: irq8.clone(), inputs };
+        build.timed(|alarm| Hpet::new(time.clone(), alarm, wiring));
         build.timed(|alarm| Pit::new(time.clone(), alarm, irq0.chip_line()));
         build.timed(|alarm| Rtc::new(UNIX_NS, time.clone(), alarm, irq8.chip_line()));
-        let inputs = (20..24).map(|gsi| (gsi, irqs.line(gsi))).collect();
-        build.timed(|alarm| Hpet::new(time.clone(), alarm, HpetWiring { irq0, irq8, inputs }));
         let power = build.timed(|alarm| AcpiPm::new(time.clone(), alarm, irqs.isa_line(9), control.clone()));
         let uart =
             build.timed(|alarm| Uart::new(COM1, Box::new(Sink), irqs.isa_line(4), time.clone(), alarm));

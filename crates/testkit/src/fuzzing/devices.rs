@@ -16,19 +16,24 @@ pub(super) fn run(data: &[u8]) {
 fn attempt(data: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(data);
     let mut board = Board::new(bus::GuestTime(if u.arbitrary()? { u.arbitrary()? } else { 0 }));
+    // After damage, chips may disagree about the level of a line until it changes.
+    let mut sound = true;
     while !u.is_empty() {
         match u.int_in_range(0..=47u8)? {
-            0 => board = moved(&board),
-            1 => damage(&mut u, &board)?,
+            0 => board = moved(&board, sound),
+            1 => {
+                damage(&mut u, &board)?;
+                sound = false;
+            }
             _ => device_ops::step(&mut u, &board)?,
         }
     }
-    moved(&board);
+    moved(&board, sound);
     Ok(())
 }
 
 /// The board's state on another board.
-fn moved(board: &Board) -> Board {
+fn moved(board: &Board, sound: bool) -> Board {
     board.pause();
     let records = board.save();
     let new = Board::new(board.now());
@@ -37,8 +42,10 @@ fn moved(board: &Board) -> Board {
         let result = device.restore(record);
         assert!(result.is_ok(), "{}: {result:?}", device.name());
     }
-    for (again, record) in new.save().iter().zip(&records) {
-        assert_eq!(again, record, "{}", record.name());
+    if sound {
+        for (again, record) in new.save().iter().zip(&records) {
+            assert_eq!(again, record, "{}", record.name());
+        }
     }
     assert_eq!(new.requests(), 0, "a restore is not a request");
     // Guest memory goes along.
@@ -69,4 +76,22 @@ fn damage(u: &mut Unstructured<'_>, board: &Board) -> Result<()> {
     drop(device);
     board.resume();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bus::Space;
+
+    use super::*;
+
+    /// Found by fuzzing: the PIT was restored before the HPET, which had taken its line over, and raised an interrupt.
+    #[test]
+    fn a_disconnected_timer_is_silent_when_it_is_restored() {
+        let board = Board::new(bus::GuestTime(0));
+        board.router.write(Space::Mmio, 0xfed0_0010, &3u32.to_le_bytes());
+        for (port, value) in [(0x43, 0x34), (0x40, 0), (0x40, 0)] {
+            board.router.write(Space::Port, port, &[value]);
+        }
+        moved(&board, true);
+    }
 }

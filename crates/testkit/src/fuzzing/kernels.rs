@@ -62,6 +62,9 @@ pub(super) const SKELETONS: [Skeleton; 6] = [
     Skeleton { len: 0x200, patches: &[(0x10, MULTIBOOT_KLUDGE)] },
 ];
 
+/// Which of them is the bzImage.
+pub(super) const BZIMAGE: usize = 1;
+
 /// Numbers at which arithmetic goes wrong.
 pub(super) const EDGES: [u64; 16] = [
     0,

@@ -7,7 +7,7 @@ use firmware::{BootRequest, Initrd, LoadError, MemoryMap};
 
 use super::guest::Guest;
 use super::interp_code;
-use super::kernels::{EDGES, SKELETONS};
+use super::kernels::{BZIMAGE, EDGES, SKELETONS};
 
 /// The longest text of an error, one sentence.
 const SENTENCE: usize = 250;
@@ -26,7 +26,8 @@ fn number(u: &mut Unstructured<'_>) -> Result<u64> {
 
 fn attempt(data: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(data);
-    let mut kernel = SKELETONS[u.choose_index(SKELETONS.len())?].build();
+    let form = u.choose_index(SKELETONS.len())?;
+    let mut kernel = SKELETONS[form].build();
     for _ in 0..u.int_in_range(0..=12u8)? {
         let at = usize::from(u.arbitrary::<u16>()?) % 0x400;
         let width = 1 << u.int_in_range(0..=3u8)?;
@@ -35,9 +36,12 @@ fn attempt(data: &[u8]) -> Result<()> {
             place.copy_from_slice(&value[..width]);
         }
     }
+    // The zeros behind a segment's data cost what RAM costs; a bzImage has none, so it may have much RAM.
     let ram = match u.int_in_range(0..=7u8)? {
-        0 => number(&mut u)?.min(1 << 40),
-        n => [1, 2, 3, 16, 32, 64, 5000][usize::from(n) - 1] << 20,
+        0 if form == BZIMAGE => number(&mut u)?.min(1 << 40),
+        1 if form == BZIMAGE => 5000 << 20,
+        0 => number(&mut u)?.min(64 << 20),
+        n => [1, 1, 2, 3, 16, 32, 64, 24][usize::from(n)] << 20,
     };
     let words = "w".repeat(match u.int_in_range(0..=15u8)? {
         0 => 0x1_0000,

@@ -51,11 +51,11 @@ impl<'a> HostCpuid<'a> {
         Signature(self.leaf(1, 0)[0])
     }
 
-    /// The width of a physical address (36 where CPUID does not say: SDM vol. 3, 4.1.4).
+    /// The width of a physical address (36 where CPUID does not say, 32 to 52 where it does: SDM vol. 3, 4.1.4).
     pub fn phys_bits(&self) -> u8 {
         match bits::low8(self.leaf(0x8000_0008, 0)[0].into()) {
             0 => 36,
-            n => n,
+            n => n.clamp(32, 52),
         }
     }
 

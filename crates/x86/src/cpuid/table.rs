@@ -179,7 +179,7 @@ impl CpuidTable {
                 [0, 0, L2.kib() << 16 | 8 << 12 | u32::from(amd) << 8 | LINE, l3]
             }
             0x8000_0008 => {
-                let cores = if amd { self.id_bits() << 12 | (self.vcpus - 1).min(0xff) } else { 0 };
+                let cores = if amd { self.id_bits().min(0xf) << 12 | (self.vcpus - 1).min(0xff) } else { 0 };
                 [u32::from(self.phys_bits()) | 48 << 8, 0, cores, 0]
             }
             _ => self.feature_words(leaf, subleaf),
@@ -234,7 +234,7 @@ impl CpuidTable {
         const SELF_INITIALISING: u32 = 1 << 8;
         let Some(cache) = [L1D, L1I, L2, L3].into_iter().nth(index(subleaf.into())) else { return [0; 4] };
         // APIC IDs, counted in powers of two: of the cores in the package, of the threads that share the cache.
-        let ids = 1u32 << self.id_bits();
+        let ids = 1u32.checked_shl(self.id_bits()).unwrap_or(u32::MAX);
         let sharing = if cache.shared { ids.min(0x1000) } else { 1 };
         [
             (ids.min(0x40) - 1) << 26

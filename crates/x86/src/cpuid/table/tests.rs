@@ -149,3 +149,16 @@ fn addresses_and_amd_s_repeated_bits() {
     let [_, _, ecx, edx] = ask(&amd, 0x8000_0001, 0);
     assert_eq!((ecx >> 1 & 1, edx & 1), (1, 1));
 }
+
+/// Found by fuzzing: neither an absurd number of vCPUs nor a host that tells nonsense of itself is the end.
+#[test]
+fn odd_machines_and_hosts_are_described_all_the_same() {
+    for leaf in [1, 4, 0xb, 0x8000_0008] {
+        for sub in 0..5 {
+            ask(&table("v3", u64::MAX, u32::MAX), leaf, sub);
+            ask(&table("v3,vendor=amd", 0, u32::MAX), leaf, sub);
+        }
+    }
+    let narrow = |leaf: u32, _| if leaf == 0x8000_0008 { [5, 0, 0, 0] } else { [!0; 4] };
+    assert_eq!(HostCpuid::new(&narrow, 7).phys_bits(), 32);
+}
