@@ -71,6 +71,21 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) append: Option<String>,
 
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+
+    /// Stop the VM after this long and exit with status 124: 90s, 5m, 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Show the kernel's messages, and figures at the end
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// What the machine is made of.
+#[derive(Clone, Debug, PartialEq, Eq, ClapArgs)]
+pub(crate) struct MachineArgs {
     /// Guest memory, with a unit: K, M, G or T
     #[arg(short, long, value_name = "SIZE", default_value = "256M")]
     pub(crate) memory: MemorySize,
@@ -95,19 +110,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME", default_value_t)]
     pub(crate) name: Name,
 
-    /// Stop the VM after this long and exit with status 124: 90s, 5m, 1h30m
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    pub(crate) timeout: Option<Duration>,
-
     /// Let the guest end the VM by writing to port 0xf4 (isa-debug-exit)
     ///
     /// A guest that writes V exits umbra with status (V << 1) | 1.
     #[arg(long)]
     pub(crate) debug_exit: bool,
-
-    /// Show the kernel's messages, and figures at the end
-    #[arg(short, long)]
-    pub(crate) verbose: bool,
 }
 
 /// Fetch a Debian kernel into the cache and print its path

@@ -9,41 +9,41 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use spec::{BootSpec, VmSpec};
 
-use crate::args::RunArgs;
+use crate::args::{MachineArgs, RunArgs};
 use crate::initramfs::Session;
 
 /// What to run and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// The machine but for what it boots.
-    pub(crate) machine: VmSpec,
-    /// What it boots.
+    pub(crate) machine: MachineArgs,
+    /// The kernel's file; without one, the kernel is Debian's.
+    pub(crate) kernel: Option<PathBuf>,
+    /// Whose root file system the kernel gets.
     pub(crate) guest: Guest,
+    /// The kernel's command line.
+    pub(crate) command_line: String,
     /// How long it may run.
     pub(crate) timeout: Option<Duration>,
     /// Whether to show the kernel's messages and figures.
     pub(crate) verbose: bool,
 }
 
-/// What the machine boots.
+/// Whose root file system the kernel gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Guest {
-    /// A Linux kernel with the root file system that Umbra makes.
+    /// The one that Umbra makes.
     Ours {
         /// The command to run in it; empty for a shell.
         command: Vec<OsString>,
         /// How that meets the console.
         session: Session,
     },
-    /// What the user gives and nothing else.
-    Theirs,
-}
-
-/// Who sits at the console.
-#[derive(Clone, Debug)]
-pub(crate) struct Audience {
-    /// The size and kind of the terminal, if standard input and output are one.
-    pub(crate) terminal: Option<((u16, u16), String)>,
+    /// The user's, if any.
+    Theirs {
+        /// Initial RAM disks, or Multiboot modules.
+        initrds: Vec<PathBuf>,
+    },
 }
 
 /// The kernel's console where the user gives a kernel and no command line.
@@ -58,11 +58,11 @@ const QUIET: &str = "quiet loglevel=1";
 const VERBOSE: &str = "loglevel=7";
 
 impl Plan {
-    /// Decides. Without a kernel's file in the result, the kernel is Debian's.
+    /// Decides; `session` is how a command of ours would meet the console.
     ///
     /// # Errors
     /// If the options contradict each other.
-    pub(crate) fn new(args: RunArgs, audience: Audience) -> Result<Self> {
+    pub(crate) fn new(args: RunArgs, session: Session) -> Result<Self> {
         let theirs = args.source.is_some() || !args.initrd.is_empty();
         ensure!(
             !theirs || args.command.is_empty(),
@@ -77,34 +77,41 @@ impl Plan {
             args.append.map_or_else(|| base.clone(), |append| format!("{base} {append}"))
         };
         let guest = if theirs {
-            Guest::Theirs
+            Guest::Theirs { initrds: args.initrd }
         } else {
-            let session = match audience.terminal {
-                Some((size, term)) => Session::Terminal { size, term },
-                None => Session::Piped,
-            };
             Guest::Ours { command: args.command, session }
         };
-        let boot = BootSpec {
-            kernel: args.source.or(args.kernel).unwrap_or_default(),
-            initrds: args.initrd,
+        Ok(Self {
+            machine: args.machine,
+            kernel: args.source.or(args.kernel),
+            guest,
             command_line,
-        };
-        let machine = VmSpec {
-            name: args.name,
-            memory: args.memory,
-            cpus: args.cpus,
-            cpu: args.cpu.unwrap_or_default(),
-            engine: args.engine,
-            boot,
-            debug_exit: args.debug_exit,
-        };
-        Ok(Self { machine, guest, timeout: args.timeout, verbose: args.verbose })
+            timeout: args.timeout,
+            verbose: args.verbose,
+        })
     }
 
-    /// The file of the kernel that the user gave, if any.
-    pub(crate) fn kernel(&self) -> Option<&PathBuf> {
-        Some(&self.machine.boot.kernel).filter(|path| !path.as_os_str().is_empty())
+    /// The VM's description, once it is known where its kernel is.
+    pub(crate) fn describe(&self, kernel: PathBuf) -> VmSpec {
+        let initrds = match &self.guest {
+            Guest::Ours { .. } => Vec::new(),
+            Guest::Theirs { initrds } => initrds.clone(),
+        };
+        let machine = self.machine.clone();
+        VmSpec {
+            name: machine.name,
+            memory: machine.memory,
+            cpus: machine.cpus,
+            cpu: machine.cpu.unwrap_or_default(),
+            engine: machine.engine,
+            boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
+            debug_exit: machine.debug_exit,
+        }
+    }
+
+    /// Whether there is a command whose status is to be ours.
+    pub(crate) fn has_command(&self) -> bool {
+        matches!(&self.guest, Guest::Ours { command, .. } if !command.is_empty())
     }
 }
 
@@ -118,13 +125,13 @@ mod tests {
     fn plan(words: &[&str]) -> Result<Plan> {
         let line = ["umbra", "run"].iter().chain(words);
         let Command::Run(args) = Args::try_parse_from(line).unwrap().command else { unreachable!() };
-        Plan::new(*args, Audience { terminal: None })
+        Plan::new(*args, Session::Piped)
     }
 
     #[test]
     fn nothing_means_debian_and_a_shell() {
         let plan = plan(&[]).unwrap();
-        assert_eq!(plan.kernel(), None);
+        assert_eq!(plan.kernel, None);
         assert_eq!(plan.guest, Guest::Ours { command: vec![], session: Session::Piped });
         assert_eq!(plan.machine.memory.bytes(), 256 << 20);
     }
@@ -134,18 +141,18 @@ mod tests {
         let plan = plan(&["-v", "--append", "-x y", "--", "ls", "-v", "--", "--help"]).unwrap();
         let Guest::Ours { command, .. } = &plan.guest else { panic!("{plan:?}") };
         assert_eq!(command, &["ls", "-v", "--", "--help"]);
-        assert!(plan.machine.boot.command_line.ends_with("loglevel=7 -x y"));
+        assert!(plan.command_line.ends_with("loglevel=7 -x y"));
     }
 
     #[test]
     fn a_kernel_of_mine_boots_alone_or_with_your_root() {
         let alone = plan(&["./k", "--initrd", "a", "--initrd", "b"]).unwrap();
-        assert_eq!((alone.guest.clone(), alone.kernel()), (Guest::Theirs, Some(&PathBuf::from("./k"))));
-        assert_eq!(alone.machine.boot.initrds.len(), 2);
-        assert_eq!(alone.machine.boot.command_line, "console=ttyS0");
+        assert_eq!(alone.guest, Guest::Theirs { initrds: vec!["a".into(), "b".into()] });
+        let spec = alone.describe("k".into());
+        assert_eq!((spec.boot.initrds.len(), spec.boot.command_line.as_str()), (2, "console=ttyS0"));
         let with_root = plan(&["--kernel", "./k", "--", "true"]).unwrap();
         assert!(matches!(with_root.guest, Guest::Ours { .. }));
-        assert_eq!(plan(&["k", "--append", "x=1"]).unwrap().machine.boot.command_line, "x=1");
+        assert_eq!(plan(&["k", "--append", "x=1"]).unwrap().command_line, "x=1");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use vm::{BootImages, Builder, Initrd, OnReset, Stopped, VmHandle};
 use crate::args::RunArgs;
 use crate::console::{Console, Event, Events, FromGuest, signals, terminal};
 use crate::debian::{self, Cache, Freshness};
-use crate::initramfs::{self, Contents};
-use crate::plan::{Audience, Guest, Plan};
+use crate::initramfs::{self, Contents, Session};
+use crate::plan::{Guest, Plan};
 use crate::status::Status;
 use crate::{files, message, report};
 
@@ -41,14 +41,18 @@ enum Ending {
 /// # Errors
 /// If it cannot be built, or we fail it.
 pub(crate) fn run(args: RunArgs) -> Result<Status> {
-    let terminal = terminal::is_interactive().then(|| (terminal::size(), terminal::kind()));
-    let plan = Plan::new(args, Audience { terminal })?;
+    let session = if terminal::is_interactive() {
+        Session::Terminal { size: terminal::size(), term: terminal::kind() }
+    } else {
+        Session::Piped
+    };
+    let plan = Plan::new(args, session)?;
     let (machine, images) = load(&plan)?;
     let (events, queue) = Events::queue();
     let mut console = Console::new(&plan.guest, events)?;
     let mut builder = Builder::new(&machine, images).on_reset(match plan.guest {
         Guest::Ours { .. } => OnReset::Stop,
-        Guest::Theirs => OnReset::Reboot,
+        Guest::Theirs { .. } => OnReset::Reboot,
     });
     for (port, sink) in console.ports()? {
         builder = builder.serial(port, sink);
@@ -64,40 +68,41 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     if plan.verbose {
         report::print(&vm.stats(), watch.ready);
     }
-    let has_command = matches!(&plan.guest, Guest::Ours { command, .. } if !command.is_empty());
-    status(ending, watch.reported.filter(|_| has_command), has_command)
+    let reported = watch.reported.filter(|_| plan.has_command());
+    // A reset is how a panic ends; a shell's user may also have asked for one.
+    let expects_reset = !plan.has_command() && watch.ready.is_some();
+    status(ending, reported, expects_reset)
 }
 
 /// Reads or makes everything that the machine boots from.
 fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
-    let mut machine = plan.machine.clone();
-    let limit = machine.memory.bytes();
-    let cache = || Cache::of_user();
-    if plan.kernel().is_none() {
-        machine.boot.kernel = debian::kernel(&cache()?, debian::KERNEL, Freshness::Cached)?;
-    }
-    let kernel = files::read(&machine.boot.kernel, "kernel", limit)?;
+    let limit = plan.machine.memory.bytes();
+    let path = match &plan.kernel {
+        Some(path) => path.clone(),
+        None => debian::kernel(&Cache::of_user()?, debian::KERNEL, Freshness::Cached)?,
+    };
+    let kernel = files::read(&path, "kernel", limit)?;
     let initrds = match &plan.guest {
         Guest::Ours { command, session } => {
-            let busybox = debian::busybox(&cache()?, Freshness::Cached)?;
+            let busybox = debian::busybox(&Cache::of_user()?, Freshness::Cached)?;
             let bytes = initramfs::build(&Contents {
                 busybox: &files::read(&busybox.program, "busybox", limit)?,
                 applets: &busybox.applets,
-                hostname: machine.name.as_str(),
+                hostname: plan.machine.name.as_str(),
                 command,
                 session,
             });
             vec![Initrd { name: "initramfs".to_owned(), bytes }]
         }
-        Guest::Theirs => {
+        Guest::Theirs { initrds } => {
             let read = |path: &PathBuf| {
                 let bytes = files::read(path, "initrd", limit)?;
                 Ok(Initrd { name: path.display().to_string(), bytes })
             };
-            machine.boot.initrds.iter().map(read).collect::<Result<_>>()?
+            initrds.iter().map(read).collect::<Result<_>>()?
         }
     };
-    Ok((machine, BootImages { kernel, initrds }))
+    Ok((plan.describe(path), BootImages { kernel, initrds }))
 }
 
 /// What has been seen of a running VM.
@@ -161,7 +166,7 @@ impl Watch {
 }
 
 /// What an ending means to whoever called us; `reported` is the command's own status.
-fn status(ending: Ending, reported: Option<u8>, has_command: bool) -> Result<Status> {
+fn status(ending: Ending, reported: Option<u8>, expects_reset: bool) -> Result<Status> {
     Ok(match ending {
         Ending::Stopped(Stopped::Failed(why)) => bail!(why),
         Ending::Stopped(Stopped::TripleFault(dump)) => {
@@ -170,11 +175,9 @@ fn status(ending: Ending, reported: Option<u8>, has_command: bool) -> Result<Sta
             Status::TRIPLE_FAULT
         }
         Ending::Stopped(Stopped::DebugExit(value)) => Status::debug_exit(value),
-        Ending::Stopped(_) | Ending::Lingering if reported.is_some() => Status(reported.unwrap_or_default()),
-        Ending::Stopped(Stopped::Reset) if has_command => {
-            bail!(
-                "the guest's kernel rebooted or panicked before the command ended: run with -v to see its messages"
-            )
+        Ending::Stopped(_) | Ending::Lingering if reported.is_some() => reported.map_or(Status::OK, Status),
+        Ending::Stopped(Stopped::Reset) if !expects_reset => {
+            bail!("the guest's kernel panicked or rebooted: run with -v to see its messages")
         }
         Ending::Stopped(_) | Ending::Lingering => Status::OK,
         Ending::Detached => {

@@ -135,12 +135,27 @@ impl Apt {
     }
 
     /// The package with the kernel or program: `package` itself, or the image that a kernel's metapackage depends on.
+    /// [`super::KERNEL`] names the suite's own kernel; where the lists also have a newer series, that counts.
     pub(super) fn resolve(&self, package: &str) -> Result<Control, AptError> {
-        let found = self.show(package)?;
+        let mut found = self.show(package)?;
+        if package == super::KERNEL
+            && let Some(newer) = self.newest_series()
+            && release(&newer.version) > release(&found.version)
+        {
+            found = newer;
+        }
         match found.depends.iter().find(|name| name.starts_with("linux-image-")) {
             Some(image) => self.show(image),
             None => Ok(found),
         }
+    }
+
+    /// The metapackage of the newest series of cloud kernels, such as linux-image-6.12-cloud-amd64.
+    fn newest_series(&self) -> Option<Control> {
+        let output = self.output("apt-cache", &["pkgnames", "linux-image-"]).ok()?;
+        let names = String::from_utf8_lossy(&output.stdout).into_owned();
+        let newest = names.lines().filter(|name| is_series(name)).max_by_key(|name| release(name))?;
+        self.show(newest).ok()
     }
 
     fn show(&self, package: &str) -> Result<Control, AptError> {
@@ -201,6 +216,21 @@ impl Apt {
     fn open_log(&self) -> Result<File, AptError> {
         File::create(&self.log).map_err(|source| AptError::File { path: self.log.clone(), source })
     }
+}
+
+/// Whether a package follows one series of Debian's cloud kernels.
+fn is_series(name: &str) -> bool {
+    name.strip_prefix("linux-image-").and_then(|rest| rest.strip_suffix("-cloud-amd64")).is_some_and(
+        |series| series.starts_with(|c: char| c.is_ascii_digit()) && !series.contains(['-', '+']),
+    )
+}
+
+/// The numbers of the first version in `text`, to compare by: 6.12.117-1~deb12u1 is [6, 12, 117].
+fn release(text: &str) -> Vec<u32> {
+    let start = text.find(|c: char| c.is_ascii_digit()).unwrap_or(text.len());
+    let end =
+        text[start..].find(|c: char| !c.is_ascii_digit() && c != '.').map_or(text.len(), |at| start + at);
+    text[start..end].split('.').map_while(|number| number.parse().ok()).collect()
 }
 
 /// Waits for a child, showing progress meanwhile; true if it succeeded.
@@ -275,6 +305,22 @@ mod tests {
         let offline = "E: Failed to fetch http://a/b.deb  Temporary failure resolving 'a'\n";
         assert!(matches!(classify(offline), AptError::Unreachable(_)));
         assert!(matches!(classify(""), AptError::Failed(_)));
+    }
+
+    #[test]
+    fn the_newest_series_is_the_one_with_the_greatest_numbers() {
+        let names = [
+            "linux-image-6.9-cloud-amd64",
+            "linux-image-6.12-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud-amd64",
+            "linux-image-6.13-amd64",
+            "linux-image-cloud-amd64",
+            "linux-image-6.14-cloud-amd64-dbg",
+        ];
+        let newest = names.into_iter().filter(|name| is_series(name)).max_by_key(|name| release(name));
+        assert_eq!(newest, Some("linux-image-6.12-cloud-amd64"));
+        assert!(release("6.12.117-1~deb12u1") > release("6.1.192-2"));
+        assert_eq!(release("no number"), Vec::<u32>::new());
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(crate) use cache::Cache;
 use cache::Staging;
 use control::Control;
 
-/// The package that always depends on Debian's newest cloud kernel.
+/// The package that depends on the suite's cloud kernel; it stands for the newest one that the machine's apt offers.
 pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
 /// The package with a busybox that needs no libraries.
 pub(crate) const BUSYBOX: &str = "busybox-static";
