@@ -114,22 +114,26 @@ impl Builder<'_> {
     /// A place to jump to: the code pages are full of breakpoints.
     fn code_address(&mut self) -> u64 {
         let start = if self.bits == 16 { 0 } else { CODE };
-        match self.random.below(16) {
+        let address = match self.random.below(16) {
             0 if self.bits == 64 => self.random.pick(&[0x8000_0000_0000, CODE + CODE_BYTES as u64]),
             _ => start + self.random.below(CODE_BYTES as u64),
-        }
+        };
+        self.jump = Some(address);
+        address
     }
 
     fn adjust_flow(&mut self) {
-        let address = self.code_address();
         match self.code.flow_control() {
-            FlowControl::IndirectBranch | FlowControl::IndirectCall => match self.instruction.op0_kind() {
-                OpKind::Register => {
-                    let register = self.instruction.op0_register().number();
-                    self.registers.gpr[register] = address;
+            FlowControl::IndirectBranch | FlowControl::IndirectCall => {
+                let address = self.code_address();
+                match self.instruction.op0_kind() {
+                    OpKind::Register => {
+                        let register = self.instruction.op0_register().number();
+                        self.registers.gpr[register] = address;
+                    }
+                    _ => self.patch = address.to_le_bytes().to_vec(),
                 }
-                _ => self.patch = address.to_le_bytes().to_vec(),
-            },
+            }
             FlowControl::ConditionalBranch if self.random.one_in(2) => {
                 // Loops and JRCXZ.
                 let count = self.random.below(3);

@@ -41,6 +41,7 @@ pub fn build(random: &mut Random, form: Form, world: &World) -> Option<Input> {
         registers,
         pinned: 0,
         target: None,
+        jump: None,
         patch: Vec::new(),
     };
     b.instruction.set_code(form.code);
@@ -86,7 +87,9 @@ pub(super) struct Builder<'a> {
     pub(super) pinned: u32,
     /// Where the memory operand is.
     pub(super) target: Option<u64>,
-    /// What is put there.
+    /// Where the instruction jumps to.
+    pub(super) jump: Option<u64>,
+    /// What is put at the memory operand's place.
     pub(super) patch: Vec<u8>,
 }
 
@@ -469,11 +472,11 @@ impl Builder<'_> {
         if decoded.code() != self.code || decoded.len() != len {
             return None;
         }
-        // A branch onto itself would not end.
-        if decoded.op_count() > 0
-            && is_near_branch(decoded.op0_kind())
-            && (rip..rip + len as u64).contains(&decoded.near_branch_target())
-        {
+        // A branch onto itself would not end; into itself, it might do anything. (Narrow ones keep 16 bits of an address.)
+        if decoded.op_count() > 0 && is_near_branch(decoded.op0_kind()) {
+            self.jump = Some(decoded.near_branch_target());
+        }
+        if self.jump.is_some_and(|target| target.wrapping_sub(rip) & 0xffff < len as u64) {
             return None;
         }
         input.bits = self.bits;

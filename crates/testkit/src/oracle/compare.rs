@@ -30,7 +30,13 @@ pub(super) fn differences(
     };
     let (a, b) = (&cpu.registers, &engine.registers);
     let completed = a.rip != input.registers.rip;
-    note("vector", cpu.vector.into(), engine.vector.into());
+    // Whether a bad image or an address comes first is not told.
+    let either = !completed
+        && undefined::restores_in_parts(instruction)
+        && [cpu, engine].iter().all(|side| [vector::GP, vector::PF].map(u32::from).contains(&side.vector));
+    if !either {
+        note("vector", cpu.vector.into(), engine.vector.into());
+    }
     if cpu.vector == engine.vector {
         compare_fault(instruction, input, cpu, engine, &mut note);
     }
