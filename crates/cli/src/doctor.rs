@@ -8,7 +8,7 @@ use anyhow::Result;
 use host::{CodeMemory, Memfd};
 use x86::cpuid::{CpuModel, CpuRequest, HostCpuid};
 
-use crate::debian::{self, Cache};
+use crate::debian::{Cache, Wanted};
 use crate::documents;
 use crate::status::Status;
 
@@ -182,9 +182,11 @@ fn cache() -> Finding {
         Err(error) => (Verdict::Missing, format!("{error:#}")),
         Ok(cache) => {
             let place = cache.root().display();
-            let entries: Vec<String> = [debian::KERNEL, debian::BUSYBOX]
+            let entries: Vec<String> = [Wanted::NewestKernel, Wanted::BUSYBOX]
                 .into_iter()
-                .filter_map(|package| Some(cache.entry(package)?.file_name()?.to_string_lossy().into_owned()))
+                .filter_map(|wanted| {
+                    Some(cache.entry(wanted.link())?.file_name()?.to_string_lossy().into_owned())
+                })
                 .collect();
             match entries.len() {
                 2 => (Verdict::Good, format!("{place}: {}", entries.join(", "))),

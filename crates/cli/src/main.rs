@@ -26,7 +26,7 @@ use clap::Parser;
 use clap::error::{ContextKind, ErrorKind};
 
 use args::{Args, Command, FetchArgs};
-use debian::{Cache, Freshness};
+use debian::{Cache, Freshness, Wanted};
 use status::Status;
 
 fn main() -> ExitCode {
@@ -60,9 +60,9 @@ fn execute(command: Command) -> Result<Status> {
 
 fn fetch(args: &FetchArgs) -> Result<Status> {
     let cache = Cache::of_user()?;
-    let package = args.package.as_deref().unwrap_or(debian::KERNEL);
+    let wanted = args.package.as_deref().map_or(Wanted::NewestKernel, Wanted::Package);
     let freshness = if args.cached { Freshness::Cached } else { Freshness::Newest };
-    let kernel = debian::kernel(&cache, package, freshness)?;
+    let kernel = debian::kernel(&cache, wanted, freshness)?;
     if args.package.is_none() {
         debian::busybox(&cache, freshness)?;
     }

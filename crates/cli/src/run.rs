@@ -11,7 +11,7 @@ use vm::{BootImages, Builder, Initrd, OnReset, Stopped, VmHandle};
 
 use crate::args::RunArgs;
 use crate::console::{Console, Event, Events, FromGuest, signals, terminal};
-use crate::debian::{self, Cache, Freshness};
+use crate::debian::{self, Cache, Freshness, Wanted};
 use crate::initramfs::{self, Contents, Session};
 use crate::plan::{Guest, Plan};
 use crate::status::Status;
@@ -79,7 +79,7 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
     let limit = plan.machine.memory.bytes();
     let path = match &plan.kernel {
         Some(path) => path.clone(),
-        None => debian::kernel(&Cache::of_user()?, debian::KERNEL, Freshness::Cached)?,
+        None => debian::kernel(&Cache::of_user()?, Wanted::NewestKernel, Freshness::Cached)?,
     };
     let kernel = files::read(&path, "kernel", limit)?;
     let initrds = match &plan.guest {

@@ -17,6 +17,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use super::Wanted;
 use super::control::Control;
 use crate::progress::Progress;
 
@@ -81,6 +82,9 @@ Acquire::https::Timeout \"20\";
 /// As root, apt would drop to a user that cannot write to our directories.
 const AS_ROOT: &str = "APT::Sandbox::User \"root\";\n";
 
+/// The package that depends on a suite's own cloud kernel. Later series may be there beside it.
+const SUITE_KERNEL: &str = "linux-image-cloud-amd64";
+
 /// How often a download's progress is looked at.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -134,16 +138,17 @@ impl Apt {
         wait(&mut child, progress, |_| ()).map(drop)
     }
 
-    /// The package with the kernel or program: `package` itself, or the image that a kernel's metapackage depends on.
-    /// [`super::KERNEL`] names the suite's own kernel; where the lists also have a newer series, that counts.
-    pub(super) fn resolve(&self, package: &str) -> Result<Control, AptError> {
-        let mut found = self.show(package)?;
-        if package == super::KERNEL
-            && let Some(newer) = self.newest_series()
-            && release(&newer.version) > release(&found.version)
-        {
-            found = newer;
-        }
+    /// The package with the kernel or program: the one that is wanted, or the image that a kernel's metapackage
+    /// depends on.
+    pub(super) fn resolve(&self, wanted: Wanted<'_>) -> Result<Control, AptError> {
+        let found = match wanted {
+            Wanted::Package(name) => self.show(name)?,
+            Wanted::NewestKernel => {
+                let of_suite = self.show(SUITE_KERNEL)?;
+                let newer = |series: &Control| release(&series.version) > release(&of_suite.version);
+                self.newest_series().filter(newer).unwrap_or(of_suite)
+            }
+        };
         match found.depends.iter().find(|name| name.starts_with("linux-image-")) {
             Some(image) => self.show(image),
             None => Ok(found),

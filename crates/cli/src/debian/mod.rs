@@ -9,6 +9,7 @@ mod archive;
 mod cache;
 mod control;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -19,10 +20,36 @@ pub(crate) use cache::Cache;
 use cache::Staging;
 use control::Control;
 
-/// The package that depends on the suite's cloud kernel; it stands for the newest one that the machine's apt offers.
-pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
-/// The package with a busybox that needs no libraries.
-pub(crate) const BUSYBOX: &str = "busybox-static";
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted<'a> {
+    /// The newest of Debian's cloud kernels that the machine's apt offers.
+    NewestKernel,
+    /// A package, or the kernel image that it depends on.
+    Package(&'a str),
+}
+
+impl Wanted<'_> {
+    /// A busybox that needs no libraries.
+    pub(crate) const BUSYBOX: Self = Self::Package("busybox-static");
+
+    /// The name of the link in the cache.
+    pub(crate) fn link(&self) -> &str {
+        match self {
+            Self::NewestKernel => "newest-cloud-kernel",
+            Self::Package(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Wanted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NewestKernel => f.write_str("Debian's newest cloud kernel"),
+            Self::Package(name) => write!(f, "package {name}"),
+        }
+    }
+}
 
 /// The kernel's name in its cache entry.
 const VMLINUZ: &str = "vmlinuz";
@@ -48,14 +75,14 @@ pub(crate) enum Freshness {
     Newest,
 }
 
-/// The kernel image of `package`, or of the package that it depends on.
+/// The kernel image that is wanted.
 ///
 /// # Errors
 /// If it is not in the cache and cannot be fetched.
-pub(crate) fn kernel(cache: &Cache, package: &str, freshness: Freshness) -> Result<PathBuf> {
-    let entry = obtain(cache, package, freshness, &|deb, staging| {
+pub(crate) fn kernel(cache: &Cache, wanted: Wanted<'_>, freshness: Freshness) -> Result<PathBuf> {
+    let entry = obtain(cache, wanted, freshness, &|deb, staging| {
         archive::take_file(deb, "./boot/vmlinuz-*", &staging.entry().join(VMLINUZ))
-            .with_context(|| format!("package {package} holds no kernel"))
+            .with_context(|| format!("{wanted} holds no kernel"))
     })?;
     Ok(entry.join(VMLINUZ))
 }
@@ -65,7 +92,7 @@ pub(crate) fn kernel(cache: &Cache, package: &str, freshness: Freshness) -> Resu
 /// # Errors
 /// If it is not in the cache and cannot be fetched.
 pub(crate) fn busybox(cache: &Cache, freshness: Freshness) -> Result<Busybox> {
-    let entry = obtain(cache, BUSYBOX, freshness, &|deb, staging| {
+    let entry = obtain(cache, Wanted::BUSYBOX, freshness, &|deb, staging| {
         let program = staging.entry().join(BUSYBOX_FILE);
         archive::take_file(deb, "*bin/busybox", &program)?;
         archive::write_applets(&program, &staging.entry().join(APPLETS_FILE))
@@ -79,39 +106,37 @@ pub(crate) fn busybox(cache: &Cache, freshness: Freshness) -> Result<Busybox> {
 /// Takes what is wanted of a package file into the staging directory.
 type Unpack<'a> = &'a dyn Fn(&Path, &Staging) -> Result<()>;
 
-/// The cache entry that `package` leads to, made if need be.
-fn obtain(cache: &Cache, package: &str, freshness: Freshness, unpack: Unpack<'_>) -> Result<PathBuf> {
-    if freshness == Freshness::Cached
-        && let Some(entry) = cache.entry(package)
-    {
+/// The cache entry of what is wanted, made if need be.
+fn obtain(cache: &Cache, wanted: Wanted<'_>, freshness: Freshness, unpack: Unpack<'_>) -> Result<PathBuf> {
+    let cached = || cache.entry(wanted.link()).filter(|_| freshness == Freshness::Cached);
+    if let Some(entry) = cached() {
         return Ok(entry);
     }
-    ensure!(control::is_package_name(package), "'{package}' is not a package name");
+    let name = wanted.link();
+    ensure!(control::is_package_name(name), "'{name}' is not a package name");
     let lock = cache.lock()?;
     // Whoever held the lock may have been fetching the same.
-    if freshness == Freshness::Cached
-        && let Some(entry) = cache.entry(package)
-    {
+    if let Some(entry) = cached() {
         return Ok(entry);
     }
     let staging = cache.stage(&lock)?;
-    let (found, deb) = fetch(cache, &staging, package)
-        .with_context(|| format!("cannot get {package}, which is not in the cache"))?;
+    let (found, deb) = fetch(cache, &staging, wanted)
+        .with_context(|| format!("cannot get {wanted}, which is not in the cache"))?;
     match deb {
         Some(deb) => {
             unpack(&deb, &staging)?;
-            cache.commit(&lock, staging, package, &found)
+            cache.commit(&lock, staging, name, &found)
         }
-        None => cache.link(&lock, package, &found),
+        None => cache.link(&lock, name, &found),
     }
 }
 
-/// Finds and downloads the package that `package` stands for. The file is `None` if its entry exists already.
-fn fetch(cache: &Cache, staging: &Staging, package: &str) -> Result<(Control, Option<PathBuf>)> {
-    let progress = Progress::start(&format!("looking for {package}"));
+/// Finds and downloads the package that is wanted. The file is `None` if its entry exists already.
+fn fetch(cache: &Cache, staging: &Staging, wanted: Wanted<'_>) -> Result<(Control, Option<PathBuf>)> {
+    let progress = Progress::start(&format!("looking for {wanted}"));
     let work = staging.work();
     let attempt = |apt: &Apt| -> Result<(Control, Option<PathBuf>), AptError> {
-        let found = apt.resolve(package)?;
+        let found = apt.resolve(wanted)?;
         if cache.has(&found) {
             return Ok((found, None));
         }

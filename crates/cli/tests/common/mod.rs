@@ -94,7 +94,7 @@ pub(crate) fn complaint(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A package that leads to the newest kernel of Debian's stable series, and one that leads to a later series.
+/// A package that leads to Debian 12's own kernel series (6.1), and one that leads to a later series.
 pub(crate) const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
 
 /// The cached file of a kernel package; fetched if need be.
