@@ -187,31 +187,47 @@ impl Guest {
         let _ = self.memory.write(Gpa(gpa), bytes);
     }
 
-    fn word(&self, gpa: u64, value: u64) {
-        self.put(gpa, &value.to_le_bytes());
-    }
-
-    /// Fills memory with tables, handlers and a little data.
+    /// Fills memory with tables, handlers and a little data. Code that runs off its end halts.
     pub(super) fn lay_out(&self, random: &mut Random) {
-        self.lay_out_paging();
-        self.lay_out_descriptors();
-        for vector in 0..256 {
-            self.put(IVT + vector * 4, &[0x00, 0x00, 0x00, 0x0d]);
-            let dpl3 = if vector % 4 == 3 { 0x60 } else { 0 };
-            // Interrupt and trap gates, and for one exception a task gate.
-            let kind = 0x8e | dpl3 | (vector >> 3 & 1);
-            let gate = HANDLER | u64::from(CODE64) << 16 | kind << 40;
-            self.word(IDT64 + vector * 16, gate);
-            let (target, kind) = if vector == 10 { (TASK, 0x85) } else { (CODE32, kind) };
-            self.word(IDT32 + vector * 8, HANDLER | u64::from(target) << 16 | kind << 40);
+        static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+        self.put(0, IMAGE.get_or_init(image));
+        self.put(CODE, &[HLT; CODE_BYTES as usize]);
+        let mut data = [0; 2 * PAGE_SIZE as usize];
+        for lane in data.chunks_exact_mut(8) {
+            lane.copy_from_slice(&random.lane().to_le_bytes());
         }
-        let _ = self.memory.fill(Gpa(HANDLER), 16, HLT);
-        for at in (DATA..DATA + 2 * PAGE_SIZE).step_by(8) {
-            self.word(at, random.lane());
-        }
+        self.put(DATA, &data);
+    }
+}
+
+/// Tables and handlers.
+fn image() -> Vec<u8> {
+    let mut image = Image(vec![0; STACK0 as usize]);
+    image.paging();
+    image.descriptors();
+    image.tasks();
+    for vector in 0..256 {
+        image.word(IVT + vector * 4, HANDLER >> 4 << 16);
+        let dpl3 = if vector % 4 == 3 { 0x60 } else { 0 };
+        // Interrupt and trap gates, and for one exception a task gate.
+        let kind = 0x8e | dpl3 | (vector >> 3 & 1);
+        image.word(IDT64 + vector * 16, HANDLER | u64::from(CODE64) << 16 | kind << 40);
+        let (target, kind) = if vector == 10 { (TASK, 0x85) } else { (CODE32, kind) };
+        image.word(IDT32 + vector * 8, HANDLER | u64::from(target) << 16 | kind << 40);
+    }
+    image.word(HANDLER, u64::from_le_bytes([HLT; 8]));
+    image.0
+}
+
+/// Guest memory from 0 on.
+struct Image(Vec<u8>);
+
+impl Image {
+    fn word(&mut self, gpa: u64, value: u64) {
+        self.0[gpa as usize..][..8].copy_from_slice(&value.to_le_bytes());
     }
 
-    fn lay_out_paging(&self) {
+    fn paging(&mut self) {
         self.word(PML4, PDPT | TABLE);
         self.word(PML4 + 8 * 511, PDPT | TABLE);
         self.word(PDPT, PD | TABLE);
@@ -222,16 +238,16 @@ impl Guest {
         // A 2 MiB page of the same, supervisor only, global.
         self.word(PD + 8, 0x1e3);
         self.word(PAE_PDPT, PD | PRESENT);
-        self.put(LEGACY_PD, &(LEGACY_PT as u32 | 0x67).to_le_bytes());
-        // A 4 MiB page.
-        self.put(LEGACY_PD + 4, &0x1e7u32.to_le_bytes());
+        // The second is a 4 MiB page.
+        self.word(LEGACY_PD, LEGACY_PT | TABLE | 0x1e7 << 32);
         for page in 0..512 {
-            self.word(PT + 8 * page, page << 12 | 0x67);
-            self.put(LEGACY_PT + 4 * page, &((page << 12) as u32 | 0x67).to_le_bytes());
+            self.word(PT + 8 * page, page << 12 | TABLE);
+            let pair = (2 * page) << 12 | TABLE | ((2 * page + 1) << 12 | TABLE) << 32;
+            self.word(LEGACY_PT + 8 * page, pair);
         }
     }
 
-    fn lay_out_descriptors(&self) {
+    fn descriptors(&mut self) {
         let tss = |base: u64, kind: u64| 0x67 | base << 16 | kind << 40;
         let descriptors = [
             0,
@@ -268,6 +284,9 @@ impl Guest {
             self.word(at, descriptor);
             self.word(at - GDT + LDT, descriptor);
         }
+    }
+
+    fn tasks(&mut self) {
         for tss in [TSS, TSS_OTHER] {
             self.word(tss + 4, STACK0 | u64::from(DATA32) << 32);
             self.word(tss + 0x1c, PAE_PDPT | HANDLER << 32);
