@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/vmlinuz   an entry: one package in one version
-//! debian/linux-image-cloud-amd64 -> linux-image-6.1.0-…       a link: what a name led to when it was asked for
+//! debian/newest-cloud-kernel -> linux-image-6.1.0-56-…         a link: what a wish led to when it was uttered
 //! debian/.stage-XXXX/                                         an entry in the making
 //! lists/                                                      package lists, where the machine has none
 //! ```
