@@ -57,7 +57,8 @@ pub(crate) fn task(args: &OracleArgs) -> Result<()> {
             .map(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
             .collect()
     });
-    let mut total = Report::default();
+    let mut reports = reports.into_iter();
+    let mut total = reports.next().unwrap_or_else(|| Ok(Report::default()))?;
     for report in reports {
         total.merge(report?);
     }
