@@ -1,6 +1,6 @@
 //! Which processor feature an instruction needs.
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+use iced_x86::{CodeSize, CpuidFeature, Instruction, Mnemonic};
 use x86::cpuid::{Feature, FeatureSet};
 
 /// Whether the CPU model has everything that the instruction needs.
@@ -8,6 +8,10 @@ pub(super) fn offered(insn: &Instruction, features: &FeatureSet) -> bool {
     // Two encodings that older processors execute as BSR and BSF: the prefix is ignored, nothing faults.
     if matches!(insn.mnemonic(), Mnemonic::Lzcnt | Mnemonic::Tzcnt) {
         return true;
+    }
+    // The decoder knows no feature for these in 64-bit mode.
+    if matches!(insn.mnemonic(), Mnemonic::Lahf | Mnemonic::Sahf) && insn.code_size() == CodeSize::Code64 {
+        return features.has(Feature::LahfLm);
     }
     insn.cpuid_features().iter().all(|&need| has(need, features))
 }

@@ -78,7 +78,7 @@ impl Cpu {
             mode if index == SegmentIndex::Ss => {
                 self.stack_segment(selector, self.cpl, mode == Mode::Long, Exception::gp)?
             }
-            _ => self.data_segment(selector)?,
+            _ => self.data_segment(selector, Exception::gp)?,
         };
         self.seg[index as usize] = segment;
         self.refresh();
@@ -118,15 +118,15 @@ impl Cpu {
     }
 
     /// Checks a selector for DS, ES, FS or GS.
-    pub(crate) fn data_segment(&mut self, selector: Selector) -> Result<Segment, Break> {
+    pub(crate) fn data_segment(&mut self, selector: Selector, blame: Blame) -> Result<Segment, Break> {
         if selector.is_null() {
             return Ok(Segment::null(selector));
         }
-        let mut found = self.descriptor(selector, Exception::gp)?;
+        let mut found = self.descriptor(selector, blame)?;
         let segment = found.segment;
         let privileged = self.cpl.max(selector.rpl()) > segment.dpl() && !segment.is_conforming();
         if !segment.readable() || privileged {
-            return Err(self.raise(Exception::gp(selector.error_code())));
+            return Err(self.raise(blame(selector.error_code())));
         }
         if !segment.usable() {
             return Err(self.raise(Exception::np(selector.error_code())));

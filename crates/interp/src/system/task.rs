@@ -273,7 +273,7 @@ impl Cpu {
         self.seg[SS] = self.stack_segment(ss, cpl, false, Exception::ts)?;
         self.refresh();
         for (index, selector) in [(Es, es), (Ds, ds), (Fs, fs), (Gs, gs)] {
-            self.seg[index as usize] = self.data_segment(selector)?;
+            self.seg[index as usize] = self.data_segment(selector, Exception::ts)?;
         }
         self.refresh();
         if self.rip() > u64::from(self.seg[CS].limit) {

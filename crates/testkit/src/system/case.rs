@@ -19,7 +19,10 @@ pub(super) struct Case {
     pub(super) assignments: Vec<Statement>,
     pub(super) sections: Vec<Section>,
     pub(super) labels: Labels,
+    /// Pending from the start.
     pub(super) events: Vec<Arrival>,
+    /// Arriving once the vCPU has halted.
+    pub(super) later: Vec<Arrival>,
     pub(super) outcome: Outcome,
     pub(super) checks: Vec<Statement>,
 }
@@ -150,6 +153,7 @@ struct Block<'a> {
     sections: Vec<Section>,
     labels: Labels,
     events: Vec<Arrival>,
+    later: Vec<Arrival>,
     outcome: Option<(usize, &'a str)>,
     checks: Vec<Statement>,
 }
@@ -166,6 +170,7 @@ impl<'a> Block<'a> {
             sections: Vec::new(),
             labels: Labels::new(),
             events: Vec::new(),
+            later: Vec::new(),
             outcome: None,
             checks: Vec::new(),
         }
@@ -185,6 +190,7 @@ impl<'a> Block<'a> {
             "set" => self.assignments.extend(statements(number, rest, &["|=", "&=", "^=", "="])?),
             "check" => self.checks.extend(statements(number, rest, &[" has ", " lacks ", "!=", "="])?),
             "event" => self.events.push(arrival(rest, &self.labels).map_err(mistake)?),
+            "later" => self.later.push(arrival(rest, &self.labels).map_err(mistake)?),
             "code" => self.section(number, rest)?,
             "ends" | "raises" | "takes" | "halts" | "shuts" => self.outcome = Some((number, line)),
             _ => self.code(number, line)?,
@@ -251,6 +257,7 @@ impl<'a> Block<'a> {
             sections: self.sections,
             labels,
             events: self.events,
+            later: self.later,
             outcome,
             checks: self.checks,
         })

@@ -280,6 +280,8 @@ impl Image<'_> {
         self.word32(TSS32 + 16, sel::DATA1 | 1);
         self.word16(TSS32 + 0x66, IO_BITMAP);
         self.fill(TSS32 + IO_BITMAP, TSS32 + IO_BITMAP + IO_BITMAP_BYTES, 0xff);
+        // A switch back loads CR3 too.
+        self.word32(TSS32 + 0x1c, preset.root());
         self.word32(TASK32 + 0x1c, preset.root());
         self.word32(TASK32 + 0x20, TASK_CODE);
         self.word32(TASK32 + 0x24, rflags::FIXED);

@@ -102,7 +102,8 @@ impl Platform for Board {
 /// A case takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs a state until it stops; returns how and the state then.
+/// Runs a state until it stops, with events that are pending from the start and others that arrive once it has halted;
+/// returns how it stopped and the state then.
 ///
 /// # Errors
 /// If the engine cannot make a vCPU.
@@ -111,7 +112,7 @@ pub(super) fn run(
     memory: Arc<GuestMemory>,
     cpuid: Arc<CpuidTable>,
     state: &CpuState,
-    arrivals: &[Arrival],
+    [first, later]: [&[Arrival]; 2],
 ) -> Result<(Exit, CpuState), EngineError> {
     let board = Arc::new(Board::default());
     let setup = VcpuSetup { id: VcpuId(0), memory, platform: board.clone(), cpuid };
@@ -119,8 +120,15 @@ pub(super) fn run(
     let kick = vcpu.kick_handle();
     let _ = board.kick.set(kick.clone());
     vcpu.set_state(state);
-    arrivals.iter().for_each(|&arrival| board.arrive(arrival));
-    let exit = watched(&kick, || run_on(&mut *vcpu));
+    first.iter().for_each(|&arrival| board.arrive(arrival));
+    let exit = watched(&kick, || {
+        let exit = run_on(&mut *vcpu);
+        if later.is_empty() || exit != Exit::Halted {
+            return exit;
+        }
+        later.iter().for_each(|&arrival| board.arrive(arrival));
+        run_on(&mut *vcpu)
+    });
     Ok((exit, vcpu.state()))
 }
 

@@ -27,7 +27,7 @@
 //!   the shadow of MOV SS is there); `byte[…]` to `qword[…]` (physical);
 //!   `gdt[selector]`, `ldt[selector]`, `idt[vector]`; `pte[va]`, `pde[va]`, `pdpte[va]`, `pml4e[va]`. Descriptors and gates
 //!   can be written out: [`descriptor`].
-//! - `event`: `nmi` or `interrupt N` is pending from the start. Ports that raise them: [`machine`].
+//! - `event`: `nmi` or `interrupt N` is pending from the start; `later`: it arrives once the processor has halted. Ports that raise them: [`machine`].
 //! - `code`, `code at X`, `code 64 at X`: instructions, as bytes and as assembly (NASM's way, as the decoder
 //!   prints it; it is checked that the two agree), with labels between them. A line whose text is `data` is not looked at. Execution
 //!   begins at the first one. A HLT follows all code. `start`, `last` and `end` are the addresses of the first section's
@@ -71,7 +71,32 @@ macro_rules! files {
 }
 
 /// The files of cases, by name.
-pub const FILES: &[(&str, &str)] = &files!["faults", "gates", "interrupts", "segments", "tables"];
+pub const FILES: &[(&str, &str)] = &files![
+    "alignment",
+    "canonical",
+    "control-registers",
+    "debug",
+    "faults",
+    "flags",
+    "fpu-traps",
+    "gates",
+    "interrupts",
+    "io",
+    "iret",
+    "msr",
+    "paging-32",
+    "paging-4level",
+    "paging-pae",
+    "privileged",
+    "real-mode",
+    "segments",
+    "smc",
+    "strings",
+    "syscall",
+    "tables",
+    "tasks",
+    "v86",
+];
 
 /// What came of running cases.
 #[derive(Debug, Default)]
@@ -165,7 +190,8 @@ fn run_case(engine: &dyn Engine, case: &Case, cpuid: &Arc<CpuidTable>) -> Result
     if let Err(mistake) = place_code(case, &memory, &mut state) {
         return Ok(vec![mistake]);
     }
-    let (exit, mut after) = machine::run(engine, memory.clone(), cpuid.clone(), &state, &case.events)?;
+    let (exit, mut after) =
+        machine::run(engine, memory.clone(), cpuid.clone(), &state, [&case.events, &case.later])?;
     let stop = Stop::of(exit, &after, &memory, &(&**cpuid).into());
     if let Err(message) = stop.compare(&case.outcome, &after) {
         return Ok(vec![Mistake::new(case.line, message)]);
