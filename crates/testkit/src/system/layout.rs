@@ -30,7 +30,7 @@
 use memory::{GuestMemory, RamRange};
 use x86::control::{cr0, cr4, efer};
 use x86::cpuid::{CpuidTable, Feature};
-use x86::descriptor::attr;
+use x86::descriptor::{attr, system};
 use x86::paging::pte;
 use x86::rflags;
 use x86::state::gpr;
@@ -389,9 +389,8 @@ fn mode(s: &mut CpuState, preset: Preset) {
 }
 
 fn segments(s: &mut CpuState, preset: Preset) {
-    let (tss, base, limit) = if preset.is_long() { (9, TSS64, 0x67) } else { (9, TSS32, 0xa8) };
-    let kind = attr::P | tss | x86::descriptor::system::BUSY_BIT;
-    s.tr = Segment { selector: Selector(sel::TSS as u16), base, limit, attr: kind };
+    let (base, limit) = if preset.is_long() { (TSS64, 0x67) } else { (TSS32, 0xa8) };
+    s.tr = Segment { selector: Selector(sel::TSS as u16), base, limit, attr: attr::P | system::TSS_BUSY };
     s.ldtr = Segment::null(Selector(0));
     if preset.is_real_like() {
         let dpl = u16::from(preset.cpl()) << attr::DPL_SHIFT;

@@ -57,11 +57,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use engine::{Engine, EngineError};
-use x86::Mode;
 use x86::cpuid::{CpuModel, CpuRequest, CpuidTable, HostCpuid};
+use x86::descriptor::attr;
+use x86::rflags::RF;
+use x86::state::gpr;
+use x86::{Mode, Segment, SegmentIndex, Selector};
 
 use case::{Case, Mistake, Outcome, Statement};
-use outcome::Stop;
+use outcome::{Frame, Stop, Stopped};
 use place::Guest;
 
 macro_rules! files {
@@ -192,22 +195,32 @@ fn run_case(engine: &dyn Engine, case: &Case, cpuid: &Arc<CpuidTable>) -> Result
     }
     let (exit, mut after) =
         machine::run(engine, memory.clone(), cpuid.clone(), &state, [&case.events, &case.later])?;
-    let stop = Stop::of(exit, &after, &memory, &(&**cpuid).into());
+    let features = (&**cpuid).into();
+    let guest = Stopped { state: &after, memory: &memory, features: &features };
+    let stop = Stop::of(exit, guest, &case.outcome);
     if let Err(message) = stop.compare(&case.outcome, &after) {
         return Ok(vec![Mistake::new(case.line, message)]);
     }
-    let frame = stop.frame(&case.outcome);
+    let frame = stop.frame().cloned();
     if let (Outcome::Ends { .. }, Some(frame)) = (&case.outcome, &frame) {
-        // The HLT of ring 3 has gone to ring 0: what the code left behind is in the frame.
-        (after.rip, after.rflags) = (frame.ip, frame.flags & !x86::rflags::RF);
-        if let Some((sp, ss)) = frame.stack {
-            after.gpr[4] = sp;
-            after.seg[2] = x86::Segment { attr: 3 << 5, ..x86::Segment::null(x86::Selector(ss as u16)) };
-        }
-        after.seg[1].selector = x86::Selector(frame.cs as u16);
+        step_back(&mut after, frame);
     }
     let mut guest = Guest { state: &mut after, memory: &memory, labels: &case.labels, frame };
     Ok(case.checks.iter().filter_map(|check| holds(&mut guest, check).err()).collect())
+}
+
+/// The HLT at the end of code in ring 3 went to a handler: puts back what that changed.
+fn step_back(state: &mut x86::CpuState, frame: &Frame) {
+    (state.rip, state.rflags) = (frame.ip, frame.flags & !RF);
+    let user = |selector: u64| Segment {
+        attr: 3 << attr::DPL_SHIFT,
+        ..Segment::null(Selector(x86::bits::low16(selector)))
+    };
+    state.seg[SegmentIndex::Cs as usize] = user(frame.cs);
+    if let Some((sp, ss)) = frame.stack {
+        state.gpr[gpr::RSP] = sp;
+        state.seg[SegmentIndex::Ss as usize] = user(ss);
+    }
 }
 
 /// Writes a case's code to memory, bytes and text compared, and points RIP at it.

@@ -12,7 +12,6 @@ use x86::{CpuState, Gpa, Gva, Mode, Segment, Selector};
 
 use super::case::{Outcome, has_error_code, vector_name};
 use super::layout::{HANDLER_BYTES, HANDLERS};
-use super::place::is_real_like;
 
 /// What an interrupt or exception pushed.
 #[derive(Clone, Debug, Default)]
@@ -46,13 +45,21 @@ impl Frame {
     }
 }
 
-/// Where a vCPU stopped.
+/// A guest that has stopped.
+#[derive(Clone, Copy)]
+pub(super) struct Stopped<'a> {
+    pub(super) state: &'a CpuState,
+    pub(super) memory: &'a GuestMemory,
+    pub(super) features: &'a PagingFeatures,
+}
+
+/// Where it stopped.
 #[derive(Clone, Debug)]
 pub(super) enum Stop {
     /// At an address, with no handler there.
     Halted(u64),
-    /// In the handler of a vector. `bare` and `coded` are the frame as it is without and with an error code.
-    Handler { vector: u8, bare: Frame, coded: Frame },
+    /// In the handler of a vector.
+    Handler { vector: u8, frame: Box<Frame> },
     /// Triple fault.
     Shutdown,
     /// It did not stop by itself.
@@ -60,60 +67,56 @@ pub(super) enum Stop {
 }
 
 impl Stop {
-    /// Reads off a stopped vCPU.
-    pub(super) fn of(exit: Exit, state: &CpuState, memory: &GuestMemory, features: &PagingFeatures) -> Self {
+    /// Reads off where a guest stopped. Whether its last event was an exception, with an error code, or an interrupt
+    /// of the same vector, is not to be seen; it is taken to be what was expected.
+    pub(super) fn of(exit: Exit, guest: Stopped<'_>, expected: &Outcome) -> Self {
         match exit {
             Exit::Halted => {}
             Exit::Shutdown => return Self::Shutdown,
             Exit::Kicked | Exit::WaitForSipi => return Self::Hung,
         }
+        let state = guest.state;
         let base = if state.mode() == Mode::Long { 0 } else { state.cs().base };
         let at = base.wrapping_add(state.rip).wrapping_sub(1);
         let offset = at.wrapping_sub(HANDLERS);
-        let vector = offset / HANDLER_BYTES;
-        // HLT in virtual-8086 mode does not stop, so this is a handler of the IVT or the IDT.
-        match u8::try_from(vector) {
+        match u8::try_from(offset / HANDLER_BYTES) {
             Ok(vector) if offset.is_multiple_of(HANDLER_BYTES) => {
-                let frame = |coded| Reader::new(state, memory, features, vector).frame(coded);
-                Self::Handler { vector, bare: frame(false), coded: frame(true) }
+                let exception = !matches!(expected, Outcome::Takes { .. });
+                let coded = exception && has_error_code(vector) && state.mode() != Mode::Real;
+                Self::Handler { vector, frame: Box::new(Reader::new(guest, vector).frame(coded)) }
             }
             _ => Self::Halted(at),
         }
     }
 
-    /// The frame that belongs to an outcome.
-    pub(super) fn frame(&self, outcome: &Outcome) -> Option<Frame> {
-        match (self, outcome) {
-            (Self::Handler { bare, .. }, Outcome::Takes { .. }) => Some(bare.clone()),
-            (Self::Handler { vector, bare, coded }, _) => {
-                Some(if has_error_code(*vector) { coded.clone() } else { bare.clone() })
-            }
+    /// What the last event pushed.
+    pub(super) fn frame(&self) -> Option<&Frame> {
+        match self {
+            Self::Handler { frame, .. } => Some(frame),
             _ => None,
         }
     }
 
-    /// Compares with what was to be; says what is wrong.
-    pub(super) fn compare(&self, outcome: &Outcome, state: &CpuState) -> Result<(), String> {
-        let frame = self.frame(outcome);
-        let place = frame
-            .as_ref()
-            .map_or(0, |f| if is_real_like(state, f.flags) { (f.cs << 4) + f.ip } else { f.ip });
-        let fits = match (self, outcome) {
+    /// Compares with what was expected; says what is wrong.
+    pub(super) fn compare(&self, expected: &Outcome, state: &CpuState) -> Result<(), String> {
+        let place = |frame: &Frame| {
+            let real_like = state.mode() == Mode::Real || frame.flags & VM != 0;
+            if real_like { (frame.cs << 4) + frame.ip } else { frame.ip }
+        };
+        let fits = match (self, expected) {
             (Self::Halted(at), Outcome::Ends { at: end } | Outcome::Halts { at: end }) => at == end,
             // The HLT at the end, in ring 3.
-            (Self::Handler { vector: vector::GP, .. }, Outcome::Ends { at: end }) => {
-                place == *end && frame.as_ref().is_some_and(|f| f.error == Some(0) && f.stack.is_some())
+            (Self::Handler { vector: vector::GP, frame }, Outcome::Ends { at: end }) => {
+                place(frame) == *end && frame.error == Some(0) && frame.stack.is_some()
             }
-            (Self::Handler { vector, .. }, Outcome::Raises { vector: wanted, error, cr2, at }) => {
-                let real = state.mode() == Mode::Real;
-                let coded = frame.as_ref().and_then(|f| f.error);
-                vector == wanted
-                    && place == *at
-                    && (real || coded == error.map(u64::from))
-                    && cr2.is_none_or(|cr2| state.cr2 == cr2)
+            (Self::Handler { vector, frame }, Outcome::Raises { vector: wanted, error, cr2, at }) => {
+                // There are no error codes in real mode.
+                let error = error.filter(|_| state.mode() != Mode::Real).map(u64::from);
+                let cr2_fits = cr2.is_none_or(|cr2| state.cr2 == cr2);
+                vector == wanted && place(frame) == *at && frame.error == error && cr2_fits
             }
-            (Self::Handler { vector, .. }, Outcome::Takes { vector: wanted, at }) => {
-                vector == wanted && place == *at
+            (Self::Handler { vector, frame }, Outcome::Takes { vector: wanted, at }) => {
+                vector == wanted && place(frame) == *at
             }
             (Self::Shutdown, Outcome::ShutsDown) => true,
             _ => false,
@@ -128,10 +131,8 @@ impl fmt::Display for Stop {
             Self::Halted(at) => write!(f, "halted at {at:#x}"),
             Self::Shutdown => write!(f, "shut down"),
             Self::Hung => write!(f, "hung"),
-            Self::Handler { vector, bare, coded } => {
-                let name = vector_name(*vector);
-                let frame = if has_error_code(*vector) { coded } else { bare };
-                write!(f, "{name}")?;
+            Self::Handler { vector, frame } => {
+                write!(f, "{}", vector_name(*vector))?;
                 if let Some(error) = frame.error {
                     write!(f, "({error:#x})")?;
                 }
@@ -143,26 +144,24 @@ impl fmt::Display for Stop {
 
 /// Reads a frame from the stack that a handler was entered with.
 struct Reader<'a> {
-    state: &'a CpuState,
-    memory: &'a GuestMemory,
-    features: &'a PagingFeatures,
+    guest: Stopped<'a>,
     /// Bytes of a word.
     width: u64,
     at: u64,
 }
 
 impl<'a> Reader<'a> {
-    fn new(state: &'a CpuState, memory: &'a GuestMemory, features: &'a PagingFeatures, vector: u8) -> Self {
+    fn new(guest: Stopped<'a>, vector: u8) -> Self {
+        let (state, mode) = (guest.state, guest.state.mode());
         let long = state.long_mode_active();
         let ss = state.ss();
-        let (base, mask) = match state.mode() {
+        let (base, mask) = match mode {
             _ if long => (0, u64::MAX),
-            Mode::Real => (ss.base, 0xffff),
-            _ if ss.big() => (ss.base, 0xffff_ffff),
+            _ if mode != Mode::Real && ss.big() => (ss.base, 0xffff_ffff),
             _ => (ss.base, 0xffff),
         };
-        let mut reader = Self { state, memory, features, width: 8, at: base + (state.gpr[4] & mask) };
-        reader.width = match state.mode() {
+        let mut reader = Self { guest, width: 8, at: base + (state.gpr[4] & mask) };
+        reader.width = match mode {
             _ if long => 8,
             Mode::Real => 2,
             _ => {
@@ -176,11 +175,12 @@ impl<'a> Reader<'a> {
 
     /// A word at a linear address; zero where nothing is mapped.
     fn load(&self, va: u64, bytes: u64) -> u64 {
-        let context = PagingContext::of(self.state, self.features);
-        let gpa = mmu::probe(self.memory, &context, Gva(va)).unwrap_or(Gpa(va));
+        let Stopped { state, memory, features } = self.guest;
+        let context = PagingContext::of(state, features);
+        let gpa = mmu::probe(memory, &context, Gva(va)).unwrap_or(Gpa(va));
         let mut buffer = [0; 8];
         let part = &mut buffer[..bytes as usize];
-        let _ = self.memory.read(gpa, part);
+        let _ = memory.read(gpa, part);
         u64::from_le_bytes(buffer)
     }
 
@@ -191,12 +191,13 @@ impl<'a> Reader<'a> {
     }
 
     fn frame(mut self, coded: bool) -> Frame {
-        let error = (coded && self.state.mode() != Mode::Real).then(|| self.next());
+        let error = coded.then(|| self.next());
         let (ip, cs, flags) = (self.next(), self.next() & 0xffff, self.next());
         let mut frame = Frame { error, ip, cs, flags, stack: None, data: None };
+        let state = self.guest.state;
         let virtual8086 = flags & VM != 0 && self.width == 4;
-        let outer = cs & 3 > u64::from(self.state.cpl());
-        if self.width == 8 || virtual8086 || outer && self.state.mode() != Mode::Real {
+        let outer = cs & 3 > u64::from(state.cpl()) && state.mode() != Mode::Real;
+        if self.width == 8 || virtual8086 || outer {
             frame.stack = Some((self.next(), self.next() & 0xffff));
         }
         if virtual8086 {

@@ -3,8 +3,7 @@
 use memory::GuestMemory;
 use x86::control::cr4;
 use x86::paging::{PagingMode, pte};
-use x86::rflags::VM;
-use x86::{CpuState, DescriptorTable, Gpa, Mode, Segment, SegmentIndex, Selector};
+use x86::{CpuState, Gpa, Mode, Segment, SegmentIndex, Selector};
 
 use super::descriptor;
 use super::expr::{Labels, evaluate};
@@ -156,26 +155,19 @@ impl Guest<'_> {
                 _ => Err(unknown()),
             };
         }
-        type Get = fn(&CpuState) -> u64;
-        type Set = fn(&mut CpuState, u64);
-        fn table(table: &mut DescriptorTable, limit: u64) {
-            table.limit = limit as u16;
-        }
-        match (name, field) {
-            ("gdtr", "base") => Ok(Place::whole(&mut self.state.gdtr.base)),
-            ("idtr", "base") => Ok(Place::whole(&mut self.state.idtr.base)),
-            ("gdtr", "limit") => {
-                Ok(Place::Small((|s, v| table(&mut s.gdtr, v)) as Set, (|s| s.gdtr.limit.into()) as Get))
-            }
+        Ok(match (name, field) {
+            ("gdtr", "base") => Place::whole(&mut self.state.gdtr.base),
+            ("idtr", "base") => Place::whole(&mut self.state.idtr.base),
+            ("gdtr", "limit") => Place::Small(|s, v| s.gdtr.limit = v as u16, |s| s.gdtr.limit.into()),
+            ("idtr", "limit") => Place::Small(|s, v| s.idtr.limit = v as u16, |s| s.idtr.limit.into()),
             ("blocking", "nmi") => {
-                Ok(Place::Small(|s, v| s.pending.nmi_blocked = v != 0, |s| s.pending.nmi_blocked.into()))
+                Place::Small(|s, v| s.pending.nmi_blocked = v != 0, |s| s.pending.nmi_blocked.into())
             }
             ("blocking", "mov_ss") => {
-                Ok(Place::Small(|s, v| s.pending.mov_ss_shadow = v != 0, |s| s.pending.mov_ss_shadow.into()))
+                Place::Small(|s, v| s.pending.mov_ss_shadow = v != 0, |s| s.pending.mov_ss_shadow.into())
             }
-            ("idtr", "limit") => Ok(Place::Small(|s, v| table(&mut s.idtr, v), |s| s.idtr.limit.into())),
-            _ => Err(unknown()),
-        }
+            _ => return Err(unknown()),
+        })
     }
 
     fn register(&mut self, name: &str) -> Option<Place<'_>> {
@@ -297,9 +289,4 @@ impl<'a> Place<'a> {
     fn whole(slot: &'a mut u64) -> Self {
         Self::Register { slot, mask: u64::MAX }
     }
-}
-
-/// Whether the code that `flags` belong to ran with selectors times sixteen.
-pub(super) fn is_real_like(state: &CpuState, flags: u64) -> bool {
-    state.mode() == Mode::Real || flags & VM != 0
 }
