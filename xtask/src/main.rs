@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod fuzz;
 mod oracle;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ enum Task {
     },
     /// Measure how many guest instructions an engine executes in a second
     Bench(bench::BenchArgs),
+    /// Search for inputs that break a promise, with libFuzzer
+    Fuzz(fuzz::FuzzArgs),
     /// Compare random instructions on the interpreter with the processor itself
     Oracle(oracle::OracleArgs),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let result = root().and_then(|root| match Args::parse().task {
         Task::Check { names } => check::run(&root, &names),
         Task::Bench(args) => bench::task(&args),
+        Task::Fuzz(args) => fuzz::task(&root, &args),
         Task::Oracle(args) => oracle::task(&args),
     });
     match result {
