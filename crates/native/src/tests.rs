@@ -74,6 +74,12 @@ fn implicit_registers_and_flags_are_marshalled() {
     p.run_vector(&compare, &mut v).unwrap();
     assert_eq!(p.operands().rcx, 2);
     assert_eq!(p.operands().flags & x86::rflags::CF, 1);
+    if is_x86_feature_detected!("avx") {
+        // vpcmpistrm xmm1, xmm2, 0x40: a byte mask of equal-any into xmm0, all of which it writes.
+        (v.ymm[1][0], v.ymm[2][0]) = (0x42, 0x42_41_42);
+        p.run_vector(&plan(&[0xc4, 0xe3, 0x79, 0x62, 0xca, 0x40]), &mut v).unwrap();
+        assert_eq!(v.ymm[0], [0xff_00_ff, 0]);
+    }
     // blendvps xmm4, xmm5 under xmm0
     v.ymm[0][0] = 0x8000_0000;
     let [four, five] = [v.ymm[4][0], v.ymm[5][0]];

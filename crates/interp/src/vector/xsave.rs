@@ -21,6 +21,7 @@ use crate::op::Mem;
 const HEADER_AT: usize = REGION;
 const HEADER: usize = 64;
 const AVX_AT: usize = HEADER_AT + HEADER;
+const AVX: usize = 256;
 /// XCOMP_BV bit 63: the compacted form.
 const COMPACTED: u64 = 1 << 63;
 
@@ -129,7 +130,7 @@ fn save<E: Environment>(
     let offset = env.offset(mem);
     let at = |bytes: usize| offset.wrapping_add(bytes as u64) << mem.cut >> mem.cut;
     let registers = registers(env);
-    let mut area = [0; AVX_AT + 256];
+    let mut area = [0; AVX_AT + AVX];
     let units = env.units();
     let mut used = in_use(units.fpu, units.vector, registers);
     if kind != Save::All && units.vector.mxcsr != MXCSR_DEFAULT {
@@ -172,7 +173,9 @@ fn save<E: Environment>(
     ];
     let parts = parts.into_iter().filter(|(wanted, _)| *wanted != 0);
     for (_, part) in parts.clone() {
-        env.probe_write(mem.seg, at(part.start), 1, part.len() as u64)?;
+        // All of the AVX component must be writable, even if the mode has only half of its registers.
+        let len = if part.start == AVX_AT { AVX } else { part.len() };
+        env.probe_write(mem.seg, at(part.start), 1, len as u64)?;
     }
     for (_, part) in parts {
         env.store(mem.seg, at(part.start), 1, &area[part])?;
@@ -212,9 +215,9 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
         return Err(env.raise(Exception::gp(0)));
     };
     let loaded = requested & xstate;
-    let mut upper = [0; 256];
+    let mut upper = [0; AVX];
     if loaded & xcr0::AVX != 0 {
-        env.load(mem.seg, at(AVX_AT), 1, &mut upper[..registers * 16])?;
+        env.load(mem.seg, at(AVX_AT), 1, &mut upper)?;
     }
     // In the compacted form MXCSR belongs to the SSE component; in the standard form it is always there.
     let mxcsr = if compacted {
