@@ -14,6 +14,8 @@ pub(super) struct Case {
     /// The line of its name.
     pub(super) line: usize,
     pub(super) preset: Preset,
+    /// Which processor of the machine it is.
+    pub(super) vcpu: u32,
     /// What is asked of the CPU model, as after `--cpu`.
     pub(super) cpu: Vec<String>,
     pub(super) assignments: Vec<Statement>,
@@ -59,6 +61,9 @@ pub(super) struct CodeLine {
 /// What arrives from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
+    Init,
+    /// A start-up IPI with its page.
+    Startup(u8),
     Nmi,
     Interrupt(u8),
 }
@@ -76,6 +81,8 @@ pub(super) enum Outcome {
     Halts { at: u64 },
     /// A triple fault.
     ShutsDown,
+    /// It waits for a start-up IPI.
+    Waits,
 }
 
 /// Why a file of cases cannot be read.
@@ -148,6 +155,7 @@ struct Block<'a> {
     line: usize,
     cited: bool,
     preset: Option<Preset>,
+    vcpu: u32,
     cpu: Vec<String>,
     assignments: Vec<Statement>,
     sections: Vec<Section>,
@@ -165,6 +173,7 @@ impl<'a> Block<'a> {
             line,
             cited: false,
             preset: None,
+            vcpu: 0,
             cpu: Vec::new(),
             assignments: Vec::new(),
             sections: Vec::new(),
@@ -187,12 +196,13 @@ impl<'a> Block<'a> {
                 self.preset = Some(preset.ok_or_else(|| mistake(format!("'{rest}' is no preset")))?);
             }
             "cpu" => self.cpu.push(rest.to_owned()),
+            "vcpu" => self.vcpu = rest.parse().map_err(|_| mistake(format!("'{rest}' is no number")))?,
             "set" => self.assignments.extend(statements(number, rest, &["|=", "&=", "^=", "="])?),
             "check" => self.checks.extend(statements(number, rest, &[" has ", " lacks ", "!=", "="])?),
             "event" => self.events.push(arrival(rest, &self.labels).map_err(mistake)?),
             "later" => self.later.push(arrival(rest, &self.labels).map_err(mistake)?),
             "code" => self.section(number, rest)?,
-            "ends" | "raises" | "takes" | "halts" | "shuts" => self.outcome = Some((number, line)),
+            "ends" | "raises" | "takes" | "halts" | "shuts" | "waits" => self.outcome = Some((number, line)),
             _ => self.code(number, line)?,
         }
         Ok(())
@@ -252,6 +262,7 @@ impl<'a> Block<'a> {
             name: self.name.to_owned(),
             line: self.line,
             preset,
+            vcpu: self.vcpu,
             cpu: self.cpu,
             assignments: self.assignments,
             sections: self.sections,
@@ -283,11 +294,15 @@ fn statements(line: usize, text: &str, operators: &[&str]) -> Result<Vec<Stateme
 }
 
 fn arrival(text: &str, labels: &Labels) -> Result<Arrival, String> {
-    if text == "nmi" {
-        return Ok(Arrival::Nmi);
-    }
-    let number = text.strip_prefix("interrupt ").ok_or_else(|| format!("'{text}' is no event"))?;
-    u8::try_from(evaluate(number, labels)?).map(Arrival::Interrupt).map_err(|e| e.to_string())
+    let (kind, number) = text.split_once(' ').unwrap_or((text, "0"));
+    let number = u8::try_from(evaluate(number, labels)?).map_err(|e| e.to_string())?;
+    Ok(match kind {
+        "init" => Arrival::Init,
+        "startup" => Arrival::Startup(number),
+        "nmi" => Arrival::Nmi,
+        "interrupt" => Arrival::Interrupt(number),
+        _ => return Err(format!("'{text}' is no event")),
+    })
 }
 
 /// Parses the line that says how a case ends.
@@ -302,6 +317,7 @@ fn outcome(text: &str, labels: &Labels) -> Result<Outcome, String> {
         "ends" => Ok(Outcome::Ends { at: place.unwrap_or(labels["end"]) }),
         "halts" => Ok(Outcome::Halts { at: place.ok_or("halts where?")? }),
         "shuts" => Ok(Outcome::ShutsDown),
+        "waits" => Ok(Outcome::Waits),
         "takes" => {
             let vector = u8::try_from(value(rest)?).map_err(|e| e.to_string())?;
             Ok(Outcome::Takes { vector, at: place.ok_or("takes it where?")? })

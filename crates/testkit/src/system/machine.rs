@@ -18,7 +18,7 @@ use memory::GuestMemory;
 use x86::cpuid::CpuidTable;
 use x86::{CpuState, Gpa};
 
-use super::case::Arrival;
+use super::case::{Arrival, Case};
 
 const NMI_PORT: u16 = 0xe0;
 const INTERRUPT_PORT: u16 = 0xe1;
@@ -60,18 +60,13 @@ impl Platform for Board {
     fn mmio_write(&self, _: VcpuId, _: Gpa, _: &[u8]) {}
     fn pending(&self, _: VcpuId) -> Option<Event> {
         let priority = self.cr8.load(Ordering::Relaxed);
-        self.with(|arrivals| {
-            if arrivals.contains(&Arrival::Nmi) {
-                return Some(Event::Nmi);
-            }
-            let open = arrivals.iter().any(|a| matches!(a, Arrival::Interrupt(v) if v >> 4 > priority));
-            open.then_some(Event::Interrupt)
-        })
+        self.with(|arrivals| arrivals.iter().filter_map(|&arrival| event(arrival, priority)).min_by_key(rank))
     }
-    fn take(&self, _: VcpuId, event: Event) {
-        if event == Event::Nmi {
-            self.with(|arrivals| arrivals.retain(|a| *a != Arrival::Nmi));
-        }
+    fn take(&self, _: VcpuId, taken: Event) {
+        self.with(|arrivals| {
+            let at = arrivals.iter().position(|&arrival| event(arrival, 0) == Some(taken));
+            at.and_then(|at| arrivals.remove(at));
+        });
     }
     fn acknowledge(&self, _: VcpuId) -> Option<u8> {
         self.with(|arrivals| {
@@ -99,34 +94,53 @@ impl Platform for Board {
     }
 }
 
+/// What an arrival is to a vCPU, unless the task priority holds it back.
+fn event(arrival: Arrival, priority: u8) -> Option<Event> {
+    match arrival {
+        Arrival::Init => Some(Event::Init),
+        Arrival::Startup(page) => Some(Event::Startup(page)),
+        Arrival::Nmi => Some(Event::Nmi),
+        Arrival::Interrupt(vector) => (vector >> 4 > priority).then_some(Event::Interrupt),
+    }
+}
+
+/// The order in which events are taken.
+fn rank(event: &Event) -> u8 {
+    match event {
+        Event::Init => 0,
+        Event::Startup(_) => 1,
+        Event::Nmi => 2,
+        Event::Interrupt => 3,
+    }
+}
+
 /// A case takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs a state until it stops, with events that are pending from the start and others that arrive once it has halted;
-/// returns how it stopped and the state then.
+/// Runs a case's starting state until it stops; returns how, and the state then.
 ///
 /// # Errors
 /// If the engine cannot make a vCPU.
 pub(super) fn run(
     engine: &dyn Engine,
+    case: &Case,
     memory: Arc<GuestMemory>,
     cpuid: Arc<CpuidTable>,
     state: &CpuState,
-    [first, later]: [&[Arrival]; 2],
 ) -> Result<(Exit, CpuState), EngineError> {
     let board = Arc::new(Board::default());
-    let setup = VcpuSetup { id: VcpuId(0), memory, platform: board.clone(), cpuid };
+    let setup = VcpuSetup { id: VcpuId(case.vcpu), memory, platform: board.clone(), cpuid };
     let mut vcpu = engine.create_vcpu(setup)?;
     let kick = vcpu.kick_handle();
     let _ = board.kick.set(kick.clone());
     vcpu.set_state(state);
-    first.iter().for_each(|&arrival| board.arrive(arrival));
+    case.events.iter().for_each(|&arrival| board.arrive(arrival));
     let exit = watched(&kick, || {
         let exit = run_on(&mut *vcpu);
-        if later.is_empty() || exit != Exit::Halted {
+        if case.later.is_empty() || exit == Exit::Kicked {
             return exit;
         }
-        later.iter().for_each(|&arrival| board.arrive(arrival));
+        case.later.iter().for_each(|&arrival| board.arrive(arrival));
         run_on(&mut *vcpu)
     });
     Ok((exit, vcpu.state()))

@@ -27,13 +27,16 @@
 //!   the shadow of MOV SS is there); `byte[…]` to `qword[…]` (physical);
 //!   `gdt[selector]`, `ldt[selector]`, `idt[vector]`; `pte[va]`, `pde[va]`, `pdpte[va]`, `pml4e[va]`. Descriptors and gates
 //!   can be written out: [`descriptor`].
-//! - `event`: `nmi` or `interrupt N` is pending from the start; `later`: it arrives once the processor has halted. Ports that raise them: [`machine`].
+//! - `vcpu`: which processor of the machine this is; 0, the boot processor, if not given.
+//! - `event`: `nmi`, `interrupt N`, `init` or `startup N` is pending from the start; `later`: it arrives once the processor
+//!   has stopped. Ports that raise them: [`machine`].
 //! - `code`, `code at X`, `code 64 at X`: instructions, as bytes and as assembly (NASM's way, as the decoder
 //!   prints it; it is checked that the two agree), with labels between them. A line whose text is `data` is not looked at. Execution
 //!   begins at the first one. A HLT follows all code. `start`, `last` and `end` are the addresses of the first section's
 //!   first and last instruction and of what is behind it.
 //! - The outcome, with the address that the frame holds, or its default: `ends [at end]`; `raises #PF(W | U) cr2 X
-//!   [at last]`; `takes vector at X`, for what has no error code because it is no exception; `halts at X`; `shuts down`.
+//!   [at last]`; `takes vector at X`, for what has no error code because it is no exception; `halts at X`; `shuts down`;
+//!   `waits` (for a start-up IPI).
 //! - `check`: what must hold then; `=`, `!=`, `has` and `lacks` (bits). Targets as in `set`, and `cpl`, `frame.ip`, `frame.cs`,
 //!   `frame.flags`, `frame.sp`, `frame.ss`, `frame.es` to `frame.gs`, `frame.error`.
 //!
@@ -83,6 +86,7 @@ pub const FILES: &[(&str, &str)] = &files![
     "flags",
     "fpu-traps",
     "gates",
+    "init",
     "interrupts",
     "io",
     "iret",
@@ -193,8 +197,7 @@ fn run_case(engine: &dyn Engine, case: &Case, cpuid: &Arc<CpuidTable>) -> Result
     if let Err(mistake) = place_code(case, &memory, &mut state) {
         return Ok(vec![mistake]);
     }
-    let (exit, mut after) =
-        machine::run(engine, memory.clone(), cpuid.clone(), &state, [&case.events, &case.later])?;
+    let (exit, mut after) = machine::run(engine, case, memory.clone(), cpuid.clone(), &state)?;
     let features = (&**cpuid).into();
     let guest = Stopped { state: &after, memory: &memory, features: &features };
     let stop = Stop::of(exit, guest, &case.outcome);

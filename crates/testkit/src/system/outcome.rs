@@ -62,6 +62,8 @@ pub(super) enum Stop {
     Handler { vector: u8, frame: Box<Frame> },
     /// Triple fault.
     Shutdown,
+    /// It waits for a start-up IPI.
+    Waiting,
     /// It did not stop by itself.
     Hung,
 }
@@ -73,7 +75,8 @@ impl Stop {
         match exit {
             Exit::Halted => {}
             Exit::Shutdown => return Self::Shutdown,
-            Exit::Kicked | Exit::WaitForSipi => return Self::Hung,
+            Exit::WaitForSipi => return Self::Waiting,
+            Exit::Kicked => return Self::Hung,
         }
         let state = guest.state;
         let base = if state.mode() == Mode::Long { 0 } else { state.cs().base };
@@ -118,7 +121,7 @@ impl Stop {
             (Self::Handler { vector, frame }, Outcome::Takes { vector: wanted, at }) => {
                 vector == wanted && place(frame) == *at
             }
-            (Self::Shutdown, Outcome::ShutsDown) => true,
+            (Self::Shutdown, Outcome::ShutsDown) | (Self::Waiting, Outcome::Waits) => true,
             _ => false,
         };
         if fits { Ok(()) } else { Err(format!("{self}; CR2 = {:#x}", state.cr2)) }
@@ -130,6 +133,7 @@ impl fmt::Display for Stop {
         match self {
             Self::Halted(at) => write!(f, "halted at {at:#x}"),
             Self::Shutdown => write!(f, "shut down"),
+            Self::Waiting => write!(f, "waits for a start-up IPI"),
             Self::Hung => write!(f, "hung"),
             Self::Handler { vector, frame } => {
                 write!(f, "{}", vector_name(*vector))?;
