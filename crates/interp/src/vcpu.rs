@@ -69,8 +69,9 @@ impl InterpVcpu {
         if let Some(exception) = cpu.pending.exception.take() {
             cpu.deliver_exception(exception);
         }
-        if cpu.activity != Activity::Shutdown
-            && let Some(event) = cpu.platform.pending(cpu.id)
+        // Only INIT ends a shutdown.
+        if let Some(event) = cpu.platform.pending(cpu.id)
+            && (cpu.activity != Activity::Shutdown || event == Event::Init)
         {
             cpu.admit(event);
         }
