@@ -136,7 +136,12 @@ impl FlatGuest {
 fn long_mode() -> CpuState {
     let mut state = CpuState::reset();
     let kind = attr::P | attr::S | attr::ACCESSED | attr::G;
-    let data = Segment { selector: Selector(0x18), attr: kind | attr::WRITABLE | attr::DB, limit: u32::MAX, base: 0 };
+    let data = Segment {
+        selector: Selector(0x18),
+        attr: kind | attr::WRITABLE | attr::DB,
+        limit: u32::MAX,
+        base: 0,
+    };
     state.seg = [data; 6];
     let code = kind | attr::CODE | attr::READABLE | attr::L;
     state.seg[SegmentIndex::Cs as usize] =

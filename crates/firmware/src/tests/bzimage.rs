@@ -121,7 +121,10 @@ fn refuses_with_the_reason() {
     let machine = Machine::new(64 * MIB);
     let refused = |image: &[u8]| machine.load(image, &[], "").unwrap_err();
     let whole = bzimage();
-    assert!(machine.load(&whole[..whole.len() - 15], &[], "").is_ok(), "the last paragraph may be incomplete");
+    assert!(
+        machine.load(&whole[..whole.len() - 15], &[], "").is_ok(),
+        "the last paragraph may be incomplete"
+    );
     assert!(matches!(
         refused(&whole[..whole.len() - 16]),
         LoadError::Truncated { expected, actual } if expected == actual + 16

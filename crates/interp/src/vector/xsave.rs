@@ -216,8 +216,12 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
     };
     let loaded = requested & xstate;
     let mut upper = [0; AVX];
-    if loaded & xcr0::AVX != 0 {
+    // A component asked for must be readable even if it is not there.
+    if requested & xcr0::AVX != 0 {
         env.load(mem.seg, at(AVX_AT), 1, &mut upper)?;
+    }
+    if loaded & xcr0::AVX == 0 {
+        upper = [0; AVX];
     }
     // In the compacted form MXCSR belongs to the SSE component; in the standard form it is always there.
     let mxcsr = if compacted {
