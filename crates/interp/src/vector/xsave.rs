@@ -183,8 +183,17 @@ fn save<E: Environment>(
     Ok(())
 }
 
-/// The header as XRSTOR wants it; `None` is #GP (SDM vol. 1, 13.8).
-fn components(header: &[u8; HEADER], xcr0: u64, compaction: bool) -> Option<(u64, bool)> {
+/// What the header of an area says.
+struct Components {
+    /// The components that are there.
+    xstate: u64,
+    /// Those that there is room for.
+    room: u64,
+    compacted: bool,
+}
+
+/// Reads a header as XRSTOR does; `None` is #GP (SDM vol. 1, 13.8).
+fn components(header: &[u8; HEADER], xcr0: u64, compaction: bool) -> Option<Components> {
     let word =
         |at: usize| header[at..at + 8].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
     let (xstate, xcomp) = (word(0), word(8));
@@ -197,7 +206,8 @@ fn components(header: &[u8; HEADER], xcr0: u64, compaction: bool) -> Option<(u64
     } else {
         xstate & !xcr0 == 0 && header[8..24].iter().all(|&byte| byte == 0)
     };
-    fits.then_some((xstate, compacted))
+    let room = if compacted { xcomp } else { xcr0 };
+    fits.then_some(Components { xstate, room, compacted })
 }
 
 fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -> Result<(), E::Break> {
@@ -211,13 +221,14 @@ fn restore<E: Environment>(env: &mut E, mem: &Mem, wide: bool, requested: u64) -
     let mut header = [0; HEADER];
     env.load(mem.seg, at(HEADER_AT), 1, &mut header)?;
     let compaction = env.has(Feature::Xsavec);
-    let Some((xstate, compacted)) = components(&header, env.control().xcr0, compaction) else {
+    let Some(Components { xstate, room, compacted }) = components(&header, env.control().xcr0, compaction)
+    else {
         return Err(env.raise(Exception::gp(0)));
     };
     let loaded = requested & xstate;
     let mut upper = [0; AVX];
-    // A component asked for must be readable even if it is not there.
-    if requested & xcr0::AVX != 0 {
+    // A component asked for must be readable even if its state is not there, as long as its place is.
+    if requested & room & xcr0::AVX != 0 {
         env.load(mem.seg, at(AVX_AT), 1, &mut upper)?;
     }
     if loaded & xcr0::AVX == 0 {
