@@ -147,7 +147,8 @@ impl InterpVcpu {
 impl Cpu {
     /// Whether `bytes` of code from RIP on lie within the CS limit.
     pub(crate) fn code_limit_holds(&self, bytes: u64) -> bool {
-        self.rip() + bytes.max(1) - 1 <= u64::from(self.segment(SegmentIndex::Cs).limit)
+        // A state from elsewhere may have any RIP.
+        self.rip().saturating_add(bytes.max(1) - 1) <= u64::from(self.segment(SegmentIndex::Cs).limit)
     }
 
     /// Runs the first instruction of a block, if it lies within the CS limit.
