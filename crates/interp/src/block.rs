@@ -252,6 +252,9 @@ fn crossing(cpu: &mut Cpu, va: u64, first: &[u8], privilege: Privilege) -> Resul
     }
     let next = va.wrapping_add(first.len() as u64);
     let next = if cpu.flat { next } else { u64::from(low32(next)) };
+    if cpu.flat && !Gva(next).is_canonical() {
+        return Err(cpu.gp0());
+    }
     let Place::Frame { mfn, offset, .. } = cpu.place(next, Access::Execute, privilege)? else {
         return Ok(outside_memory());
     };

@@ -160,6 +160,7 @@ fn enter_frame<W: Width>(cpu: &mut Cpu, size: u64, level: u64) -> Step {
     let top = cpu.reg(RSP).wrapping_sub(size);
     // The new top must be writable, or the fault would come too late to restart (SDM vol. 2, ENTER).
     let va = cpu.linear(SS, top & stack_mask, W::SIZE, true)?;
+    cpu.check_canonical(SS, va, 1)?;
     cpu.check_alignment(va, W::SIZE)?;
     cpu.slot(va, 1, mmu::Access::Write, cpu.privilege)?;
     cpu.put_reg::<W>(RBP, frame);

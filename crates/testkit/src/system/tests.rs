@@ -1,4 +1,4 @@
-//! The cases on the interpreter; and the runner's own parts.
+//! The cases on the interpreter; and that the runner sees what is wrong with a case.
 
 use interp::Interp;
 
@@ -9,4 +9,49 @@ fn the_interpreter_does_what_the_manual_says() {
     let report = run(&Interp, FILES).unwrap();
     assert!(report.failures.is_empty(), "\n{report}");
     println!("{report}");
+}
+
+/// The only failure of a case whose lines are these, behind its name.
+fn failure(lines: &str) -> String {
+    let report = run(&Interp, &[("here", &format!("== A case\n{lines}"))]).unwrap();
+    assert_eq!(report.failures.len(), 1, "{report}");
+    report.failures[0].clone()
+}
+
+const GOOD: &str = "cite SDM\nstart long3\nset rax = 1\ncode\n48 ff c0  inc rax\nends\ncheck rax = 2";
+
+#[test]
+fn a_good_case_passes() {
+    let report = run(&Interp, &[("here", &format!("== A case\n{GOOD}"))]).unwrap();
+    assert_eq!((report.run, report.failures.len()), (1, 0), "{report}");
+}
+
+#[test]
+fn assembly_must_be_what_the_bytes_say() {
+    let said = failure(&GOOD.replace("inc rax", "dec rax"));
+    assert_eq!(said, "here:6: A case: [48, ff, c0] is 'inc rax', not 'dec rax'");
+}
+
+#[test]
+fn expectations_are_checked() {
+    assert_eq!(failure(&GOOD.replace("rax = 2", "rax = 3")), "here:8: A case: rax is 0x2; wanted = 0x3");
+    let said = failure(&GOOD.replace("ends", "raises #UD"));
+    assert!(said.contains("#GP(0x0) at 0x33:0xc003"), "{said}");
+}
+
+#[test]
+fn incomplete_cases_are_refused() {
+    assert_eq!(failure(&GOOD.replace("cite SDM\n", "")), "here:1: 'A case' has no citation");
+    assert_eq!(failure(&GOOD.replace("ends\n", "")), "here:1: 'A case' has no outcome");
+    assert_eq!(failure(&GOOD.replace("start long3\n", "")), "here:1: 'A case' has no starting state");
+    assert_eq!(
+        failure(&GOOD.replace("rax = 1", "rox = 1")),
+        "here:4: A case: 'rox' is neither register nor memory"
+    );
+}
+
+#[test]
+fn a_guest_that_does_not_stop_is_stopped() {
+    let said = failure("cite SDM\nstart long0\ncode\neb fe  jmp last\nends");
+    assert!(said.contains("hung"), "{said}");
 }
