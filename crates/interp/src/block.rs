@@ -160,9 +160,10 @@ impl Blocks {
         let fetch = cpu.fetch;
         let version = cpu.memory.watch_code(fetch.mfn);
         if cpu.tlb.sync_epoch() {
-            // Somebody could still write the frame, and dropping that translation counts as a write: begin again.
+            // Somebody could still write the frame, and dropping that translation counts as a write: begin again. Now
+            // that the frame is watched, nobody can.
             cpu.forget_fetch();
-            return Err(Break::Again);
+            return self.look_up(cpu, va);
         }
         let mut bytes = [0; index(PAGE_SIZE)];
         let left = (bytes.len() - index(va % PAGE_SIZE)).min(MAX_OPS * MAX_LEN);

@@ -225,6 +225,8 @@ impl Cpu {
                 self.activity = Activity::Running;
                 self.stats.interrupts += 1;
                 self.deliver_interrupt(vector::NMI);
+                // An interrupt may wait behind it, and a handler behind a trap gate lets it in.
+                self.look = true;
             }
             Event::Nmi | Event::Interrupt if self.flags & IF != 0 && !shadowed => {
                 if let Some(vector) = self.platform.acknowledge(self.id) {

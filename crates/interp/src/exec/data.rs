@@ -144,7 +144,7 @@ pub(crate) fn xchg<W: Width>(cpu: &mut Cpu, op: &Op) -> Step {
     Ok(())
 }
 
-/// MOVDIRI and MOVNTI are plain stores here; MOV from a segment register or to memory of one is 16 bits wide.
+/// MOV from a segment register; to memory it is 16 bits wide.
 pub(crate) fn mov_from_segment(cpu: &mut Cpu, op: &Op) -> Step {
     let selector = u64::from(cpu.seg.get(op.src as usize).map_or(0, |s| s.selector.0));
     if op.dst == MEMORY {

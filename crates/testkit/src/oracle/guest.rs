@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use engine::{Engine, EngineError, Event, Exit, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup};
+use engine::{Engine, EngineError, Exit, Vcpu, VcpuId, VcpuSetup};
 use memory::{GuestMemory, RamRange};
 use x86::control::{cr0, cr4, efer};
 use x86::cpuid::CpuidTable;
@@ -20,6 +20,7 @@ use x86::{CpuState, DescriptorTable, Gfn, Gpa, Segment, SegmentIndex, Selector};
 use super::build::World;
 use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, INT3, Input, Output, WRITABLE_BYTES};
 use super::child::{GS_LIMIT, GS_SELECTOR, USER_CS, USER_CS_16, USER_CS_32, USER_DS};
+use crate::flat::NoMachine;
 
 /// Guest-physical layout. The supervisor has the first 2 MiB at [`SYSTEM`], where no user address is.
 const PML4: u64 = 0x1000;
@@ -53,40 +54,6 @@ const LARGE: u64 = 0x80;
 const ACCESSED_DIRTY: u64 = 0x60;
 const NO_EXECUTE: u64 = 1 << 63;
 
-/// A machine with nothing in it.
-struct Nothing;
-
-impl Platform for Nothing {
-    fn port_read(&self, _: VcpuId, _: u16, _: PortWidth) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: VcpuId, _: u16, _: PortWidth, _: u32) {}
-    fn mmio_read(&self, _: VcpuId, _: Gpa, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _: VcpuId, _: Gpa, _: &[u8]) {}
-    fn pending(&self, _: VcpuId) -> Option<Event> {
-        None
-    }
-    fn take(&self, _: VcpuId, _: Event) {}
-    fn acknowledge(&self, _: VcpuId) -> Option<u8> {
-        None
-    }
-    fn cr8(&self, _: VcpuId) -> u8 {
-        0
-    }
-    fn set_cr8(&self, _: VcpuId, _: u8) {}
-    fn read_msr(&self, _: VcpuId, _: u32) -> MsrAccess<u64> {
-        MsrAccess::Unknown
-    }
-    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> MsrAccess<()> {
-        MsrAccess::Unknown
-    }
-    fn tsc_offset(&self) -> u64 {
-        0
-    }
-}
-
 /// The guest on an engine.
 pub struct Guest {
     memory: Arc<GuestMemory>,
@@ -119,7 +86,7 @@ impl Guest {
         let vcpu = engine.create_vcpu(VcpuSetup {
             id: VcpuId(0),
             memory: memory.clone(),
-            platform: Arc::new(Nothing),
+            platform: Arc::new(NoMachine),
             cpuid: cpuid.clone(),
         })?;
         let watch = Watch::new(vcpu.kick_handle());
