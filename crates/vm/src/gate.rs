@@ -239,14 +239,19 @@ mod tests {
         thread.join().unwrap();
     }
 
+    /// How long a thread may need to be scheduled.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     #[test]
     fn closing_waits_and_the_end_is_final() {
         let gate = Arc::new(Gate::default());
         let visitor = gate.clone();
+        let (entered, visit) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let mut visits = 0;
             while let Some(pass) = visitor.enter() {
                 visits += 1;
+                let _ = entered.send(());
                 while visitor.is_open() {
                     std::thread::yield_now();
                 }
@@ -256,7 +261,7 @@ mod tests {
         });
         for _ in 0..3 {
             gate.open();
-            std::thread::sleep(Duration::from_millis(2));
+            assert!(visit.recv_timeout(PATIENCE).is_ok());
             gate.shut();
             gate.wait_empty();
         }
@@ -264,7 +269,7 @@ mod tests {
         gate.open();
         gate.wait_empty();
         assert!(gate.enter().is_none());
-        assert!((1..=3).contains(&thread.join().unwrap()));
+        assert_eq!(thread.join().unwrap(), 3);
     }
 
     #[test]
