@@ -32,27 +32,19 @@ impl InterpVcpu {
         Ok(Self { cpu: Cpu::new(setup)?, blocks: Blocks::new() })
     }
 
-    /// Runs as [`Vcpu::run`](engine::Vcpu::run) does, but for at most `blocks` blocks; `None` if it could go on. Where it
-    /// stops depends on nothing but the guest, as a kick's place does not: for what has to be repeatable.
+    /// Runs as [`Vcpu::run`](engine::Vcpu::run) does, but for at most `blocks` blocks, of which each turn of a repeated string
+    /// instruction is one; `None` if it could go on. Where it stops depends on nothing but the guest, as a kick's place
+    /// does not: for what has to be repeatable.
     pub fn run_for(&mut self, blocks: u64) -> Option<Exit> {
         for _ in 0..blocks {
-            let exit = self.turn();
+            let exit = self.attend();
             if exit.is_some() {
                 return exit;
             }
+            // String instructions look at nothing else.
+            self.cpu.kick.kick();
+            self.execute();
         }
-        None
-    }
-
-    /// Attends to what waits, then executes one block.
-    #[inline(always)]
-    fn turn(&mut self) -> Option<Exit> {
-        if (self.cpu.look || self.cpu.kick.is_raised())
-            && let Some(exit) = self.attend()
-        {
-            return Some(exit);
-        }
-        self.execute();
         None
     }
 
@@ -255,9 +247,12 @@ impl Cpu {
 impl engine::Vcpu for InterpVcpu {
     fn run(&mut self) -> Exit {
         loop {
-            if let Some(exit) = self.turn() {
+            if (self.cpu.look || self.cpu.kick.is_raised())
+                && let Some(exit) = self.attend()
+            {
                 return exit;
             }
+            self.execute();
         }
     }
 
