@@ -93,7 +93,9 @@ impl Builder<'_> {
         self.pin(stack, target);
         let top = match self.mnemonic() {
             // A single step or a nested task would not be seen alike.
-            M::Popf | M::Popfd | M::Popfq => self.random.bits() & !(rflags::TF | rflags::NT),
+            M::Popf | M::Popfd | M::Popfq => {
+                self.random.bits() & !(rflags::TF | rflags::NT | self.world.host.refused_flags())
+            }
             M::Enter => {
                 let depth = self.random.below(5) as u8;
                 self.instruction.set_immediate8_2nd(depth);

@@ -4,6 +4,7 @@
 use super::case::{CODE, DATA, DATA_BYTES, Input, PATCH, Registers, WRITABLE_BYTES};
 use super::forms::Form;
 use super::random::Random;
+use super::vendor::Host;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register,
 };
@@ -24,11 +25,14 @@ pub struct World {
     pub fs_base: u64,
     /// The base of GS.
     pub gs_base: u64,
+    /// The processor.
+    pub host: Host,
 }
 
 /// Makes a case of `form`, or nothing if the choice of operands has no encoding.
 pub fn build(random: &mut Random, form: Form, world: &World) -> Option<Input> {
     let mut registers = random_registers(random);
+    registers.rflags &= !world.host.refused_flags();
     if form.bits != 64 {
         registers.gpr.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
     }
@@ -78,7 +82,7 @@ fn random_registers(random: &mut Random) -> Registers {
 
 pub(super) struct Builder<'a> {
     pub(super) random: &'a mut Random,
-    world: &'a World,
+    pub(super) world: &'a World,
     pub(super) code: Code,
     pub(super) bits: u32,
     pub(super) instruction: Instruction,

@@ -8,6 +8,7 @@ use x86::rflags;
 
 use super::case::{CHUNK, CHUNKS, CODE_BYTES, DATA, Input, Output, Registers};
 use super::undefined;
+use super::vendor::Host;
 
 const GPR: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -16,11 +17,16 @@ const GPR: [&str; 16] = [
 
 /// What differs between the processor's and the engine's result; nothing if they agree.
 pub(super) fn differences(
+    host: Host,
     instruction: &Instruction,
     input: &Input,
     cpu: &Output,
     engine: &Output,
 ) -> Option<String> {
+    let completed = cpu.registers.rip != input.registers.rip;
+    if !host.agrees(instruction) || !completed && !host.agrees_in_fault(instruction) {
+        return None;
+    }
     let mut text = String::new();
     let mut note = |name: &str, a: u128, b: u128| {
         if a != b {
@@ -29,7 +35,6 @@ pub(super) fn differences(
         }
     };
     let (a, b) = (&cpu.registers, &engine.registers);
-    let completed = a.rip != input.registers.rip;
     // Whether a bad image or an address comes first is not told.
     let either = !completed
         && undefined::restores_in_parts(instruction)
@@ -63,7 +68,7 @@ pub(super) fn differences(
         }
     }
     if completed || !undefined::restores_in_parts(instruction) {
-        compare_units(a, b, &mut note);
+        compare_units(host, a, b, &mut note);
     }
     if completed || !undefined::stores_in_parts(instruction) {
         compare_data(instruction, input, cpu, engine, loose, &mut text);
@@ -95,14 +100,16 @@ fn compare_fault(
     note("cr2", cpu.cr2.into(), engine.cr2.into());
 }
 
-fn compare_units(a: &Registers, b: &Registers, note: &mut impl FnMut(&str, u128, u128)) {
+fn compare_units(host: Host, a: &Registers, b: &Registers, note: &mut impl FnMut(&str, u128, u128)) {
     note("mxcsr", a.mxcsr.into(), b.mxcsr.into());
     note("fcw", a.fcw.into(), b.fcw.into());
     note("fsw", a.fsw.into(), b.fsw.into());
     note("ftw", a.ftw.into(), b.ftw.into());
-    note("fop", a.fop.into(), b.fop.into());
-    note("fip", a.fip.into(), b.fip.into());
-    note("fdp", a.fdp.into(), b.fdp.into());
+    if host.keeps_pointers(a) {
+        note("fop", a.fop.into(), b.fop.into());
+        note("fip", a.fip.into(), b.fip.into());
+        note("fdp", a.fdp.into(), b.fdp.into());
+    }
     if a.ymm != b.ymm {
         for n in 0..16 {
             note(&format!("xmm{n}"), a.ymm[n][0], b.ymm[n][0]);

@@ -14,6 +14,7 @@ pub mod forms;
 pub mod guest;
 pub mod random;
 pub mod undefined;
+pub mod vendor;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use child::{BATCH, Child};
 use forms::Form;
 use guest::{Guest, Lost};
 use random::Random;
+use vendor::Host;
 
 /// The oracle cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +141,8 @@ pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError
         .into_iter()
         .filter(|form| options.only.as_ref().is_none_or(|only| form.to_string().contains(only)))
         .collect();
-    let world = World { fs_base: child::fs_base(), gs_base: child::GS_BASE };
+    let host = Host::of(&cpuid);
+    let world = World { fs_base: child::fs_base(), gs_base: child::GS_BASE, host };
     let mut session = Session {
         guest: Guest::new(engine, &cpuid, &world)?,
         child: Child::new()?,
@@ -198,7 +201,7 @@ impl Session {
             let result = self.guest.run(&input, &mut output);
             let expected = &self.child.batch().outputs[index];
             let difference = match result {
-                Ok(()) => compare::differences(&case.instruction, &input, expected, &output),
+                Ok(()) => compare::differences(world.host, &case.instruction, &input, expected, &output),
                 Err(Lost::Hung) => Some(" the engine hung;".to_owned()),
                 Err(Lost::Astray) => Some(" the engine went astray;".to_owned()),
             };

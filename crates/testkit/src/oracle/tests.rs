@@ -47,7 +47,7 @@ fn undefined_flags_are_those_that_the_decoder_knows() {
 fn a_case_is_made_from_its_number_alone() {
     let cpuid = host_model().unwrap();
     let forms = forms::table(&cpuid);
-    let world = World { fs_base: 0x5000, gs_base: child::GS_BASE };
+    let world = World { fs_base: 0x5000, gs_base: child::GS_BASE, host: Host::of(&cpuid) };
     let make = |number| {
         let mut random = Random::new(7, number);
         (0..64).find_map(|_| {
