@@ -1,5 +1,5 @@
 //! The only crate that talks to Linux (bar `/dev/kvm`): anonymous files and mappings, clocks, CPU identification,
-//! code memory, signals.
+//! code memory, signals, threads.
 //!
 //! Everything here is safe to call unless marked otherwise; the reasons why the unsafe blocks inside are right stand
 //! beside each of them. Nothing here knows what a guest is.
@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod mem;
 pub mod random;
 pub mod signal;
+pub mod thread;
 pub mod time;
 
 pub use code::CodeMemory;
