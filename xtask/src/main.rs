@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod fuzz;
+mod litmus;
 mod oracle;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Search for inputs that break a promise, with libFuzzer
     Fuzz(fuzz::FuzzArgs),
+    /// Count what vCPUs see of each other, against the memory model of the processor
+    Litmus(litmus::LitmusArgs),
     /// Compare random instructions on the interpreter with the processor itself
     Oracle(oracle::OracleArgs),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::Check { names } => check::run(&root, &names),
         Task::Bench(args) => bench::task(&args),
         Task::Fuzz(args) => fuzz::task(&root, &args),
+        Task::Litmus(args) => litmus::task(&args),
         Task::Oracle(args) => oracle::task(&args),
     });
     match result {

@@ -1,4 +1,4 @@
-//! The smallest 64-bit guest: a few megabytes of memory mapped one to one, no devices, code that runs at CPL 0.
+//! The smallest 64-bit guest: a few megabytes of memory mapped one to one (and a second time behind), no devices, code that runs at CPL 0.
 //!
 //! For measuring an engine, and for tests that want instructions and nothing around them.
 
@@ -28,7 +28,10 @@ const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
 const PD: u64 = 0x3000;
 
-/// A machine with nothing in it: ports and addresses read as ones, no event ever waits.
+/// An OUT to this port gives up the host's processor: for guests whose vCPUs wait for each other.
+pub const YIELD_PORT: u32 = 0x80;
+
+/// A machine with nothing in it but [`YIELD_PORT`]: ports and addresses read as ones, no event ever waits.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoMachine;
 
@@ -36,7 +39,11 @@ impl Platform for NoMachine {
     fn port_read(&self, _: VcpuId, _: u16, _: PortWidth) -> u32 {
         u32::MAX
     }
-    fn port_write(&self, _: VcpuId, _: u16, _: PortWidth, _: u32) {}
+    fn port_write(&self, _: VcpuId, port: u16, _: PortWidth, _: u32) {
+        if u32::from(port) == YIELD_PORT {
+            std::thread::yield_now();
+        }
+    }
     fn mmio_read(&self, _: VcpuId, _: Gpa, data: &mut [u8]) {
         data.fill(0xff);
     }
@@ -85,13 +92,7 @@ impl FlatGuest {
     /// # Errors
     /// If the code does not fit, or the host refuses memory or a vCPU.
     pub fn new(engine: &dyn Engine, cpuid: Arc<CpuidTable>, code: &[u8]) -> Result<Self, FlatError> {
-        let memory = Arc::new(GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM_BYTES)])?);
-        let table = pte::P | pte::RW;
-        memory.write_word(Gpa(PML4), PDPT | table)?;
-        memory.write_word(Gpa(PDPT), PD | table)?;
-        for i in 0..RAM_BYTES >> 21 {
-            memory.write_word(Gpa(PD + i * 8), i << 21 | table | pte::PS)?;
-        }
+        let memory = Arc::new(memory()?);
         memory.write(Gpa(CODE), code)?;
         let platform = Arc::new(NoMachine);
         let mut vcpu = engine.create_vcpu(VcpuSetup { id: VcpuId(0), memory, platform, cpuid })?;
@@ -132,8 +133,23 @@ impl FlatGuest {
     }
 }
 
+/// Memory with the page tables of [`long_mode`]: all of it at its own address, and once more behind that.
+///
+/// # Errors
+/// If the host refuses.
+pub fn memory() -> Result<GuestMemory, MemoryError> {
+    let memory = GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM_BYTES)])?;
+    let table = pte::P | pte::RW;
+    memory.write_word(Gpa(PML4), PDPT | table)?;
+    memory.write_word(Gpa(PDPT), PD | table)?;
+    for address in (0..2 * RAM_BYTES).step_by(1 << 21) {
+        memory.write_word(Gpa(PD + (address >> 21) * 8), (address % RAM_BYTES) | table | pte::PS)?;
+    }
+    Ok(memory)
+}
+
 /// 64-bit mode at CPL 0, vector and x87 units enabled, RIP at [`CODE`].
-fn long_mode() -> CpuState {
+pub fn long_mode() -> CpuState {
     let mut state = CpuState::reset();
     let kind = attr::P | attr::S | attr::ACCESSED | attr::G;
     let data = Segment {

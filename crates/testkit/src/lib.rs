@@ -5,7 +5,9 @@
 
 #![allow(unsafe_code)]
 
+pub mod engines;
 pub mod flat;
 pub mod fuzzing;
+pub mod litmus;
 pub mod oracle;
 pub mod system;
