@@ -1,7 +1,7 @@
 //! From a form and a random generator to a case: operands, an encoding, and registers that make its addresses land
 //! where it is interesting.
 
-use super::case::{CODE, DATA, DATA_BYTES, Input, PATCH, Registers, WRITABLE_BYTES};
+use super::case::{CODE, DATA, DATA_BYTES, Input, Registers, WRITABLE_BYTES};
 use super::forms::Form;
 use super::random::Random;
 use super::vendor::Host;
@@ -31,18 +31,36 @@ pub struct World {
 
 /// Makes a case of `form`, or nothing if the choice of operands has no encoding.
 pub fn build(random: &mut Random, form: Form, world: &World) -> Option<Input> {
-    let mut registers = random_registers(random);
-    registers.rflags &= !world.host.refused_flags();
-    if form.bits != 64 {
-        registers.gpr.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
-    }
+    let registers = random_registers(random, form.bits, world);
+    draft(random, form, world, &Setting { registers, bases: &[], calm: false })?.finish()
+}
+
+/// What an instruction is built for.
+pub(super) struct Setting<'a> {
+    /// The registers before it, which the builder changes to its needs.
+    pub(super) registers: Registers,
+    /// Registers that may serve as they are as bases of addresses.
+    pub(super) bases: &'a [usize],
+    /// Whether memory operands are mostly aligned and within the data that can be written.
+    pub(super) calm: bool,
+}
+
+/// An instruction of `form` with what it wants of registers and memory; not yet encoded.
+pub(super) fn draft<'a>(
+    random: &'a mut Random,
+    form: Form,
+    world: &'a World,
+    setting: &'a Setting<'a>,
+) -> Option<Builder<'a>> {
     let mut b = Builder {
         random,
         world,
         code: form.code,
         bits: form.bits,
         instruction: Instruction::new(),
-        registers,
+        registers: setting.registers,
+        bases: setting.bases,
+        calm: setting.calm,
         pinned: 0,
         target: None,
         jump: None,
@@ -53,13 +71,15 @@ pub fn build(random: &mut Random, form: Form, world: &World) -> Option<Input> {
     b.operands()?;
     b.prefixes();
     b.adjust();
-    b.finish()
+    Some(b)
 }
 
-fn random_registers(random: &mut Random) -> Registers {
+/// Registers that a case of so many bits may begin with.
+pub(super) fn random_registers(random: &mut Random, bits: u32, world: &World) -> Registers {
     let mut r = Registers::ZERO;
-    r.gpr.iter_mut().for_each(|gpr| *gpr = random.integer());
-    r.rflags = random.flags();
+    let seen = if bits == 64 { u64::MAX } else { 0xffff_ffff };
+    r.gpr.iter_mut().for_each(|gpr| *gpr = random.integer() & seen);
+    r.rflags = random.flags() & !world.host.refused_flags();
     r.ymm.iter_mut().for_each(|ymm| *ymm = random.vector());
     r.st.iter_mut().for_each(|st| *st = random.extended());
     r.mxcsr = random.mxcsr();
@@ -87,6 +107,8 @@ pub(super) struct Builder<'a> {
     pub(super) bits: u32,
     pub(super) instruction: Instruction,
     pub(super) registers: Registers,
+    bases: &'a [usize],
+    calm: bool,
     /// General-purpose registers whose value is settled.
     pub(super) pinned: u32,
     /// Where the memory operand is.
@@ -260,7 +282,8 @@ impl Builder<'_> {
     pub(super) fn choose_target(&mut self, size: u64) -> u64 {
         let inside = 64 + self.random.below(WRITABLE_BYTES as u64 - 128 - size);
         let back = self.random.below(size + 1);
-        match self.random.below(24) {
+        let place = self.random.below(24);
+        match if self.calm && !self.random.one_in(16) { 7 + place % 14 } else { place } {
             0 | 1 => DATA + 0x1000 - back,
             2 => DATA + 0x2000 - back,
             3 => DATA + 0x2800 - back,
@@ -360,11 +383,34 @@ impl Builder<'_> {
         self.pin(base.number(), rest & 0xffff | above);
     }
 
+    /// Uses a register as it is as the base, and a displacement for the rest.
+    fn address_from_base(&mut self, offset: u64, kind: OpCodeOperandKind) -> bool {
+        if self.bases.is_empty() || kind == OpCodeOperandKind::mem_offs || self.random.one_in(3) {
+            return false;
+        }
+        let n = self.random.pick(self.bases);
+        let value = self.registers.gpr[n];
+        let disp = offset.wrapping_sub(value);
+        if self.pinned >> n & 1 != 0 || self.bits == 64 && i32::try_from(disp.cast_signed()).is_err() {
+            return false;
+        }
+        self.pin(n, value);
+        let (first, disp) =
+            if self.bits == 64 { (Register::RAX, disp) } else { (Register::EAX, disp & 0xffff_ffff) };
+        self.instruction.set_memory_base(first + n as u32);
+        self.instruction.set_memory_displacement64(disp);
+        self.instruction.set_memory_displ_size(1);
+        true
+    }
+
     /// Makes base, index and displacement add up to `offset`.
     fn address(&mut self, offset: u64, kind: OpCodeOperandKind) -> Option<()> {
         let reaches_32 = u32::try_from(offset).is_ok();
         let reaches_disp = i32::try_from(offset.cast_signed()).is_ok();
         let narrow = self.bits != 64 || reaches_32 && self.random.one_in(8);
+        if self.address_from_base(offset, kind) {
+            return Some(());
+        }
         if kind == OpCodeOperandKind::mem_offs {
             self.instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
             self.instruction.set_memory_displacement64(offset);
@@ -484,26 +530,28 @@ impl Builder<'_> {
             return None;
         }
         input.bits = self.bits;
-        input.code[..len].copy_from_slice(&code);
-        input.code_len = len as u32;
+        if !input.set_code(&code) {
+            return None;
+        }
         self.registers.rip = rip;
         if self.bits != 64 {
             self.registers.gpr.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
         }
         input.registers = self.registers;
+        if let Some((target, patch)) = self.take_patch() {
+            input.set_memory(target, &patch);
+        }
+        Some(input)
+    }
+
+    /// What the memory operand is, and where, if it is in the data.
+    pub(super) fn take_patch(&mut self) -> Option<(u64, Vec<u8>)> {
         if self.patch.is_empty() {
             let lanes = self.size().div_ceil(8);
             self.patch = (0..lanes).flat_map(|_| self.random.lane().to_le_bytes()).collect();
         }
-        if let Some(target) =
-            self.target.map(|target| target.wrapping_sub(DATA)).filter(|at| *at < DATA_BYTES as u64)
-        {
-            let len = self.patch.len().min(PATCH).min(DATA_BYTES - target as usize);
-            input.patch_at = target as u32;
-            input.patch_len = len as u32;
-            input.patch[..len].copy_from_slice(&self.patch[..len]);
-        }
-        Some(input)
+        let target = self.target.filter(|target| target.wrapping_sub(DATA) < DATA_BYTES as u64)?;
+        Some((target, std::mem::take(&mut self.patch)))
     }
 
     fn set_branch_target(&mut self, rip: u64) {

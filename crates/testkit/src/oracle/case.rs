@@ -2,7 +2,7 @@
 
 /// Where code is: two pages, the third is not there. Addresses below 2 GiB, so that every way of addressing reaches them.
 pub const CODE: u64 = 0x1000_0000;
-/// Bytes of code.
+/// Bytes of code. They can be written, too.
 pub const CODE_BYTES: usize = 0x2000;
 /// Where data is: three pages, of which the last is read-only. The pages around are not there.
 pub const DATA: u64 = 0x2000_0000;
@@ -10,14 +10,55 @@ pub const DATA: u64 = 0x2000_0000;
 pub const DATA_BYTES: usize = 0x3000;
 /// The data that can be written.
 pub const WRITABLE_BYTES: usize = 0x2000;
-/// The granule in which changes to data are reported.
+/// Where a page is that random operands do not reach: a stack, counters and tables for sequences.
+pub const STACK: u64 = 0x3000_0000;
+/// Bytes of it.
+pub const STACK_BYTES: usize = 0x1000;
+/// All of these one after the other.
+pub const IMAGE_BYTES: usize = CODE_BYTES + DATA_BYTES + STACK_BYTES;
+/// Where data is in the image.
+pub const DATA_AT: usize = CODE_BYTES;
+/// Where the stack is in the image.
+pub const STACK_AT: usize = DATA_AT + DATA_BYTES;
+/// The granule in which changes are reported.
 pub const CHUNK: usize = 64;
-/// Chunks of data.
-pub const CHUNKS: usize = DATA_BYTES / CHUNK;
+/// Chunks of the image.
+pub const CHUNKS: usize = IMAGE_BYTES / CHUNK;
 /// What fills the code pages; executing it ends a case.
 pub const INT3: u8 = 0xcc;
-/// The most data that a case sets itself.
-pub const PATCH: usize = 1024;
+/// The most memory that a case sets itself.
+pub const PATCH: usize = 2048;
+/// The most places where it does.
+pub const PIECES: usize = 24;
+/// The most code that a case has.
+pub const CODE_ROOM: usize = 1536;
+/// Faults that a case goes on after are listed so far.
+pub const LOGGED: usize = 8;
+
+const PAGE: usize = 4096;
+
+/// The image's code, data and stack.
+pub type Image = [u8; IMAGE_BYTES];
+
+/// Where in the image the byte at `address` is.
+pub fn image_at(address: u64) -> Option<usize> {
+    let areas = [(CODE, 0, CODE_BYTES), (DATA, DATA_AT, DATA_BYTES), (STACK, STACK_AT, STACK_BYTES)];
+    areas.into_iter().find_map(|(base, at, len)| {
+        let offset = address.wrapping_sub(base);
+        (offset < len as u64).then(|| at + offset as usize)
+    })
+}
+
+/// The address of a place in the image.
+pub const fn address_of(at: usize) -> u64 {
+    if at < DATA_AT {
+        CODE + at as u64
+    } else if at < STACK_AT {
+        DATA + (at - DATA_AT) as u64
+    } else {
+        STACK + (at - STACK_AT) as u64
+    }
+}
 
 /// The registers that a case can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +108,16 @@ impl Registers {
     };
 }
 
+/// A stretch of the image that a case sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Piece {
+    /// Where it begins.
+    pub at: u32,
+    /// Its length.
+    pub len: u32,
+}
+
 /// A case before.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -76,15 +127,19 @@ pub struct Input {
     /// The mode: 64, or for compatibility mode 32 or 16. 16-bit code has a segment of its own that begins at [`CODE`], so
     /// its RIP counts from there.
     pub bits: u32,
-    /// The instruction.
-    pub code: [u8; 16],
-    /// Its length.
+    /// How many faults the case goes on after, at `resume_at`. A breakpoint always ends it.
+    pub resumes: u32,
+    /// Where it goes on.
+    pub resume_at: u64,
+    /// The length of the code.
     pub code_len: u32,
-    /// Where in the data `patch` goes.
-    pub patch_at: u32,
-    /// Its length.
-    pub patch_len: u32,
-    /// Operands in memory; the rest of the data is the batch's background.
+    /// How many pieces there are.
+    pub piece_count: u32,
+    /// The places of what is in `patch`.
+    pub pieces: [Piece; PIECES],
+    /// The code.
+    pub code: [u8; CODE_ROOM],
+    /// Contents of memory, one piece after the other; the rest of the image is the batch's background.
     pub patch: [u8; PATCH],
 }
 
@@ -93,37 +148,91 @@ impl Input {
     pub const EMPTY: Self = Self {
         registers: Registers::ZERO,
         bits: 64,
-        code: [0; 16],
+        resumes: 0,
+        resume_at: 0,
         code_len: 0,
-        patch_at: 0,
-        patch_len: 0,
+        piece_count: 0,
+        pieces: [Piece { at: 0, len: 0 }; PIECES],
+        code: [0; CODE_ROOM],
         patch: [0; PATCH],
     };
 
-    /// The instruction's bytes.
+    /// The code's bytes.
     pub fn code(&self) -> &[u8] {
         &self.code[..(self.code_len as usize).min(self.code.len())]
     }
 
-    /// The instruction's place among the code's bytes.
+    /// Sets the code; false if it is too long.
+    pub fn set_code(&mut self, code: &[u8]) -> bool {
+        let room = self.code.get_mut(..code.len());
+        room.map(|room| {
+            room.copy_from_slice(code);
+            self.code_len = code.len() as u32;
+        })
+        .is_some()
+    }
+
+    /// The code's place in the image.
     pub fn code_at(&self) -> usize {
         let start = if self.bits == 16 { 0 } else { CODE };
         (self.registers.rip.wrapping_sub(start) as usize).min(CODE_BYTES)
     }
 
-    /// The data that the case sets, and where.
-    pub fn patch(&self) -> (usize, &[u8]) {
-        let at = (self.patch_at as usize).min(DATA_BYTES);
-        let len = (self.patch_len as usize).min(PATCH).min(DATA_BYTES - at);
-        (at, &self.patch[..len])
+    /// Sets memory at `address`, as much of it as is in one area and there is room for.
+    pub fn set_memory(&mut self, address: u64, bytes: &[u8]) {
+        let Some(at) = image_at(address) else { return };
+        let end = [DATA_AT, STACK_AT, IMAGE_BYTES].into_iter().find(|end| at < *end).unwrap_or(at);
+        let used: usize = self.pieces().map(|(_, bytes)| bytes.len()).sum();
+        let len = bytes.len().min(end - at).min(PATCH - used);
+        if let Some(piece) = self.pieces.get_mut(self.piece_count as usize) {
+            *piece = Piece { at: at as u32, len: len as u32 };
+            self.patch[used..used + len].copy_from_slice(&bytes[..len]);
+            self.piece_count += 1;
+        }
     }
+
+    /// The memory that the case sets, and where.
+    pub fn pieces(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let mut rest = &self.patch[..];
+        self.pieces[..(self.piece_count as usize).min(PIECES)].iter().map(move |piece| {
+            let at = (piece.at as usize).min(IMAGE_BYTES);
+            let (bytes, after) = rest.split_at((piece.len as usize).min(rest.len()).min(IMAGE_BYTES - at));
+            rest = after;
+            (at, bytes)
+        })
+    }
+
+    /// Puts memory and code into an image.
+    pub fn apply(&self, image: &mut Image) {
+        for (at, bytes) in self.pieces() {
+            image[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        // Code that would lie on the page that is not there is not there.
+        let (at, code) = (self.code_at(), self.code());
+        let len = code.len().min(CODE_BYTES - at);
+        image[at..at + len].copy_from_slice(&code[..len]);
+    }
+}
+
+/// A fault that the case went on after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fault {
+    /// The exception's vector.
+    pub vector: u64,
+    /// Its error code.
+    pub error: u64,
+    /// Where.
+    pub rip: u64,
+    /// CR2; means something if it is a page fault.
+    pub cr2: u64,
 }
 
 /// A case after.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Output {
-    /// The registers when the exception was raised (a breakpoint, if the instruction completed).
+    /// The registers when the last exception was raised (a breakpoint, if the code completed).
     pub registers: Registers,
     /// The exception's vector.
     pub vector: u32,
@@ -131,10 +240,14 @@ pub struct Output {
     pub error: u32,
     /// CR2, if it is a page fault.
     pub cr2: u64,
+    /// How many faults there were before that.
+    pub resumed: u64,
+    /// The last of them: number n is at n modulo [`LOGGED`].
+    pub log: [Fault; LOGGED],
     /// Bit n: chunk n differs from the batch's background.
     pub changed: [u64; CHUNKS.div_ceil(64)],
-    /// The data; only changed chunks are filled in.
-    pub data: [u8; DATA_BYTES],
+    /// The image; only changed chunks are filled in.
+    pub image: Image,
 }
 
 impl Output {
@@ -144,19 +257,24 @@ impl Output {
         vector: 0,
         error: 0,
         cr2: 0,
+        resumed: 0,
+        log: [Fault { vector: 0, error: 0, rip: 0, cr2: 0 }; LOGGED],
         changed: [0; CHUNKS.div_ceil(64)],
-        data: [0; DATA_BYTES],
+        image: [0; IMAGE_BYTES],
     };
 
-    /// Records what of `data` differs from `background`, and makes it equal again.
-    pub fn take_changes(&mut self, data: &mut [u8; DATA_BYTES], background: &[u8; DATA_BYTES]) {
+    /// Records what of `image` differs from `background`, and makes it equal again.
+    pub fn take_changes(&mut self, image: &mut Image, background: &Image) {
         self.changed = [0; CHUNKS.div_ceil(64)];
-        let chunks = data.as_chunks_mut::<CHUNK>().0.iter_mut().zip(background.as_chunks::<CHUNK>().0);
-        for (index, (chunk, wanted)) in chunks.enumerate() {
-            if chunk != wanted {
-                self.changed[index / 64] |= 1 << (index % 64);
-                self.data[index * CHUNK..][..CHUNK].copy_from_slice(chunk);
-                *chunk = *wanted;
+        let pages = image.as_chunks_mut::<PAGE>().0.iter_mut().zip(background.as_chunks::<PAGE>().0);
+        for (number, (page, wanted)) in pages.enumerate().filter(|(_, (page, wanted))| page != wanted) {
+            let chunks = page.as_chunks_mut::<CHUNK>().0.iter_mut().zip(wanted.as_chunks::<CHUNK>().0);
+            for (index, (chunk, wanted)) in (number * (PAGE / CHUNK)..).zip(chunks) {
+                if chunk != wanted {
+                    self.changed[index / 64] |= 1 << (index % 64);
+                    self.image[index * CHUNK..][..CHUNK].copy_from_slice(chunk);
+                    *chunk = *wanted;
+                }
             }
         }
     }
@@ -164,6 +282,11 @@ impl Output {
     /// A changed chunk.
     pub fn chunk(&self, index: usize) -> Option<&[u8]> {
         let changed = self.changed.get(index / 64)? >> (index % 64) & 1 != 0;
-        changed.then(|| &self.data[index * CHUNK..][..CHUNK])
+        changed.then(|| &self.image[index * CHUNK..][..CHUNK])
+    }
+
+    /// The byte at a place of the image, if its chunk has changed.
+    pub fn byte(&self, at: usize) -> Option<u8> {
+        self.chunk(at / CHUNK).map(|chunk| chunk[at % CHUNK])
     }
 }

@@ -7,22 +7,28 @@
 //! state, vector, error code, CR2), puts memory back, writes the next case's registers *into* the frame and returns,
 //! which starts that case. Only the last one of a batch returns to the child's main loop. A case costs one signal.
 //!
-//! Parent and child share a [`Batch`] and take turns by a byte through a pipe. Code and data lie at fixed addresses
+//! Parent and child share a [`Batch`] and take turns by a byte through a pipe. Code, data and stack lie at fixed addresses
 //! through mappings of their own (executable; writable; read-only) and are written by the handler through another,
 //! writable one.
+//!
+//! A case may go on after some faults: the handler notes them and returns to where the case says.
 //!
 //! # Why this is unsafe, and when it is right
 //!
 //! Arbitrary instructions run in the child. They can address what is mapped there; the cases are built so that they
-//! address their data, or nothing. If one hits the child itself, the child dies and the parent reports the case: the
-//! parent's memory is out of reach, except for the batch, whose types accept any bits.
+//! address their data, or nothing, and that they jump only within their code. If one hits the child itself, the child dies and the parent reports the case: the
+//! parent's memory is out of reach, except for the batch, whose types accept any bits. The kernel serves the child no system
+//! call but those it needs (seccomp, strict).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, INT3, Input, Output, Registers, WRITABLE_BYTES};
+use super::case::{
+    CODE, CODE_BYTES, DATA, DATA_AT, DATA_BYTES, Fault, IMAGE_BYTES, INT3, Image, Input, LOGGED, Output,
+    Registers, STACK, STACK_AT, STACK_BYTES, WRITABLE_BYTES,
+};
 
 /// Cases in a batch.
 pub const BATCH: usize = 256;
@@ -34,8 +40,8 @@ pub struct Batch {
     pub count: usize,
     /// Cases done; the one that killed the child, if it died.
     pub done: usize,
-    /// What the data is before a case sets its own.
-    pub background: [u8; DATA_BYTES],
+    /// What memory is before a case sets its own.
+    pub background: Image,
     /// The cases.
     pub inputs: [Input; BATCH],
     /// Their results.
@@ -165,14 +171,15 @@ impl Drop for Child {
 /// What the handler works with; the child has one thread.
 struct Worker {
     batch: *mut Batch,
-    /// Code and data through the writable mapping.
-    code: *mut [u8; CODE_BYTES],
-    data: *mut [u8; DATA_BYTES],
+    /// Code, data and stack through the mapping that is writable throughout.
+    image: *mut Image,
     /// The frame of the breakpoint that started the batch.
     registers: [i64; 23],
     state: [u8; STATE_BYTES],
     state_len: usize,
     running: bool,
+    /// Faults that the current case went on after.
+    resumed: u64,
 }
 
 /// Room for the largest signal frame's extended state.
@@ -190,6 +197,8 @@ fn child_main(batch: *mut Batch, go: RawFd, done: RawFd) -> io::Result<()> {
     unsafe {
         checked(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
         load_segments()?;
+        // Whatever a case jumps into, the kernel does nothing for it.
+        checked(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT).into())?;
         while libc::read(go, (&raw mut byte).cast(), 1) == 1 {
             if (*batch).count != 0 {
                 core::arch::asm!("int3");
@@ -229,24 +238,23 @@ fn prepare(batch: *mut Batch) -> io::Result<*mut Worker> {
     let worker = map(0, size_of::<Worker>(), writable, private, -1, 0)?.cast::<Worker>();
     // SAFETY: a name and no flags.
     let file = checked(unsafe { libc::memfd_create(c"oracle".as_ptr(), 0) }.into())? as RawFd;
-    let len = CODE_BYTES + DATA_BYTES;
     // SAFETY: our own descriptor.
-    checked(unsafe { libc::ftruncate(file, len as libc::off_t) }.into())?;
+    checked(unsafe { libc::ftruncate(file, IMAGE_BYTES as libc::off_t) }.into())?;
     let populated = libc::MAP_SHARED | libc::MAP_POPULATE;
-    let alias = map(0, len, writable, populated, file, 0)?;
+    let alias = map(0, IMAGE_BYTES, writable, populated, file, 0)?;
     // SAFETY: the whole alias is mapped and writable. Written before the other mappings are populated, so that these
     // see the pages and never fault for a reason of the host's.
-    unsafe { ptr::write_bytes(alias, INT3, len) };
+    unsafe { ptr::write_bytes(alias, INT3, IMAGE_BYTES) };
     let fixed = populated | libc::MAP_FIXED_NOREPLACE;
-    map(CODE, CODE_BYTES, libc::PROT_READ | libc::PROT_EXEC, fixed, file, 0)?;
-    map(DATA, WRITABLE_BYTES, writable, fixed, file, CODE_BYTES)?;
+    map(CODE, CODE_BYTES, writable | libc::PROT_EXEC, fixed, file, 0)?;
+    map(DATA, WRITABLE_BYTES, writable, fixed, file, DATA_AT)?;
+    map(STACK, STACK_BYTES, writable, fixed, file, STACK_AT)?;
     let rest = DATA_BYTES - WRITABLE_BYTES;
-    map(DATA + WRITABLE_BYTES as u64, rest, libc::PROT_READ, fixed, file, CODE_BYTES + WRITABLE_BYTES)?;
+    map(DATA + WRITABLE_BYTES as u64, rest, libc::PROT_READ, fixed, file, DATA_AT + WRITABLE_BYTES)?;
     // SAFETY: freshly mapped, zeroed, valid for any bits, only pointers to it.
     unsafe {
         (*worker).batch = batch;
-        (*worker).code = alias.cast();
-        (*worker).data = alias.add(CODE_BYTES).cast();
+        (*worker).image = alias.cast();
     }
     Ok(worker)
 }
@@ -292,11 +300,15 @@ extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_v
         let context = &mut *context.cast::<libc::ucontext_t>();
         let mut frame = Frame::of(context);
         if worker.running {
+            if go_on(worker, batch, &mut frame) {
+                return;
+            }
             finish(worker, batch, &frame);
         } else {
             frame.keep(worker);
             worker.running = true;
-            (*worker.data) = batch.background;
+            worker.resumed = 0;
+            (*worker.image) = batch.background;
         }
         if batch.done == batch.count.min(BATCH) {
             worker.running = false;
@@ -307,34 +319,36 @@ extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_v
     }
 }
 
+/// Lets the case go on after a fault, if it may.
+fn go_on(worker: &mut Worker, batch: &mut Batch, frame: &mut Frame<'_>) -> bool {
+    let input = &batch.inputs[batch.done];
+    let fault = frame.fault();
+    if fault.vector == u64::from(x86::exception::vector::BP) || worker.resumed == u64::from(input.resumes) {
+        return false;
+    }
+    batch.outputs[batch.done].log[worker.resumed as usize % LOGGED] = fault;
+    worker.resumed += 1;
+    frame.registers[RIP] = input.resume_at.cast_signed();
+    true
+}
+
 /// # Safety
 /// `worker`'s pointers are its mappings.
 unsafe fn start(worker: &mut Worker, batch: &Batch, frame: &mut Frame<'_>) {
     let input = &batch.inputs[batch.done];
-    let (at, patch) = input.patch();
-    let code = input.code();
     // SAFETY: by the caller.
-    let (all_code, all_data) = unsafe { (&mut *worker.code, &mut *worker.data) };
-    all_data[at..at + patch.len()].copy_from_slice(patch);
-    // Code that would lie on the page that is not there is not there.
-    let code_at = input.code_at();
-    let code = &code[..code.len().min(CODE_BYTES - code_at)];
-    all_code[code_at..code_at + code.len()].copy_from_slice(code);
+    input.apply(unsafe { &mut *worker.image });
     frame.load(input);
 }
 
 /// # Safety
 /// As for `start`.
 unsafe fn finish(worker: &mut Worker, batch: &mut Batch, frame: &Frame<'_>) {
-    let input = &batch.inputs[batch.done];
     let output = &mut batch.outputs[batch.done];
     frame.save(output);
-    let code_at = input.code_at();
+    output.resumed = std::mem::take(&mut worker.resumed);
     // SAFETY: by the caller.
-    let (all_code, all_data) = unsafe { (&mut *worker.code, &mut *worker.data) };
-    let end = (code_at + 16).min(CODE_BYTES);
-    all_code[code_at..end].fill(INT3);
-    output.take_changes(all_data, &batch.background);
+    output.take_changes(unsafe { &mut *worker.image }, &batch.background);
     batch.done += 1;
 }
 
@@ -423,6 +437,16 @@ impl<'a> Frame<'a> {
         }
     }
 
+    fn fault(&self) -> Fault {
+        let value = |index: i32| self.registers[index as usize].cast_unsigned();
+        Fault {
+            vector: value(libc::REG_TRAPNO),
+            error: value(libc::REG_ERR),
+            rip: value(libc::REG_RIP),
+            cr2: value(libc::REG_CR2),
+        }
+    }
+
     fn save(&self, output: &mut Output) {
         let r = &mut output.registers;
         for (index, value) in GREGS.into_iter().zip(&mut r.gpr) {
@@ -430,9 +454,8 @@ impl<'a> Frame<'a> {
         }
         r.rip = self.registers[RIP].cast_unsigned();
         r.rflags = self.registers[FLAGS].cast_unsigned();
-        output.vector = self.registers[libc::REG_TRAPNO as usize] as u32;
-        output.error = self.registers[libc::REG_ERR as usize] as u32;
-        output.cr2 = self.registers[libc::REG_CR2 as usize].cast_unsigned();
+        let fault = self.fault();
+        (output.vector, output.error, output.cr2) = (fault.vector as u32, fault.error as u32, fault.cr2);
         let state = &*self.state;
         let extended = state.len() >= UPPER_END;
         // A component that the header does not have is in its initial configuration, whatever the bytes say.

@@ -2,8 +2,8 @@
 //!
 //! The guest is as small as can be. Physical memory holds page tables, descriptor tables and the pages of code and
 //! data, mapped for user mode at the addresses they have in the child, with the same permissions. Every exception goes
-//! through its gate to a handler that is a single HLT, so the vCPU halts with the vector in RIP and the interrupt frame
-//! on the supervisor's stack.
+//! through its gate to a handler ([`handlers`]), which halts with the interrupt frame on the supervisor's stack or, if the
+//! case says so, notes the fault and returns to user mode.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,8 +18,12 @@ use x86::state::Activity;
 use x86::{CpuState, DescriptorTable, Gfn, Gpa, Segment, SegmentIndex, Selector};
 
 use super::build::World;
-use super::case::{CODE, CODE_BYTES, DATA, DATA_BYTES, INT3, Input, Output, WRITABLE_BYTES};
+use super::case::{
+    CHUNK, CODE, CODE_BYTES, DATA, DATA_AT, DATA_BYTES, Fault, IMAGE_BYTES, Image, Input, LOGGED, Output,
+    STACK, STACK_AT, STACK_BYTES, WRITABLE_BYTES,
+};
 use super::child::{GS_LIMIT, GS_SELECTOR, USER_CS, USER_CS_16, USER_CS_32, USER_DS};
+use super::handlers::{self, HANDLER_BYTES, Shared, VECTORS};
 use crate::flat::NoMachine;
 
 /// Guest-physical layout. The supervisor has the first 2 MiB at [`SYSTEM`], where no user address is.
@@ -34,15 +38,14 @@ const GDT: u64 = 0x8000;
 const IDT: u64 = 0x9000;
 const TSS: u64 = 0xa000;
 const HANDLERS: u64 = 0xb000;
-const HANDLER_BYTES: u64 = 16;
-const STACK: u64 = 0xe000;
-const CODE_GPA: u64 = 0x10_0000;
-const DATA_GPA: u64 = 0x11_0000;
+const SUPERVISOR_STACK: u64 = 0xe000;
+const SHARED: u64 = 0xf000;
+const STACK_PT: u64 = 0x1_0000;
+const IMAGE_GPA: u64 = 0x10_0000;
 const RAM: u64 = 0x20_0000;
 
 /// Where the supervisor's memory is mapped: the last 2 GiB.
 const SYSTEM: u64 = 0xffff_ffff_8000_0000;
-const HLT: u8 = 0xf4;
 /// As Linux numbers them, so that they read the same.
 const KERNEL_CS: u16 = 0x10;
 const TSS_SELECTOR: u16 = 0x40;
@@ -59,7 +62,9 @@ pub struct Guest {
     memory: Arc<GuestMemory>,
     vcpu: Box<dyn Vcpu>,
     template: CpuState,
-    background: Box<[u8; DATA_BYTES]>,
+    background: Box<Image>,
+    /// RIP when a handler has halted.
+    halted: u64,
     watch: Watch,
 }
 
@@ -90,8 +95,8 @@ impl Guest {
             cpuid: cpuid.clone(),
         })?;
         let watch = Watch::new(vcpu.kick_handle());
-        let mut guest =
-            Self { memory, vcpu, template: template(world), background: Box::new([0; DATA_BYTES]), watch };
+        let background = Box::new([0; IMAGE_BYTES]);
+        let mut guest = Self { memory, vcpu, template: template(world), background, halted: 0, watch };
         guest.lay_out();
         Ok(guest)
     }
@@ -111,13 +116,18 @@ impl Guest {
         word(SYSTEM_PD, PRESENT | WRITABLE | LARGE | ACCESSED_DIRTY);
         word(PD + 8 * (CODE >> 21), CODE_PT | table);
         word(PD + 8 * (DATA >> 21), DATA_PT | table);
-        for page in 0..CODE_BYTES as u64 >> 12 {
-            word(CODE_PT + 8 * page, (CODE_GPA + (page << 12)) | PRESENT | USER | ACCESSED_DIRTY);
-        }
-        for page in 0..DATA_BYTES as u64 >> 12 {
-            let write = if page << 12 < WRITABLE_BYTES as u64 { WRITABLE } else { 0 };
-            let entry = (DATA_GPA + (page << 12)) | PRESENT | USER | ACCESSED_DIRTY | NO_EXECUTE | write;
-            word(DATA_PT + 8 * page, entry);
+        word(PD + 8 * (STACK >> 21), STACK_PT | table);
+        let areas =
+            [(CODE_PT, 0, CODE_BYTES), (DATA_PT, DATA_AT, DATA_BYTES), (STACK_PT, STACK_AT, STACK_BYTES)];
+        for (page_table, at, len) in areas {
+            for offset in (0..len as u64).step_by(4096) {
+                let no_execute = if page_table == CODE_PT { 0 } else { NO_EXECUTE };
+                let write =
+                    if page_table == DATA_PT && offset >= WRITABLE_BYTES as u64 { 0 } else { WRITABLE };
+                let frame = IMAGE_GPA + at as u64 + offset;
+                let entry = frame | PRESENT | USER | ACCESSED_DIRTY | no_execute | write;
+                word(page_table + 8 * (offset >> 12), entry);
+            }
         }
         word(GDT + u64::from(KERNEL_CS), 0x00af_9b00_0000_ffff);
         word(GDT + u64::from(USER_DS & !7), 0x00cf_f300_0000_ffff);
@@ -127,26 +137,27 @@ impl Guest {
         let low = 0x0000_8b00_0000_0067 | (tss & 0xff_ffff) << 16 | (tss >> 24 & 0xff) << 56;
         word(GDT + u64::from(TSS_SELECTOR), low);
         word(GDT + u64::from(TSS_SELECTOR) + 8, tss >> 32);
-        word(TSS + 4, SYSTEM + STACK);
+        word(TSS + 4, SYSTEM + SUPERVISOR_STACK);
         // No I/O permission bitmap: it begins beyond the limit.
         word(TSS + 0x64, 0x68 << 16);
-        for vector in 0..32 {
+        for vector in 0..VECTORS {
             // Breakpoints are the way out of user mode; INTO is allowed there too.
             let dpl: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
-            let handler = HANDLERS + vector * HANDLER_BYTES;
-            let target = SYSTEM + handler;
+            let target = SYSTEM + HANDLERS + vector * HANDLER_BYTES;
             let low = target & 0xffff | (target & 0xffff_0000) << 32;
             word(IDT + 16 * vector, low | u64::from(KERNEL_CS) << 16 | (0x8e00 | dpl << 13) << 32);
             word(IDT + 16 * vector + 8, target >> 32);
-            self.put(handler, &[HLT]);
         }
-        self.put(CODE_GPA, &[INT3; CODE_BYTES]);
+        let (code, halted) = handlers::assemble(SYSTEM + HANDLERS, Shared { address: SYSTEM + SHARED })
+            .expect("the handlers are the same every time");
+        self.put(HANDLERS, &code);
+        self.halted = halted;
     }
 
-    /// Sets what the data is before a case sets its own.
-    pub fn set_background(&mut self, background: &[u8; DATA_BYTES]) {
+    /// Sets what memory is before a case sets its own.
+    pub fn set_background(&mut self, background: &Image) {
         *self.background = *background;
-        self.put(DATA_GPA, background);
+        self.put(IMAGE_GPA, background);
     }
 
     /// Runs a case.
@@ -154,17 +165,19 @@ impl Guest {
     /// # Errors
     /// If it does not end in an exception.
     pub fn run(&mut self, input: &Input, output: &mut Output) -> Result<(), Lost> {
-        let (at, patch) = input.patch();
-        self.put(DATA_GPA + at as u64, patch);
+        for (at, bytes) in input.pieces() {
+            self.put(IMAGE_GPA + at as u64, bytes);
+        }
         let code_at = input.code_at();
         let code = &input.code()[..input.code().len().min(CODE_BYTES - code_at)];
-        self.put(CODE_GPA + code_at as u64, code);
+        self.put(IMAGE_GPA + code_at as u64, code);
+        let shared = [u64::from(input.resumes), input.resume_at, 0];
+        self.put(SHARED, shared.map(u64::to_le_bytes).as_flattened());
         let state = self.state_for(input);
         self.vcpu.set_state(&state);
         self.watch.begin();
         let exit = self.vcpu.run();
         let hung = self.watch.end();
-        self.put(CODE_GPA + code_at as u64, &[INT3; 16][..code.len()]);
         let result = if hung {
             // A kick may have come after the end; the state says which.
             if exit == Exit::Halted { self.collect(output) } else { Err(Lost::Hung) }
@@ -173,11 +186,14 @@ impl Guest {
         } else {
             Err(Lost::Astray)
         };
-        let mut data = [0; DATA_BYTES];
-        let _ = self.memory.read(Gpa(DATA_GPA), &mut data);
-        output.take_changes(&mut data, &self.background);
-        if output.changed.iter().any(|&bits| bits != 0) {
-            self.put(DATA_GPA, &*self.background);
+        let mut image = [0; IMAGE_BYTES];
+        let _ = self.memory.read(Gpa(IMAGE_GPA), &mut image);
+        output.take_changes(&mut image, &self.background);
+        // Only what has changed is written, so that an engine keeps what it knows of other pages.
+        for (at, chunk) in self.background.as_chunks::<CHUNK>().0.iter().enumerate() {
+            if output.chunk(at).is_some() {
+                self.put(IMAGE_GPA + (at * CHUNK) as u64, chunk);
+            }
         }
         result
     }
@@ -212,16 +228,11 @@ impl Guest {
 
     fn collect(&mut self, output: &mut Output) -> Result<(), Lost> {
         let state = self.vcpu.state();
-        let handler = state.rip.wrapping_sub(SYSTEM + HANDLERS + 1);
-        if state.cpl() != 0 || !handler.is_multiple_of(HANDLER_BYTES) || handler / HANDLER_BYTES >= 32 {
+        if state.cpl() != 0 || state.rip != self.halted {
             return Err(Lost::Astray);
         }
-        let vector = (handler / HANDLER_BYTES) as u32;
-        let has_error = matches!(vector, 8 | 10..=14 | 17);
-        let mut frame = [[0; 8]; 6];
-        let start = if has_error { 0 } else { 1 };
-        let _ = self.memory.read(Gpa(state.gpr[4].wrapping_sub(SYSTEM)), frame[start..].as_flattened_mut());
-        let [error, rip, _, flags, rsp, _] = frame.map(u64::from_le_bytes);
+        let [vector, error, rip, _, flags, rsp, _]: handlers::Frame =
+            self.words(state.gpr[4].wrapping_sub(SYSTEM));
         let r = &mut output.registers;
         r.gpr = state.gpr;
         r.gpr[4] = rsp;
@@ -233,10 +244,23 @@ impl Guest {
         (r.fcw, r.fsw, r.ftw) = (fpu.fcw, fpu.fsw, u16::from(fpu.ftw));
         (r.fip, r.fdp, r.fop) = (fpu.fip, fpu.fdp, fpu.fop);
         r.st = fpu.st;
-        output.vector = vector;
+        output.vector = vector as u32;
         output.error = error as u32;
         output.cr2 = state.cr2;
+        [output.resumed] = self.words(SHARED + Shared::RESUMED);
+        let log: [u64; 4 * LOGGED] = self.words(SHARED + Shared::LOG);
+        for (fault, words) in output.log.iter_mut().zip(log.as_chunks().0) {
+            let [vector, error, rip, cr2] = *words;
+            *fault = Fault { vector, error, rip, cr2 };
+        }
         Ok(())
+    }
+
+    fn words<const N: usize>(&self, gpa: u64) -> [u64; N] {
+        let mut words = [[0; 8]; N];
+        // Beyond memory there are zeros.
+        let _ = self.memory.read(Gpa(gpa), words.as_flattened_mut());
+        words.map(u64::from_le_bytes)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod child;
 mod compare;
 pub mod forms;
 pub mod guest;
+mod handlers;
 pub mod random;
 pub mod undefined;
 pub mod vendor;
@@ -28,8 +29,9 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use x86::cpuid::{CpuModel, CpuModelError, CpuRequest, CpuidTable, HostCpuid};
 
 use build::World;
-use case::{Input, Output};
+use case::{DATA_AT, IMAGE_BYTES, INT3, Image, Input, Output};
 use child::{BATCH, Child};
+use compare::Ending;
 use forms::Form;
 use guest::{Guest, Lost};
 use random::Random;
@@ -163,6 +165,16 @@ pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError
     Ok(session.report)
 }
 
+/// What memory is before a case sets its own; the same for a batch.
+fn background(seed: u64, case: u64) -> Image {
+    let mut random = Random::new(!seed, case / BATCH as u64);
+    let mut image = [INT3; IMAGE_BYTES];
+    for lane in image[DATA_AT..].as_chunks_mut::<8>().0 {
+        *lane = random.lane().to_le_bytes();
+    }
+    image
+}
+
 struct Session {
     guest: Guest,
     child: Child,
@@ -197,16 +209,19 @@ impl Session {
         let mut output = Box::new(Output::EMPTY);
         for (index, case) in made.iter().enumerate() {
             let batch = self.child.batch();
-            let input = batch.inputs[index];
-            let result = self.guest.run(&input, &mut output);
-            let expected = &self.child.batch().outputs[index];
+            let (input, expected) = (&batch.inputs[index], &batch.outputs[index]);
+            let result = self.guest.run(input, &mut output);
             let difference = match result {
-                Ok(()) => compare::differences(world.host, &case.instruction, &input, expected, &output),
+                Ok(()) => {
+                    let ending = Ending::of(world.host, &case.instruction, input, expected);
+                    compare::differences(&ending, expected, &output)
+                }
                 Err(Lost::Hung) => Some(" the engine hung;".to_owned()),
                 Err(Lost::Astray) => Some(" the engine went astray;".to_owned()),
             };
             self.report.cases += 1;
             if let Some(text) = difference {
+                let input = *input;
                 self.note(case, &input, &text);
             }
         }
@@ -216,13 +231,7 @@ impl Session {
     /// Fills the batch.
     fn make(&mut self, numbers: std::ops::Range<u64>, forms: &[Form], world: &World) -> Vec<Made> {
         let batch = self.child.batch();
-        let mut background = Random::new(!self.seed, numbers.start / BATCH as u64);
-        batch
-            .background
-            .as_chunks_mut::<8>()
-            .0
-            .iter_mut()
-            .for_each(|lane| *lane = background.lane().to_le_bytes());
+        batch.background = background(self.seed, numbers.start);
         let mut made = Vec::with_capacity(BATCH);
         for number in numbers {
             let mut random = Random::new(self.seed, number);
