@@ -6,8 +6,10 @@
 //!    which caches hold them changes from round to round.
 //! 2. Barrier: a counter that all increase, and that each compares with where it must be by now; it never goes
 //!    back, so nothing has to be reset.
-//! 3. Now and then, read the places, so that later loads are quick and stores slow. Then a short delay of random length,
-//!    so that bodies overlap in many ways.
+//! 3. Now and then, read the places, so that later loads are quick and stores slow. Then wait for an agreed time and a short
+//!    random delay, so that bodies overlap, in many ways. The barrier alone would not do: who comes last leaves it
+//!    long before the others see that. So everybody who comes notes a time a little later than now; as all have come, the
+//!    last note is what all of them read. (If the host's counters differ, bodies overlap less, and nothing else.)
 //! 4. The body.
 //! 5. Record R8 to R11. Barrier.
 //!
@@ -39,6 +41,10 @@ pub(super) const PATCH: u64 = 0x8_0000;
 pub(super) const PROCESSORS: usize = 4;
 
 const BARRIER: u64 = DATA + 0x1_0000;
+/// When to go on, by the time stamp counter.
+const APPOINTMENT: u64 = BARRIER + 8;
+/// How long after the last arrival that is, in cycles: enough for all to see it.
+const HEAD_START: i32 = 4096;
 const RECORDS: u64 = 0x20_0000;
 const RECORDS_BYTES: u64 = 0x2_0000;
 const PAGE: u64 = 0x1000;
@@ -97,7 +103,7 @@ impl Frame<'_> {
         for result in [r8, r9, r10, r11] {
             a.xor(result, result)?;
         }
-        self.meet(a)?;
+        self.appoint(a)?;
         self.stagger(a)?;
         body(a, processor)?;
         for (offset, result) in (0i32..).step_by(8).zip([r8, r9, r10, r11]) {
@@ -149,34 +155,50 @@ impl Frame<'_> {
         a.zero_bytes()
     }
 
+    /// Step 2, and the note of when to go on.
+    fn appoint(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        now(a)?;
+        a.add(rax, HEAD_START)?;
+        a.mov(qword_ptr(APPOINTMENT), rax)?;
+        self.meet(a)
+    }
+
     /// Step 3.
     fn stagger(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
         let mut cold = a.create_label();
-        let mut short = a.create_label();
+        let mut long = a.create_label();
         let mut wait = a.create_label();
         a.imul_3(r13, r13, 0x5851_f42d)?;
         a.add(r13, 0x3c6e_f35f)?;
-        a.mov(rax, r13)?;
-        a.shr(rax, 33)?;
-        a.test(eax, 1)?;
+        a.mov(rbx, r13)?;
+        a.shr(rbx, 33)?;
+        a.test(ebx, 1)?;
         a.jz(cold)?;
         for at in self.cleared {
             a.mov(ecx, dword_ptr(*at))?;
         }
         a.set_label(&mut cold)?;
-        // Mostly up to 8 turns, sometimes up to 64.
-        a.mov(ecx, eax)?;
-        a.shr(ecx, 8)?;
-        a.and(ecx, 63)?;
-        a.test(eax, 6)?;
-        a.jz(short)?;
-        a.and(ecx, 7)?;
-        a.set_label(&mut short)?;
-        a.inc(ecx)?;
+        // One round in four has delays of up to 512 cycles, the others of up to 64.
+        a.mov(ecx, ebx)?;
+        a.shr(ebx, 8)?;
+        a.and(ebx, 511)?;
+        a.test(ecx, 6)?;
+        a.jz(long)?;
+        a.and(ebx, 63)?;
+        a.set_label(&mut long)?;
+        a.add(rbx, qword_ptr(APPOINTMENT))?;
         a.set_label(&mut wait)?;
-        a.dec(ecx)?;
-        a.jnz(wait)
+        now(a)?;
+        a.cmp(rax, rbx)?;
+        a.jb(wait)
     }
+}
+
+/// The time stamp counter in RAX; changes RDX.
+fn now(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.rdtsc()?;
+    a.shl(rdx, 32)?;
+    a.or(rax, rdx)
 }
 
 /// One turn of waiting for somebody else: now and then the host's processor is given up. Changes EDI and flags.
