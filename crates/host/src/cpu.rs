@@ -26,6 +26,22 @@ pub fn xgetbv0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Whether the host's operating system lets user programs execute WRGSBASE (AT_HWCAP2, `HWCAP2_FSGSBASE`).
+pub fn has_fsgsbase() -> bool {
+    let (_, hwcap2) = rustix::param::linux_hwcap();
+    hwcap2 & 2 != 0
+}
+
+/// Whether BMI2's instructions exist (CPUID.7.0:EBX bit 8).
+pub fn has_bmi2() -> bool {
+    cpuid(0, 0)[0] >= 7 && cpuid(7, 0)[1] & 1 << 8 != 0
+}
+
+/// Whether AVX's instructions exist and the operating system saves their registers.
+pub fn has_avx() -> bool {
+    cpuid(1, 0)[2] & 1 << 28 != 0 && xgetbv0() & 6 == 6
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -150,6 +150,26 @@ impl Mapping {
         Self::mapped(start, size)
     }
 
+    /// Maps `len` bytes (rounded up to whole pages) of which the first are the whole of `file`, shared, and the rest
+    /// zeros of nobody else's; all readable and writable.
+    ///
+    /// # Errors
+    /// If address space is short, or `len` is not more than the file.
+    pub fn headed(file: &Memfd, len: u64) -> Result<Self, HostError> {
+        if len <= file.len || file.len == 0 {
+            return Err(HostError::Range { offset: 0, len });
+        }
+        let whole = Self::zeros(len)?;
+        let (head, flags) =
+            (x86::bits::index(file.len), MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED);
+        // SAFETY: the pages replaced are the first of `whole`, which has just been made and which nobody else knows.
+        let mapped = unsafe {
+            rustix::mm::mmap(whole.as_ptr().cast(), head, Protection::ReadWrite.flags(), flags, file, 0)
+        };
+        mapped.map_err(|errno| HostError::Map { len, source: errno.into() })?;
+        Ok(whole)
+    }
+
     fn mapped(start: rustix::io::Result<*mut core::ffi::c_void>, len: usize) -> Result<Self, HostError> {
         let failed = |errno: rustix::io::Errno| HostError::Map { len: len as u64, source: errno.into() };
         let start =
@@ -230,6 +250,21 @@ mod tests {
         assert_eq!((first, last), (1, 0));
         assert!(matches!(Mapping::zeros(0), Err(HostError::Map { .. })));
         assert!(matches!(Mapping::zeros(u64::MAX), Err(HostError::Map { .. })));
+    }
+
+    #[test]
+    fn headed_mappings_share_their_head_only() {
+        let file = Memfd::new("test", PAGE_SIZE).unwrap();
+        let (a, b) =
+            (Mapping::headed(&file, 3 * PAGE_SIZE).unwrap(), Mapping::headed(&file, 2 * PAGE_SIZE).unwrap());
+        // SAFETY: the offsets lie in the mappings; nobody else knows them.
+        let seen = unsafe {
+            a.as_ptr().write_volatile(1);
+            a.as_ptr().add(4096).write_volatile(2);
+            (b.as_ptr().read_volatile(), b.as_ptr().add(4096).read_volatile())
+        };
+        assert_eq!((seen, a.len()), ((1, 0), 3 * 4096));
+        assert!(matches!(Mapping::headed(&file, PAGE_SIZE), Err(HostError::Range { .. })));
     }
 
     #[test]

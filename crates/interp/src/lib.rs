@@ -11,6 +11,7 @@
 //! - `alu`: arithmetic and flags as pure functions; `exec`: the integer instructions, a family per file;
 //! - `system`: segments, gates, interrupts, control registers, and all that needs privilege;
 //! - `vector`, `x87`: operands and exceptions of what the host's own processor computes;
+//! - `slow_path`: what another engine calls when it leaves something to this one;
 //! - `access`: every road to guest memory; `cpu`: the registers and what is derived from them.
 
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
@@ -24,12 +25,14 @@ mod exec;
 mod lower;
 mod op;
 mod operand;
+mod slow_path;
 mod system;
 mod vcpu;
 mod vector;
 mod width;
 mod x87;
 
+pub use slow_path::{Regime, Registers, offers};
 pub use vcpu::InterpVcpu;
 
 use engine::{Engine, EngineError, Vcpu, VcpuSetup};

@@ -19,8 +19,8 @@ use crate::op::Break;
 
 /// A vCPU that interprets.
 pub struct InterpVcpu {
-    cpu: Cpu,
-    blocks: Blocks,
+    pub(crate) cpu: Cpu,
+    pub(crate) blocks: Blocks,
 }
 
 impl InterpVcpu {
@@ -51,7 +51,7 @@ impl InterpVcpu {
     /// Looks at kicks and pending events; returns an exit if there is one.
     #[cold]
     #[inline(never)]
-    fn attend(&mut self) -> Option<Exit> {
+    pub(crate) fn attend(&mut self) -> Option<Exit> {
         let cpu = &mut self.cpu;
         if cpu.kick.is_raised() && cpu.kick.take() {
             cpu.look = true;
@@ -90,7 +90,7 @@ impl InterpVcpu {
 
     /// Executes one block.
     #[inline]
-    fn execute(&mut self) {
+    pub(crate) fn execute(&mut self) {
         let cpu = &mut self.cpu;
         cpu.sync_memory();
         if cpu.slow {
@@ -106,7 +106,7 @@ impl InterpVcpu {
 
     /// Executes one instruction with breakpoints, shadows and single step.
     #[cold]
-    fn single_step(&mut self) {
+    pub(crate) fn single_step(&mut self) {
         let cpu = &mut self.cpu;
         let shadowed = std::mem::take(&mut cpu.pending.mov_ss_shadow);
         cpu.pending.sti_shadow = false;
@@ -145,7 +145,7 @@ impl Cpu {
 
     /// Runs the first instruction of a block, if it lies within the CS limit.
     #[cold]
-    fn run_checked(&mut self, block: &Block) -> Result<(), Break> {
+    pub(crate) fn run_checked(&mut self, block: &Block) -> Result<(), Break> {
         let first = block.ops.first().map_or(1, |op| u64::from(op.len));
         if self.flat || self.code_limit_holds(first) { self.run_ops(block, 1) } else { Err(self.gp0()) }
     }
@@ -176,7 +176,7 @@ impl Cpu {
 
     /// Delivers what an instruction raised.
     #[inline]
-    fn finish(&mut self, result: Result<(), Break>) {
+    pub(crate) fn finish(&mut self, result: Result<(), Break>) {
         if let Err(reason) = result {
             self.break_off(reason);
         }

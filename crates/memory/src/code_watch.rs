@@ -61,13 +61,13 @@ impl CodeWatch {
         (before & !WRITABLE | WATCHED, before & WRITABLE != 0)
     }
 
-    /// The frame's bytes were changed, before this call.
-    pub(crate) fn written(&self, mfn: Mfn) {
-        let Some(word) = self.frames.get(index(mfn.0)) else { return };
-        // Refused only where nothing is watched, which needs no telling.
-        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
+    /// The frame's bytes were changed, before this call. True if that ended a watch.
+    pub(crate) fn written(&self, mfn: Mfn) -> bool {
+        let Some(word) = self.frames.get(index(mfn.0)) else { return false };
+        word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
             (old & WATCHED != 0).then(|| old.wrapping_add(CHANGED))
-        });
+        })
+        .is_ok()
     }
 
     /// Asks to cache a writable translation of the frame: refused while it is watched.

@@ -24,15 +24,15 @@
 //! # The short cut and the epoch
 //! An engine caches translations that lead straight to a machine frame. Three things can make one wrong: a P2M change,
 //! a harvest of the dirty log (the next write has to be logged again), a frame that came to hold decoded code (writes
-//! have to be noticed). Each of these first changes its own table, then raises the **epoch**. Whoever caches
-//! translations promises, per vCPU:
+//! have to be noticed). Each of these first changes its own table, then raises the **epoch** by a [`Change`]. Whoever
+//! caches translations promises, per vCPU:
 //!
 //! 1. To read [`GuestMemory::epoch`] *before* the look-ups whose results it caches, and to remember it as *seen*.
 //! 2. To cache a writable translation only if [`GuestMemory::may_cache_writes`] says so; otherwise each write is
 //!    followed by [`GuestMemory::note_write`].
 //! 3. At each block boundary, and before it reports itself stopped, to compare the epoch with *seen*. If they differ: read
-//!    the new epoch, call `note_write` for every writable translation it holds, drop all translations, and remember the new
-//!    epoch as seen.
+//!    the new epoch and the changes up to it, call `note_write` for every writable translation it holds of the frames that
+//!    they concern, drop those translations, and remember the new epoch as seen.
 //! 4. To do 3 also before a writable translation is dropped for any other reason (a flush that the guest asked for,
 //!    replacement by another entry), if the epoch differs from *seen*.
 //!
@@ -51,11 +51,12 @@
 //! that raise it. On other vCPUs it is up at the latest when the writer reaches a block boundary.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use x86::bits::index;
 use x86::{Gfn, Gpa, Mfn, PAGE_SIZE};
 
+use crate::changes::{Change, ChangeLog};
 use crate::code_watch::CodeWatch;
 use crate::dirty::DirtyLog;
 use crate::layout::Layout;
@@ -65,7 +66,7 @@ use crate::{FrameKind, Frames, MemoryError, P2mEntry, RamRange, SavedP2m, Word};
 /// The memory of one guest: machine frames, the map to them, the dirty log, the watch over code.
 #[derive(Debug)]
 pub struct GuestMemory {
-    epoch: AtomicU64,
+    changes: ChangeLog,
     frames: Frames,
     p2m: P2m,
     code: CodeWatch,
@@ -81,8 +82,7 @@ impl GuestMemory {
     pub fn new(ranges: &[RamRange]) -> Result<Self, MemoryError> {
         let layout = Layout::new(ranges)?;
         Ok(Self {
-            // 0 is left to mean "never seen".
-            epoch: AtomicU64::new(1),
+            changes: ChangeLog::new(),
             frames: Frames::new(layout.frames())?,
             p2m: P2m::new(&layout)?,
             code: CodeWatch::new(layout.frames())?,
@@ -297,7 +297,9 @@ impl GuestMemory {
         // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
         fence(Ordering::SeqCst);
         self.log_write(gfn);
-        self.code.written(mfn);
+        if self.code.written(mfn) {
+            self.changes.push(Change::Written(mfn));
+        }
     }
 
     fn log_write(&self, gfn: Gfn) {
@@ -314,7 +316,7 @@ impl GuestMemory {
     pub fn watch_code(&self, mfn: Mfn) -> u32 {
         let (version, writable) = self.code.watch(mfn);
         if writable {
-            self.raise_epoch();
+            self.changes.push(Change::Watched(mfn));
         }
         version
     }
@@ -332,14 +334,20 @@ impl GuestMemory {
         self.code.is_watched(mfn)
     }
 
-    /// Changes whenever cached translations may have become wrong; never 0. The rules stand on top of this file.
+    /// Changes whenever cached translations or cached code may have become wrong; never 0. The rules stand on top of
+    /// this file.
     #[inline(always)]
     pub fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+        self.changes.epoch()
+    }
+
+    /// What happened from epoch `seen` to epoch `now`.
+    pub fn changes(&self, seen: u64, now: u64) -> impl Iterator<Item = Change> {
+        self.changes.between(seen, now)
     }
 
     fn raise_epoch(&self) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.changes.push(Change::Everything);
     }
 
     // ---- the saved form ------------------------------------------------------------------------------------------

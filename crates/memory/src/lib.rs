@@ -8,12 +8,14 @@
 //! | [`p2m`] | what each guest frame is at the moment, and which machine frame stands behind it |
 //! | `dirty` | which guest frames were written since one last asked |
 //! | `code_watch` | which machine frames hold code that an engine has cached |
+//! | `changes` | what happened that caches must hear of |
 //! | [`guest`] | [`GuestMemory`]: all of it together, and the *epoch* that keeps cached translations honest |
 //! | [`saved`] | the saved form of the map |
 
 #![allow(unsafe_code)]
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
+mod changes;
 mod code_watch;
 mod dirty;
 pub mod error;
@@ -25,6 +27,7 @@ pub mod saved;
 pub mod word;
 mod zeroed;
 
+pub use changes::Change;
 pub use error::MemoryError;
 pub use frames::Frames;
 pub use guest::GuestMemory;

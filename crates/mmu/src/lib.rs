@@ -16,5 +16,6 @@ mod walk;
 
 pub use context::{Access, PagingContext, PagingFeatures, Privilege};
 pub use pdpte::{InvalidPdpte, load_pdptes};
-pub use tlb::{Invpcid, MmuStats, Target, Tlb};
+pub use region::RegionFilter;
+pub use tlb::{Invalidation, Invpcid, MmuStats, Resolved, Target, Tlb};
 pub use walk::{PageFault, PageSize, Translation, probe, walk};

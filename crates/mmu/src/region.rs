@@ -10,7 +10,7 @@ const BITS: u32 = 64 * 8;
 
 /// A set of region numbers, too large at times.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RegionFilter([u64; WORDS]);
+pub struct RegionFilter([u64; WORDS]);
 
 impl RegionFilter {
     const fn place(region: u64) -> (usize, u64) {
@@ -20,12 +20,14 @@ impl RegionFilter {
         ((bit / 64) as usize % WORDS, 1 << (bit % 64))
     }
 
-    pub(crate) const fn insert(&mut self, region: u64) {
+    /// Puts a region in.
+    pub const fn insert(&mut self, region: u64) {
         let (word, bit) = Self::place(region);
         self.0[word] |= bit;
     }
 
-    pub(crate) const fn may_contain(&self, region: u64) -> bool {
+    /// False if the region surely was not put in.
+    pub const fn may_contain(&self, region: u64) -> bool {
         let (word, bit) = Self::place(region);
         self.0[word] & bit != 0
     }

@@ -30,7 +30,7 @@
 
 use std::sync::Arc;
 
-use memory::{FrameKind, GuestMemory};
+use memory::{Change, FrameKind, GuestMemory};
 use x86::bits::index;
 use x86::{Gfn, Gpa, Gva, Mfn, PAGE_MASK, PAGE_SHIFT};
 
@@ -101,6 +101,37 @@ pub enum Target {
     Ignore,
 }
 
+/// A translated access, for whoever caches it elsewhere too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// What it meets.
+    pub target: Target,
+    /// The size of the page, of which an invalidation drops all.
+    pub page_size: PageSize,
+    /// The page is global.
+    pub global: bool,
+}
+
+/// What was invalidated, for whoever caches translations elsewhere too ([`Tlb::take_invalidations`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// Everything in every address space.
+    All,
+    /// Everything but global pages.
+    NonGlobal,
+    /// The page that holds this address, in the current address space, and everywhere if it is global.
+    Page(Gva),
+    /// That page in one address space, unless it is global.
+    PageOf(u16, Gva),
+    /// An address space, global pages excepted.
+    Space(u16),
+    /// Another address space is the current one from now on.
+    Switch(u16),
+}
+
+/// Invalidations kept for somebody who does not ask; more are one [`Invalidation::All`].
+const LOGGED: usize = 16;
+
 /// The kinds of INVPCID (SDM vol. 2A).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invpcid {
@@ -160,6 +191,8 @@ pub struct Tlb {
     /// Global pages that are tagged with an address space's own id.
     global_private: RegionFilter,
     stats: MmuStats,
+    /// What was invalidated since somebody asked, if anybody does.
+    log: Option<Vec<Invalidation>>,
 }
 
 impl Tlb {
@@ -181,6 +214,7 @@ impl Tlb {
             gib: RegionFilter::default(),
             global_private: RegionFilter::default(),
             stats: MmuStats::default(),
+            log: None,
         };
         tlb.clear();
         tlb
@@ -244,10 +278,37 @@ impl Tlb {
         access: Access,
         privilege: Privilege,
     ) -> Result<Target, PageFault> {
+        self.resolve(context, va, access, privilege).map(|resolved| resolved.target)
+    }
+
+    /// As [`Tlb::fill`], with what a cache of the caller's own needs to know besides.
+    ///
+    /// # Errors
+    /// If the guest's tables do not allow the access.
+    pub fn resolve(
+        &mut self,
+        context: &PagingContext,
+        va: Gva,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<Resolved, PageFault> {
         self.sync_epoch();
         let translation =
             walk(&self.memory, context, va, access, privilege).inspect_err(|_| self.stats.faults += 1)?;
         self.stats.fills += 1;
+        let target = self.reach(context, va, access, privilege, &translation);
+        Ok(Resolved { target, page_size: translation.page_size, global: translation.global })
+    }
+
+    /// Where a translation ends, cached if it may be.
+    fn reach(
+        &mut self,
+        context: &PagingContext,
+        va: Gva,
+        access: Access,
+        privilege: Privilege,
+        translation: &Translation,
+    ) -> Target {
         let gfn = translation.gpa.frame();
         let mut entry = self.memory.entry(gfn);
         if entry.kind == FrameKind::Ballooned && self.memory.set_kind(gfn, FrameKind::Ram).is_ok() {
@@ -258,11 +319,11 @@ impl Tlb {
         let cached = match (entry.kind, write) {
             (FrameKind::Ram, true) => self.memory.may_cache_writes(gfn, entry.mfn),
             (FrameKind::Ram | FrameKind::ReadOnly | FrameKind::Shared, false) => true,
-            (FrameKind::Mmio, _) => return Ok(Target::Mmio(translation.gpa)),
-            _ => return Ok(Target::Ignore),
+            (FrameKind::Mmio, _) => return Target::Mmio(translation.gpa),
+            _ => return Target::Ignore,
         };
-        self.insert(&context.regime, va, privilege, &translation, (gfn, entry.mfn), write && cached);
-        Ok(Target::Ram { mfn: entry.mfn, gfn, cached })
+        self.insert(&context.regime, va, privilege, translation, (gfn, entry.mfn), write && cached);
+        Target::Ram { mfn: entry.mfn, gfn, cached }
     }
 
     /// Caches a translation: for reads and fetches if its page allows them, for writes if told so.
@@ -321,15 +382,38 @@ impl Tlb {
     }
 
     #[cold]
+    #[inline(never)]
     fn new_epoch(&mut self) {
         self.stats.epochs += 1;
-        self.seen = self.memory.epoch();
+        let memory = self.memory.clone();
+        let now = memory.epoch();
+        let seen = std::mem::replace(&mut self.seen, now);
+        for change in memory.changes(seen, now) {
+            match change {
+                Change::Everything => {
+                    self.note_writes(|_| true);
+                    return self.clear();
+                }
+                Change::Watched(mfn) => self.drop_frame(mfn),
+                Change::Written(_) => {}
+            }
+        }
+    }
+
+    /// Reports what may have been written through translations of the frames that `concerns` picks.
+    fn note_writes(&self, concerns: impl Fn(Mfn) -> bool) {
         for (entry, &gfn) in self.entries.iter().zip(self.gfns.iter()).take(USED) {
-            if entry.write != NO_TAG {
+            if entry.write != NO_TAG && concerns(entry.mfn) {
                 self.memory.note_write(gfn, entry.mfn);
             }
         }
-        self.clear();
+    }
+
+    fn drop_frame(&mut self, mfn: Mfn) {
+        self.note_writes(|frame| frame == mfn);
+        for entry in self.entries.iter_mut().take(USED).filter(|entry| entry.mfn == mfn) {
+            entry.write = NO_TAG;
+        }
     }
 
     /// To be called when anything has changed in the context other than by a load of CR3 (CR0, CR4, EFER, the whole
@@ -355,6 +439,7 @@ impl Tlb {
         if !keep {
             self.stats.flushes += 1;
             self.forget(pcid);
+            self.record(Invalidation::Space(pcid));
         }
         self.select(pcid);
     }
@@ -362,6 +447,7 @@ impl Tlb {
     /// Drops everything.
     pub fn flush_all(&mut self) {
         self.sync_epoch();
+        self.record(Invalidation::All);
         self.stats.flushes += 1;
         self.spaces.fill(Space::default());
         self.shared_id = self.take_id();
@@ -371,6 +457,7 @@ impl Tlb {
     /// Drops everything but global pages, in all address spaces.
     pub fn flush_non_global(&mut self) {
         self.sync_epoch();
+        self.record(Invalidation::NonGlobal);
         self.stats.flushes += 1;
         self.spaces.fill(Space::default());
         self.select(self.pcid);
@@ -379,6 +466,7 @@ impl Tlb {
     /// INVLPG: drops the page that holds `va` from the current address space, and from all if it is global.
     pub fn invalidate_page(&mut self, va: Gva) {
         self.sync_epoch();
+        self.record(Invalidation::Page(va));
         self.stats.invalidations += 1;
         self.drop_tag(self.tag(va));
         self.drop_tag(va.0 & !PAGE_MASK | u64::from(self.shared_id));
@@ -391,6 +479,7 @@ impl Tlb {
             Invpcid::Address { pcid, va } => {
                 self.sync_epoch();
                 self.stats.invalidations += 1;
+                self.record(Invalidation::PageOf(pcid, va));
                 let id = self.spaces[usize::from(pcid) % PCIDS].id;
                 self.drop_tag(va.0 & !PAGE_MASK | u64::from(id));
                 self.scan_for(va, false);
@@ -398,12 +487,42 @@ impl Tlb {
             Invpcid::Single { pcid } => {
                 self.sync_epoch();
                 self.stats.flushes += 1;
+                self.record(Invalidation::Space(pcid));
                 self.forget(pcid);
                 self.select(self.pcid);
             }
             Invpcid::All => self.flush_all(),
             Invpcid::AllNonGlobal => self.flush_non_global(),
         }
+    }
+
+    /// Keeps a log of invalidations from now on.
+    pub fn log_invalidations(&mut self) {
+        self.log = Some(Vec::with_capacity(LOGGED + 2));
+        self.record(Invalidation::All);
+        self.record(Invalidation::Switch(self.pcid));
+    }
+
+    /// Whether anything has been invalidated since the log was last taken.
+    #[inline(always)]
+    pub fn has_invalidations(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| !log.is_empty())
+    }
+
+    /// Hands what was invalidated since the last time, in order, to `act`.
+    pub fn take_invalidations(&mut self, act: impl FnMut(Invalidation)) {
+        if let Some(log) = &mut self.log {
+            log.drain(..).for_each(act);
+        }
+    }
+
+    fn record(&mut self, what: Invalidation) {
+        let Some(log) = &mut self.log else { return };
+        if log.len() >= LOGGED {
+            log.clear();
+            log.extend([Invalidation::All, Invalidation::Switch(self.pcid)]);
+        }
+        log.push(what);
     }
 
     fn drop_tag(&mut self, tag: u64) {
@@ -440,6 +559,9 @@ impl Tlb {
 
     /// Makes `pcid`'s address space the current one.
     fn select(&mut self, pcid: u16) {
+        if self.pcid != pcid {
+            self.record(Invalidation::Switch(pcid));
+        }
         self.pcid = pcid;
         if self.spaces[usize::from(pcid) % PCIDS].id == 0 {
             // Taking an id may clear everything, so the space is looked at again.

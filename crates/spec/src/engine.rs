@@ -11,18 +11,21 @@ pub enum EngineChoice {
     /// The fastest that works on this host.
     #[default]
     Auto,
+    /// Binary translation.
+    Bt,
     /// The interpreter.
     Interp,
 }
 
 impl EngineChoice {
     /// Every choice, for help and completions.
-    pub const ALL: [Self; 2] = [Self::Auto, Self::Interp];
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Bt, Self::Interp];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
+            Self::Bt => "bt",
             Self::Interp => "interp",
         }
     }

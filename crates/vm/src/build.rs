@@ -111,6 +111,7 @@ impl Builder {
 /// The engine of a name.
 fn engine_of(choice: EngineChoice) -> Arc<dyn Engine> {
     match choice {
+        EngineChoice::Bt => Arc::new(engine_bt::Bt::default()),
         EngineChoice::Auto | EngineChoice::Interp => Arc::new(interp::Interp),
     }
 }

@@ -4,7 +4,7 @@ use iced_x86::{CodeSize, CpuidFeature, Instruction, Mnemonic};
 use x86::cpuid::{Feature, FeatureSet};
 
 /// Whether the CPU model has everything that the instruction needs.
-pub(super) fn offered(insn: &Instruction, features: &FeatureSet) -> bool {
+pub(crate) fn offered(insn: &Instruction, features: &FeatureSet) -> bool {
     // Two encodings that older processors execute as BSR and BSF: the prefix is ignored, nothing faults.
     if matches!(insn.mnemonic(), Mnemonic::Lzcnt | Mnemonic::Tzcnt) {
         return true;

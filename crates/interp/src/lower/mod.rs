@@ -9,6 +9,7 @@ mod feature;
 mod integer;
 mod system;
 
+pub(crate) use feature::offered;
 use iced_x86::{CodeSize, Instruction, Mnemonic, OpKind, Register};
 use x86::cpuid::FeatureSet;
 
@@ -34,7 +35,7 @@ pub(crate) fn too_long(cpu: &mut Cpu, _: &Op) -> Step {
 /// Lowers one instruction, encoded in `bytes`.
 pub(crate) fn lower(insn: &Instruction, bytes: &[u8], features: &FeatureSet) -> Lowered {
     let mut op = operands(insn);
-    let offered = feature::offered(insn, features);
+    let offered = offered(insn, features);
     let handler = if offered {
         integer::select(insn, &mut op, features).or_else(|| system::select(insn, &mut op))
     } else {

@@ -1,5 +1,6 @@
-//! The cases on the interpreter; and that the runner sees what is wrong with a case.
+//! The cases on every engine; and that the runner sees what is wrong with a case.
 
+use engine_bt::Bt;
 use interp::Interp;
 
 use super::*;
@@ -7,6 +8,13 @@ use super::*;
 #[test]
 fn the_interpreter_does_what_the_manual_says() {
     let report = run(&Interp, FILES).unwrap();
+    assert!(report.failures.is_empty(), "\n{report}");
+    println!("{report}");
+}
+
+#[test]
+fn the_translator_does_what_the_manual_says() {
+    let report = run(&Bt::eager(), FILES).unwrap();
     assert!(report.failures.is_empty(), "\n{report}");
     println!("{report}");
 }

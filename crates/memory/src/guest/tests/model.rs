@@ -61,7 +61,7 @@ impl Model {
 
     fn written(&mut self, gfn: u64) {
         self.log(gfn);
-        self.watched.remove(&gfn);
+        self.raised |= self.watched.remove(&gfn).is_some();
     }
 
     /// The byte at `gpa`; `None` if it cannot be read.
@@ -200,7 +200,7 @@ fn apply(memory: &GuestMemory, model: &mut Model, op: Op) {
         }
         Op::TakeDirty => {
             let dirty = std::mem::take(&mut model.dirty);
-            model.raised = !dirty.is_empty();
+            model.raised |= !dirty.is_empty();
             assert_eq!(memory.take_dirty(), dirty.into_iter().map(Gfn).collect::<Vec<_>>());
         }
         Op::MayCacheWrites(gfn) => {

@@ -1,6 +1,6 @@
 //! Threads that use memory as vCPUs, devices and a migration would, at once.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 
 use super::*;

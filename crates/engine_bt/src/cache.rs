@@ -1,0 +1,273 @@
+//! The code cache: where translations lie, and how they are found by what they are translations of.
+//!
+//! A block is known by machine frame, offset and mode, so a frame that is mapped many times is translated once, and a
+//! change of mapping cannot run the wrong code. Code is laid down one block after the other; when there is no room
+//! left, everything is dropped at once, which costs a moment of interpretation and no bookkeeping at all.
+//!
+//! When a frame's code has been written, its blocks are *stale*: they are no longer found, and both their entries
+//! become jumps to code of their own that leaves. Whoever had been linked to them goes there; nothing need be unlinked.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use host::{CodeMemory, HostError};
+use translate::{Block, Exit, Form, Mode};
+use x86::Mfn;
+
+/// Mixes a number that is all the key there is.
+#[derive(Default)]
+pub(crate) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
+
+/// What a block is a translation of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) mfn: Mfn,
+    pub(crate) offset: u16,
+    pub(crate) mode: Mode,
+}
+
+impl Key {
+    /// As one number: frames have at most 40 bits.
+    pub(crate) fn number(self) -> u64 {
+        self.mfn.0 << 20 | u64::from(self.offset & 0xfff) << 8 | u64::from(self.mode.bits())
+    }
+}
+
+/// A block in place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub(crate) key: Key,
+    /// Where its code begins in the cache.
+    pub(crate) start: u32,
+    pub(crate) bytes: u32,
+    entry_host: u32,
+    entry_memory: u32,
+    host_is_free: bool,
+    stale_host: u32,
+    stale_memory: u32,
+    pub(crate) stale: bool,
+}
+
+/// An exit in place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlacedSite {
+    /// Which block's.
+    pub(crate) block: u32,
+    /// Page offset of the guest instruction, or of the target.
+    pub(crate) guest: u16,
+    pub(crate) exit: Exit,
+}
+
+/// What was counted since the cache was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Blocks translated.
+    pub blocks: u64,
+    /// Guest instructions in them.
+    pub instructions: u64,
+    /// Bytes of host code made.
+    pub bytes: u64,
+    /// Direct jumps linked.
+    pub links: u64,
+    /// Blocks dropped because their code was written.
+    pub stale: u64,
+    /// Times that everything was dropped for want of room.
+    pub flushes: u64,
+}
+
+pub(crate) struct Cache {
+    code: CodeMemory,
+    used: usize,
+    blocks: Vec<Placed>,
+    sites: Vec<PlacedSite>,
+    index: NumberMap<u32>,
+    frames: NumberMap<Vec<u32>>,
+    /// The latest stale block of each key.
+    replaceable: NumberMap<u32>,
+    pub(crate) stats: CacheStats,
+}
+
+/// Code kept free for the exit that no block has.
+const RESERVED: usize = 64;
+/// Blocks begin at multiples of this.
+const ALIGNMENT: usize = 16;
+/// JMP rel32.
+const JMP: u8 = 0xe9;
+
+impl Cache {
+    pub(crate) fn new(bytes: u64) -> Result<Self, HostError> {
+        let mut cache = Self {
+            code: CodeMemory::new(bytes.max(1 << 20))?,
+            used: RESERVED,
+            blocks: Vec::new(),
+            sites: Vec::new(),
+            index: NumberMap::default(),
+            frames: NumberMap::default(),
+            replaceable: NumberMap::default(),
+            stats: CacheStats::default(),
+        };
+        cache.code.write(0, &translate::unforeseen_exit())?;
+        cache.clear();
+        cache.stats.flushes = 0;
+        Ok(cache)
+    }
+
+    /// Where the exit is that the bottom of a shadow stack returns to.
+    pub(crate) fn unforeseen(&self) -> u64 {
+        self.code.exec_ptr(0) as u64
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.used = RESERVED;
+        self.blocks.clear();
+        self.sites.clear();
+        // Number zero is the exit that no block has.
+        self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit: Exit::Lookup });
+        self.index.clear();
+        self.frames.clear();
+        self.replaceable.clear();
+        self.stats.flushes += 1;
+    }
+
+    /// Whether a block of `bytes` bytes of code has room.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.used + bytes + ALIGNMENT <= self.code.len()
+    }
+
+    pub(crate) fn find(&self, key: Key) -> Option<u32> {
+        self.index.get(&key.number()).copied()
+    }
+
+    pub(crate) fn block(&self, number: u32) -> Option<&Placed> {
+        self.blocks.get(number as usize)
+    }
+
+    pub(crate) fn site(&self, number: u32) -> Option<PlacedSite> {
+        self.sites.get(number as usize).copied()
+    }
+
+    /// Puts a block in place; there is room.
+    pub(crate) fn place(&mut self, key: Key, mut block: Block) -> Result<u32, HostError> {
+        let number = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
+        let start = self.used.next_multiple_of(ALIGNMENT);
+        for site in &block.sites {
+            let site_number = u32::try_from(self.sites.len()).unwrap_or(0);
+            let at = site.number_at as usize;
+            if let Some(slot) = block.code.get_mut(at..at + 4) {
+                slot.copy_from_slice(&site_number.to_le_bytes());
+            }
+            self.sites.push(PlacedSite { block: number, guest: site.guest, exit: site.exit });
+        }
+        self.code.write(start, &block.code)?;
+        self.used = start + block.code.len();
+        self.blocks.push(Placed {
+            key,
+            start: offset32(start),
+            bytes: offset32(block.code.len()),
+            entry_host: block.entry_host,
+            entry_memory: block.entry_memory,
+            host_is_free: block.host_is_free,
+            stale_host: block.stale_host,
+            stale_memory: block.stale_memory,
+            stale: false,
+        });
+        self.index.insert(key.number(), number);
+        self.frames.entry(key.mfn.0).or_default().push(number);
+        self.stats.blocks += 1;
+        self.stats.instructions += u64::from(block.instructions);
+        self.stats.bytes += block.code.len() as u64;
+        self.replace(key, number)?;
+        Ok(number)
+    }
+
+    /// The host address of an offset in a block.
+    pub(crate) fn address(&self, block: &Placed, offset: u32) -> u64 {
+        self.code.exec_ptr(block.start as usize + offset as usize) as u64
+    }
+
+    /// Where a block is entered with the flags in memory.
+    pub(crate) fn entry(&self, block: &Placed) -> u64 {
+        self.address(block, block.entry_memory)
+    }
+
+    /// Lets the displacement at `jump` of block `from` lead to block `to`.
+    pub(crate) fn link(&mut self, from: u32, jump: u32, form: Form, to: u32) -> Result<(), HostError> {
+        let (Some(from), Some(to)) = (self.block(from).copied(), self.block(to).copied()) else {
+            return Ok(());
+        };
+        let entry = match form {
+            Form::Host => to.entry_host,
+            Form::Both if to.host_is_free => to.entry_host,
+            _ => to.entry_memory,
+        };
+        let (at, target) = (from.start + jump, to.start + entry);
+        self.stats.links += 1;
+        self.code.write(at as usize, &target.wrapping_sub(at + 4).to_le_bytes())
+    }
+
+    /// The code of a frame has been written: its blocks are stale. False if it has none.
+    pub(crate) fn make_stale(&mut self, mfn: Mfn) -> Result<bool, HostError> {
+        let Some(numbers) = self.frames.remove(&mfn.0) else { return Ok(false) };
+        for &number in &numbers {
+            let Some(block) = self.blocks.get_mut(number as usize) else { continue };
+            block.stale = true;
+            let block = *block;
+            self.index.remove(&block.key.number());
+            self.stats.stale += 1;
+            self.replaceable.insert(block.key.number(), number);
+            self.divert(block.start + block.entry_memory, block.start + block.stale_memory)?;
+            if block.entry_host != block.entry_memory {
+                self.divert(block.start + block.entry_host, block.start + block.stale_host)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// What leads to the stale block of a key leads to its successor from now on.
+    fn replace(&mut self, key: Key, by: u32) -> Result<(), HostError> {
+        let Some(old) = self.replaceable.remove(&key.number()) else { return Ok(()) };
+        let (Some(old), Some(new)) = (self.block(old).copied(), self.block(by).copied()) else {
+            return Ok(());
+        };
+        self.divert(old.start + old.entry_memory, new.start + new.entry_memory)?;
+        if old.entry_host != old.entry_memory {
+            self.divert(old.start + old.entry_host, new.start + new.entry_host)?;
+        }
+        Ok(())
+    }
+
+    /// Code at `from` becomes a jump to `to`, offsets in the cache.
+    fn divert(&mut self, from: u32, to: u32) -> Result<(), HostError> {
+        let distance = to.wrapping_sub(from + 5).to_le_bytes();
+        self.code.write(from as usize, &[JMP, distance[0], distance[1], distance[2], distance[3]])
+    }
+
+    /// Blocks by the order in which they were made.
+    pub(crate) fn blocks(&self) -> &[Placed] {
+        &self.blocks
+    }
+}
+
+/// The cache is smaller than 4 GiB.
+fn offset32(offset: usize) -> u32 {
+    u32::try_from(offset).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,119 @@
+//! The binary-translation engine: most of the guest runs as a translation of itself.
+//!
+//! Where things are:
+//!
+//! - `vcpu`: the loop, exits, and how nothing stale ever runs;
+//! - `cache`: translations and how they are found; `heat`: when code is worth one;
+//! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
+//! - `enter`: the assembly between Rust and translated code.
+//!
+//! What a translation looks like is the crate `translate`'s business; whatever it does not translate, and everything
+//! that happens between instructions, is [`interp`]'s.
+
+#![allow(unsafe_code)]
+
+mod cache;
+mod enter;
+mod heat;
+mod shadow;
+mod status;
+mod vcpu;
+mod views;
+
+pub use cache::CacheStats;
+pub use vcpu::BtVcpu;
+
+use engine::{Engine, EngineError, Vcpu, VcpuSetup};
+
+/// The name that `--engine` knows.
+const NAME: &str = "bt";
+
+/// How the engine is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of the code cache of each vCPU.
+    pub code_cache: u64,
+    /// How often code is interpreted before it is translated.
+    pub hot_after: u8,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { code_cache: 64 << 20, hot_after: 16 }
+    }
+}
+
+/// What a vCPU counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BtStats {
+    /// Times that translated code was entered.
+    pub entries: u64,
+    /// TLB misses.
+    pub misses: u64,
+    /// Misses whose access could not be cached: devices, code, operands across two pages.
+    pub slow_accesses: u64,
+    /// Instructions that translated code left to the interpreter.
+    pub callouts: u64,
+    /// Jumps met before they were linked.
+    pub unlinked: u64,
+    /// Jumps whose target was not in the jump cache.
+    pub lookups: u64,
+    /// Exits because somebody wanted attention.
+    pub attentions: u64,
+    /// Entries of blocks whose code had been written.
+    pub stale_entries: u64,
+    /// Blocks interpreted.
+    pub interpreted: u64,
+    /// The code cache.
+    pub cache: CacheStats,
+}
+
+/// The engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bt {
+    options: Options,
+}
+
+impl Bt {
+    /// An engine set up so.
+    pub const fn new(options: Options) -> Self {
+        Self { options }
+    }
+
+    /// An engine that translates everything the first time it is met.
+    pub fn eager() -> Self {
+        Self::new(Options { hot_after: 0, ..Options::default() })
+    }
+
+    /// Whether the host has what the engine needs.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check_host() -> Result<(), EngineError> {
+        if host::cpu::has_fsgsbase() {
+            return Ok(());
+        }
+        let reason =
+            "the kernel does not let programs set the GS base (FSGSBASE, Linux 5.9 and later)".to_owned();
+        Err(EngineError::Unavailable { engine: NAME, reason })
+    }
+
+    /// A vCPU in the reset state, as what it is.
+    ///
+    /// # Errors
+    /// If the host refuses memory or lacks what the engine needs.
+    pub fn vcpu(&self, setup: VcpuSetup) -> Result<BtVcpu, EngineError> {
+        Self::check_host()?;
+        BtVcpu::new(setup, &self.options)
+    }
+}
+
+impl Engine for Bt {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(self.vcpu(setup)?))
+    }
+}

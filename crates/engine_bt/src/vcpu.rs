@@ -1,0 +1,491 @@
+//! The vCPU: translated code where there is some, the interpreter for the rest.
+//!
+//! [`BtVcpu::run`](engine::Vcpu::run) goes round a loop: events first; then the block at RIP, if it has been translated,
+//! runs until it leaves; otherwise the interpreter runs one of its own, and code that has come by often enough is
+//! translated. While translated code runs the registers are in the processor, between whiles in the interpreter's state,
+//! which is the vCPU's.
+//!
+//! # Why nothing stale runs
+//! Before translated code is entered, all changes of memory and all invalidations that have happened have been acted on
+//! ([`BtVcpu::catch_up`]). While it runs, this vCPU changes no mapping and writes no code that has been translated: such a
+//! write misses the TLB and leaves. Changes by others are acted on when this vCPU is next called, which they do.
+
+use engine::{EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
+use host::HostError;
+use iced_x86::Instruction;
+use interp::{InterpVcpu, Regime, Registers};
+use memory::Change;
+use mmu::{Access, Privilege, Resolved, Target};
+use translate::context::Table;
+use translate::{Exit, HostFeatures, Mode, Source};
+use x86::rflags::STATUS;
+use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
+
+use crate::cache::{Cache, Key};
+use crate::enter::{Gate, set_gs};
+use crate::heat::Heat;
+use crate::shadow::Shadows;
+use crate::status;
+use crate::views::{Go, Stale, Views};
+use crate::{BtStats, Options};
+
+/// A vCPU that translates.
+pub struct BtVcpu {
+    slow: InterpVcpu,
+    views: Views,
+    cache: Cache,
+    shadows: Shadows,
+    heat: Heat,
+    gate: Gate,
+    go: Go,
+    kick: Kick,
+    host: HostFeatures,
+    /// The mode of the code that runs.
+    mode: Mode,
+    /// The epoch of memory that everything here is as good as.
+    seen: u64,
+    stats: BtStats,
+    /// What the host refused, which ends the vCPU.
+    failure: Option<HostError>,
+}
+
+/// What to do after translated code has left.
+enum Next {
+    /// Whatever the state says.
+    Dispatch,
+    /// Go on at a host address.
+    Resume(u64),
+}
+
+impl BtVcpu {
+    /// A vCPU in the reset state.
+    pub(crate) fn new(setup: VcpuSetup, options: &Options) -> Result<Self, EngineError> {
+        let refused =
+            |error: HostError| EngineError::Unavailable { engine: crate::NAME, reason: error.to_string() };
+        let views = Views::new().map_err(refused)?;
+        let cache = Cache::new(options.code_cache).map_err(refused)?;
+        let shadows = Shadows::new(cache.unforeseen()).map_err(refused)?;
+        let go = views.go();
+        go.reset();
+        let caller = go.clone();
+        let kick = Kick::with_interrupt(move || caller.call());
+        let seen = setup.memory.epoch();
+        let slow = InterpVcpu::with_kick(setup, kick.clone())?;
+        let mut vcpu = Self {
+            slow,
+            views,
+            cache,
+            shadows,
+            heat: Heat::new(options.hot_after),
+            gate: Gate::new(),
+            go,
+            kick,
+            host: HostFeatures { bmi2: host::cpu::has_bmi2() },
+            mode: Mode::new(),
+            seen,
+            stats: BtStats::default(),
+            failure: None,
+        };
+        vcpu.prepare_context();
+        Ok(vcpu)
+    }
+
+    fn prepare_context(&mut self) {
+        let (exit, tops) = (self.gate.exit(), self.shadows.tops());
+        let context = self.views.context();
+        context.exit = exit;
+        context.shadow_top = tops;
+        context.shadow = tops;
+    }
+
+    /// Goes round the loop once; an exit if there is one.
+    fn turn(&mut self) -> Result<Option<VcpuExit>, HostError> {
+        if let Some(exit) = self.slow.look() {
+            return Ok(Some(exit));
+        }
+        self.catch_up()?;
+        let regime = self.slow.regime();
+        let Some(mode) = translatable(&regime) else {
+            self.slow.execute_block();
+            return Ok(None);
+        };
+        self.set_mode(mode);
+        match self.code_at_rip()? {
+            Some(code) => self.execute(code)?,
+            None => {
+                self.stats.interpreted += 1;
+                self.slow.execute_block();
+            }
+        }
+        Ok(None)
+    }
+
+    // ---- keeping up with changes ---------------------------------------------------------------------------------
+
+    /// Acts on everything that has happened to memory and to translations.
+    fn catch_up(&mut self) -> Result<(), HostError> {
+        while self.slow.memory().epoch() != self.seen {
+            self.hear_changes()?;
+        }
+        if self.slow.tlb().has_invalidations() {
+            self.hear_invalidations()?;
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn hear_changes(&mut self) -> Result<(), HostError> {
+        let memory = self.slow.memory();
+        let now = memory.epoch();
+        let seen = std::mem::replace(&mut self.seen, now);
+        let mut everything = false;
+        for change in memory.changes(seen, now) {
+            match change {
+                Change::Everything => everything = true,
+                Change::Watched(mfn) => self.views.drop_writable(memory, Some(mfn)),
+                Change::Written(mfn) => {
+                    self.cache.make_stale(mfn)?;
+                }
+            }
+        }
+        if everything {
+            self.views.drop_writable(memory, None);
+            self.views.clear();
+            self.empty_shadows(Stale { supervisor: true, user: true });
+            self.drop_code()?;
+        }
+        Ok(())
+    }
+
+    /// Who cannot say what was written may have missed that code was.
+    fn drop_code(&mut self) -> Result<(), HostError> {
+        self.cache.clear();
+        self.views.clear_code();
+        Ok(())
+    }
+
+    #[cold]
+    fn hear_invalidations(&mut self) -> Result<(), HostError> {
+        let (mut stale, mut result) = (Stale::default(), Ok(()));
+        let before = self.views.base();
+        let views = &mut self.views;
+        self.slow.tlb().take_invalidations(|what| match views.invalidate(what) {
+            Ok(now) => {
+                stale.supervisor |= now.supervisor;
+                stale.user |= now.user;
+            }
+            Err(error) => result = Err(error),
+        });
+        if self.views.base() != before {
+            self.use_gs();
+        }
+        self.empty_shadows(stale);
+        result
+    }
+
+    fn use_gs(&self) {
+        // SAFETY: the engine is only made on hosts that allow it, and nothing else in the process uses GS.
+        unsafe { set_gs(self.views.base() as u64) };
+    }
+
+    fn empty_shadows(&mut self, stale: Stale) {
+        let context = self.views.context();
+        if stale.supervisor {
+            context.shadow[0] = context.shadow_top[0];
+        }
+        if stale.user {
+            context.shadow[1] = context.shadow_top[1];
+        }
+    }
+
+    /// Code of one mode never leads to code of another: but for the privilege, which has caches of its own, a change of
+    /// mode forgets what it could be found by.
+    fn set_mode(&mut self, mode: Mode) {
+        let same = Mode::USER.bits() | Mode::AC.bits();
+        if (self.mode.bits() ^ mode.bits()) & !same != 0 {
+            self.views.clear_code();
+            self.empty_shadows(Stale { supervisor: true, user: true });
+        } else if self.mode.has(Mode::AC) != mode.has(Mode::AC) {
+            // The supervisor's shadow stack leads to code of the other TLB.
+            self.empty_shadows(Stale { supervisor: true, user: false });
+        }
+        self.mode = mode;
+    }
+
+    // ---- finding code --------------------------------------------------------------------------------------------
+
+    /// The host address of the code at RIP, translated if it is time.
+    fn code_at_rip(&mut self) -> Result<Option<u64>, HostError> {
+        let rip = self.slow.rip();
+        let table = self.mode.table();
+        if let Some(code) = self.views.code_at(table, rip) {
+            return Ok(Some(code));
+        }
+        let Some(mfn) = self.code_frame(rip) else { return Ok(None) };
+        let Some(number) = self.block_at(mfn, rip)? else { return Ok(None) };
+        self.catch_up()?;
+        let (Some(resolved), Some(block)) = (self.slow.resolve_code(rip), self.cache.block(number)) else {
+            return Ok(None);
+        };
+        if block.stale || !matches!(resolved.target, Target::Ram { mfn: now, .. } if now == block.key.mfn) {
+            return Ok(None);
+        }
+        let code = self.cache.entry(block);
+        if rip != 0 {
+            self.views.insert_code(table, rip, code, &resolved);
+        }
+        Ok(Some(code))
+    }
+
+    /// The machine frame that code is fetched from.
+    fn code_frame(&mut self, rip: u64) -> Option<Mfn> {
+        let privilege = if self.mode.has(Mode::USER) { Privilege::User } else { Privilege::Supervisor };
+        if !Gva(rip).is_canonical() {
+            return None;
+        }
+        if let Some(mfn) = self.slow.tlb().lookup_exec(Gva(rip), privilege) {
+            return Some(mfn);
+        }
+        match self.slow.resolve_code(rip)?.target {
+            Target::Ram { mfn, .. } => Some(mfn),
+            _ => None,
+        }
+    }
+
+    /// The block of a place in a frame, translated if it is time.
+    fn block_at(&mut self, mfn: Mfn, rip: u64) -> Result<Option<u32>, HostError> {
+        let key = Key { mfn, offset: x86::bits::low16(rip & PAGE_MASK), mode: self.mode };
+        if let Some(number) = self.cache.find(key) {
+            return Ok(Some(number));
+        }
+        if self.heat.is_cold(key) {
+            return Ok(None);
+        }
+        self.translate(key)
+    }
+
+    fn translate(&mut self, key: Key) -> Result<Option<u32>, HostError> {
+        // Once the frame is watched and everything that could still write it unnoticed has been dropped, its bytes
+        // are what they are until somebody says otherwise.
+        let version = self.slow.memory().watch_code(key.mfn);
+        self.slow.tlb().sync_epoch();
+        self.catch_up()?;
+        if self.slow.memory().code_version(key.mfn) != version {
+            return Ok(None);
+        }
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let code = bytes.get_mut(usize::from(key.offset)..).unwrap_or_default();
+        self.slow.memory().frames().copy_out(key.mfn, key.offset.into(), code);
+        let features = *self.slow.features();
+        let offered = move |insn: &Instruction| interp::offers(insn, &features);
+        let source = Source { code, offset: key.offset, mode: key.mode, offered: &offered, host: self.host };
+        let Some(block) = translate::translate(&source) else { return Ok(None) };
+        if !self.cache.has_room(block.code.len()) {
+            self.empty_shadows(Stale { supervisor: true, user: true });
+            self.drop_code()?;
+        }
+        self.cache.place(key, block).map(Some)
+    }
+
+    // ---- running it ----------------------------------------------------------------------------------------------
+
+    /// Runs translated code until something has to be done that the loop does.
+    fn execute(&mut self, code: u64) -> Result<(), HostError> {
+        let mut next = Next::Resume(code);
+        self.registers_in();
+        while let Next::Resume(code) = next {
+            if self.go.is_called() {
+                self.go.reset();
+                if self.kick.is_raised() {
+                    return Ok(());
+                }
+            }
+            self.run_at(code);
+            next = self.left()?;
+        }
+        Ok(())
+    }
+
+    fn run_at(&mut self, code: u64) {
+        self.stats.entries += 1;
+        let user = usize::from(self.mode.has(Mode::USER));
+        let context = self.views.context();
+        context.target = code;
+        context.stack = context.shadow[user];
+        // SAFETY: `code` is an entry or a resumption point of a block that is in the cache and not stale, for the mode and
+        // the mapping in force; `prepare_context` and `run` have done the rest. TLB entries are made from frames of
+        // the guest's memory, which lives as long as the interpreter's state.
+        unsafe { self.gate.enter() };
+        let context = self.views.context();
+        context.shadow[user] = context.stack;
+    }
+
+    /// The registers go from the interpreter's state into the context.
+    fn registers_in(&mut self) {
+        let registers = self.slow.registers();
+        let mxcsr = self.slow.vector().mxcsr;
+        let bases = self.slow.segment_bases();
+        let context = self.views.context();
+        context.gpr = registers.gpr;
+        context.status = status::to_ax(registers.rflags);
+        context.system_flags = registers.rflags & !STATUS;
+        context.page = registers.rip & !PAGE_MASK;
+        context.mxcsr = mxcsr;
+        context.segment_base = bases;
+    }
+
+    /// And back, with RIP as it is at an exit.
+    fn registers_out(&mut self, rip: u64) {
+        let context = self.views.context();
+        let rflags = context.system_flags | status::from_ax(context.status);
+        let registers = Registers { gpr: context.gpr, rip, rflags };
+        let mxcsr = context.mxcsr;
+        self.slow.set_registers(&registers);
+        self.slow.vector().mxcsr = mxcsr;
+    }
+
+    /// Acts on an exit.
+    fn left(&mut self) -> Result<Next, HostError> {
+        let context = self.views.context();
+        let (number, page, rax) = (context.site, context.page, context.scratch[0]);
+        let Some(site) = self.cache.site(number) else { return Ok(Next::Dispatch) };
+        let rip = match site.exit {
+            Exit::Lookup => rax,
+            _ => page.wrapping_add(site.guest.into()),
+        };
+        self.registers_out(rip);
+        match site.exit {
+            Exit::Miss { write, resume } => {
+                self.stats.misses += 1;
+                return self.miss(rax, write, site.block, resume);
+            }
+            Exit::Interpret => {
+                self.stats.callouts += 1;
+                self.slow.execute_one();
+            }
+            Exit::Link { jump, form } => {
+                self.stats.unlinked += 1;
+                self.link(site.block, jump, form, rip)?;
+            }
+            Exit::Lookup => {
+                self.stats.lookups += 1;
+                if number == translate::UNFORESEEN {
+                    let user = usize::from(self.mode.has(Mode::USER));
+                    let context = self.views.context();
+                    context.shadow[user] = context.shadow_top[user];
+                }
+            }
+            Exit::Attention => self.stats.attentions += 1,
+            Exit::Stale => {
+                self.stats.stale_entries += 1;
+                self.views.forget_code(self.mode.table(), rip);
+            }
+        }
+        Ok(Next::Dispatch)
+    }
+
+    /// A miss: fills the TLB, or has the instruction interpreted if it cannot be.
+    fn miss(&mut self, va: u64, write: bool, block: u32, resume: u32) -> Result<Next, HostError> {
+        let access = if write { Access::Write } else { Access::Read };
+        // Near the edge of canonical addresses, and beyond, faults come in another order.
+        if !Gva(va).is_canonical() || !Gva(va.wrapping_add(PAGE_SIZE)).is_canonical() {
+            self.slow.execute_one();
+            return Ok(Next::Dispatch);
+        }
+        self.catch_up()?;
+        let Some(resolved) = self.slow.resolve(va, access) else { return Ok(Next::Dispatch) };
+        self.catch_up()?;
+        if self.fill(va, write, &resolved)
+            && let Some(block) = self.cache.block(block)
+            && !block.stale
+        {
+            return Ok(Next::Resume(self.cache.address(block, resume)));
+        }
+        self.stats.slow_accesses += 1;
+        self.slow.execute_one();
+        Ok(Next::Dispatch)
+    }
+
+    /// Caches a translation. False if the access that asked for it must not be made through the TLB: a device, code, or
+    /// an operand across two pages, whose first page is cached already.
+    fn fill(&mut self, va: u64, write: bool, resolved: &Resolved) -> bool {
+        match resolved.target {
+            Target::Ram { cached, .. } if cached || !write => {}
+            _ => return false,
+        }
+        let table: Table = self.mode.table();
+        self.views.insert(self.slow.memory(), table, va, write, resolved)
+    }
+
+    /// Lets a direct jump lead to its target, if that has been or can be translated.
+    fn link(&mut self, from: u32, jump: u32, form: translate::Form, rip: u64) -> Result<(), HostError> {
+        let Some(source) = self.cache.block(from).copied() else { return Ok(()) };
+        let flushes = self.cache.stats.flushes;
+        if source.stale || source.key.mode != self.mode {
+            return Ok(());
+        }
+        if let Some(target) = self.block_at(source.key.mfn, rip)?
+            && self.cache.stats.flushes == flushes
+            && self.cache.block(from).is_some_and(|block| !block.stale)
+        {
+            self.cache.link(from, jump, form, target)?;
+        }
+        Ok(())
+    }
+
+    /// What was counted.
+    pub fn bt_stats(&self) -> BtStats {
+        BtStats { cache: self.cache.stats, ..self.stats }
+    }
+}
+
+/// The mode in which code may be translated, if it may.
+fn translatable(regime: &Regime) -> Option<Mode> {
+    if regime.mode != x86::Mode::Long || regime.careful {
+        return None;
+    }
+    Some(
+        Mode::new()
+            .with(Mode::USER, regime.cpl == 3)
+            .with(Mode::AC, regime.privilege == Privilege::SupervisorAc)
+            .with(Mode::SSE, regime.sse)
+            .with(Mode::AVX, regime.avx)
+            .with(Mode::TSC, regime.tsc)
+            .with(Mode::FSGSBASE, regime.fsgsbase)
+            .with(Mode::SYSCALL, regime.syscall),
+    )
+}
+
+impl engine::Vcpu for BtVcpu {
+    fn run(&mut self) -> VcpuExit {
+        // Both may have moved since the last time: the vCPU in memory, its thread to another.
+        self.views.context().vector = self.slow.vector().ymm.as_mut_ptr() as u64;
+        self.use_gs();
+        loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(exit)) => return exit,
+                Err(error) => {
+                    self.failure = Some(error);
+                    return VcpuExit::Shutdown;
+                }
+            }
+        }
+    }
+
+    fn kick_handle(&self) -> Kick {
+        self.kick.clone()
+    }
+
+    fn state(&self) -> CpuState {
+        engine::Vcpu::state(&self.slow)
+    }
+
+    fn set_state(&mut self, state: &CpuState) {
+        engine::Vcpu::set_state(&mut self.slow, state);
+    }
+
+    fn stats(&self) -> VcpuStats {
+        engine::Vcpu::stats(&self.slow)
+    }
+}

@@ -1,0 +1,535 @@
+//! The tables behind GS: what translated code finds memory and code by.
+//!
+//! A [`Views`] belongs to one vCPU. It has a view per address space that was current lately, by PCID; all begin with the
+//! same context and supervisor tables (one anonymous file mapped into each), so a switch of address space is a switch of
+//! GS. The least recently used view makes room when there are too many.
+//!
+//! Entries may always be dropped early; what must be dropped, and when, the MMU says ([`mmu::Invalidation`]). To drop
+//! everything must cost what was filled, not what the tables hold: each table keeps a list of the slots in use.
+//!
+//! The supervisor tables are shared because kernels map themselves globally. A page there that is not global is on a
+//! list of its own and dropped at every switch.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use host::{HostError, Mapping, Memfd, Protection};
+use memory::GuestMemory;
+use mmu::{Invalidation, PageSize, RegionFilter, Resolved, Target};
+use translate::context::{self, Context, JumpEntry, Table, TlbEntry, at, jump_slot, tlb_slot};
+use x86::{Gfn, Mfn, PAGE_MASK, PAGE_SIZE};
+
+/// Address spaces that keep their tables.
+const VIEWS: usize = 16;
+/// Bytes of the part that all views share.
+const SHARED: u64 = at::USER_TLB as u64;
+
+/// Where a table lies from GS, as an index.
+const fn offset(displacement: i32) -> usize {
+    displacement.unsigned_abs() as usize
+}
+
+/// What one TLB holds.
+#[derive(Debug)]
+struct TlbBook {
+    table: Table,
+    /// Slots in use.
+    filled: Vec<u32>,
+    /// Slots in use whose page is not global; of the supervisor's only.
+    private: Vec<u32>,
+    large: RegionFilter,
+    gib: RegionFilter,
+}
+
+/// What one jump cache holds.
+#[derive(Debug)]
+struct JumpBook {
+    table: Table,
+    filled: Vec<u16>,
+    /// The pages that its code lies in, large ones by their regions.
+    pages: RegionFilter,
+    large: RegionFilter,
+    /// Some of it is not in global pages.
+    private: bool,
+}
+
+/// An address space's own tables.
+#[derive(Debug)]
+struct View {
+    mapping: Mapping,
+    pcid: u16,
+    used: u64,
+    user: TlbBook,
+    ac: TlbBook,
+    jumps: JumpBook,
+}
+
+/// All tables of a vCPU.
+#[derive(Debug)]
+pub(crate) struct Views {
+    file: Memfd,
+    views: Vec<View>,
+    current: usize,
+    clock: u64,
+    supervisor: TlbBook,
+    supervisor_jumps: JumpBook,
+    ac_jumps: JumpBook,
+    /// A user page that is global is cached somewhere.
+    global_user: bool,
+    go: Go,
+}
+
+impl TlbBook {
+    fn new(table: Table) -> Self {
+        Self {
+            table,
+            filled: Vec::new(),
+            private: Vec::new(),
+            large: RegionFilter::default(),
+            gib: RegionFilter::default(),
+        }
+    }
+
+    /// Where a slot is.
+    fn entry(&self, base: *mut u8, slot: usize) -> *mut TlbEntry {
+        let slot = slot % context::tlb_entries(self.table);
+        base.wrapping_add(offset(at::tlb(self.table))).cast::<TlbEntry>().wrapping_add(slot)
+    }
+
+    fn read(&self, base: *mut u8, slot: usize) -> TlbEntry {
+        // SAFETY: `base` is a view's start and the slot lies in this table, which lies in every view; translated code of
+        // this vCPU only reads entries, and does not run meanwhile.
+        unsafe { self.entry(base, slot).read() }
+    }
+
+    fn write(&self, base: *mut u8, slot: usize, entry: TlbEntry) {
+        // SAFETY: as in `read`.
+        unsafe { self.entry(base, slot).write(entry) }
+    }
+
+    fn clear_slot(&self, base: *mut u8, slot: usize) {
+        self.write(base, slot, TlbEntry::empty(slot));
+    }
+
+    fn clear(&mut self, base: *mut u8) {
+        for slot in std::mem::take(&mut self.filled) {
+            self.clear_slot(base, slot as usize);
+        }
+        self.private.clear();
+        self.large = RegionFilter::default();
+        self.gib = RegionFilter::default();
+    }
+
+    fn clear_private(&mut self, base: *mut u8) {
+        for slot in std::mem::take(&mut self.private) {
+            self.clear_slot(base, slot as usize);
+        }
+    }
+
+    /// Drops the page of `va`, and all of it if it may be a large one.
+    fn invalidate(&self, base: *mut u8, va: u64) {
+        let slot = tlb_slot(self.table, va);
+        let page = va & !PAGE_MASK;
+        let entry = self.read(base, slot);
+        if entry.read == page || entry.write == page {
+            self.clear_slot(base, slot);
+        }
+        let shift = if self.gib.may_contain(va >> 30) {
+            30
+        } else if self.large.may_contain(va >> 22) {
+            22
+        } else {
+            return;
+        };
+        for &slot in &self.filled {
+            let entry = self.read(base, slot as usize);
+            if (entry.read ^ va) >> shift == 0 || (entry.write ^ va) >> shift == 0 {
+                self.clear_slot(base, slot as usize);
+            }
+        }
+    }
+
+    /// Drops writable translations of one machine page, or reports all of them.
+    fn drop_writable(&self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
+        for &slot in &self.filled {
+            let entry = self.read(base, slot as usize);
+            let concerned = page.is_none_or(|page| entry.base == page);
+            if concerned && entry.write != TlbEntry::empty(slot as usize).write {
+                report(Gfn(entry.gfn));
+                self.clear_slot(base, slot as usize);
+            }
+        }
+    }
+
+    fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, resolved: &Resolved) {
+        let slot = tlb_slot(self.table, va);
+        let old = self.read(base, slot);
+        let empty = TlbEntry::empty(slot);
+        let mut entry = new;
+        if old.base == new.base && (old.read == va & !PAGE_MASK || old.write == va & !PAGE_MASK) {
+            // The same page again, for another kind of access.
+            entry.read = if new.read == empty.read { old.read } else { new.read };
+            entry.write = if new.write == empty.write { old.write } else { new.write };
+        }
+        let number = u32::try_from(slot).unwrap_or(0);
+        if old == empty {
+            if self.filled.len() >= 2 * context::tlb_entries(self.table) {
+                // Slots were cleared one by one and filled again more often than the list has room.
+                self.filled.sort_unstable();
+                self.filled.dedup();
+            }
+            self.filled.push(number);
+        }
+        if !resolved.global {
+            self.private.push(number);
+            if self.private.len() > 1024 {
+                self.private.sort_unstable();
+                self.private.dedup();
+            }
+        }
+        match resolved.page_size {
+            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(va >> 22),
+            PageSize::Gib1 => self.gib.insert(va >> 30),
+            PageSize::Kib4 | PageSize::Everything => {}
+        }
+        self.write(base, slot, entry);
+    }
+}
+
+impl JumpBook {
+    fn new(table: Table) -> Self {
+        let (pages, large) = (RegionFilter::default(), RegionFilter::default());
+        Self { table, filled: Vec::new(), pages, large, private: false }
+    }
+
+    fn entry(&self, base: *mut u8, slot: usize) -> *mut JumpEntry {
+        let slot = slot % context::JUMPS;
+        base.wrapping_add(offset(at::jumps(self.table))).cast::<JumpEntry>().wrapping_add(slot)
+    }
+
+    fn clear(&mut self, base: *mut u8) {
+        for slot in std::mem::take(&mut self.filled) {
+            // SAFETY: `base` is a view's start and the slot lies in this cache, which lies in every view; translated
+            // code of this vCPU does not run meanwhile.
+            unsafe { self.entry(base, slot.into()).write(JumpEntry::default()) };
+        }
+        *self = Self::new(self.table);
+    }
+
+    fn insert(&mut self, base: *mut u8, va: u64, code: u64, resolved: &Resolved) {
+        let slot = jump_slot(va);
+        if self.filled.len() >= 2 * context::JUMPS {
+            self.clear(base);
+        }
+        self.filled.push(u16::try_from(slot).unwrap_or(0));
+        self.pages.insert(va >> 12);
+        if !matches!(resolved.page_size, PageSize::Kib4) {
+            self.large.insert(va >> 30);
+        }
+        self.private |= !resolved.global;
+        // SAFETY: as in `clear`.
+        unsafe { self.entry(base, slot).write(JumpEntry { address: va, code }) };
+    }
+
+    fn look_up(&self, base: *mut u8, va: u64) -> Option<u64> {
+        // SAFETY: as in `clear`.
+        let entry = unsafe { self.entry(base, jump_slot(va)).read() };
+        (entry.address == va && entry.code != 0).then_some(entry.code)
+    }
+
+    fn forget(&self, base: *mut u8, va: u64) {
+        // SAFETY: as in `clear`.
+        unsafe { self.entry(base, jump_slot(va)).write(JumpEntry::default()) };
+    }
+
+    /// Drops everything if any of it may lie in the page of `va`. True if so.
+    fn invalidate(&mut self, base: *mut u8, va: u64) -> bool {
+        let hit = self.pages.may_contain(va >> 12) || self.large.may_contain(va >> 30);
+        if hit {
+            self.clear(base);
+        }
+        hit
+    }
+}
+
+impl View {
+    fn new(file: &Memfd, pcid: u16) -> Result<Self, HostError> {
+        let mapping = Mapping::headed(file, at::END.unsigned_abs().into())?;
+        let view = Self {
+            mapping,
+            pcid,
+            used: 0,
+            user: TlbBook::new(Table::User),
+            ac: TlbBook::new(Table::SupervisorAc),
+            jumps: JumpBook::new(Table::User),
+        };
+        view.user.clear_slot(view.base(), 0);
+        view.ac.clear_slot(view.base(), 0);
+        Ok(view)
+    }
+
+    fn base(&self) -> *mut u8 {
+        self.mapping.as_ptr()
+    }
+
+    fn clear(&mut self) {
+        let base = self.base();
+        self.user.clear(base);
+        self.ac.clear(base);
+        self.jumps.clear(base);
+    }
+}
+
+/// Which shadow stacks an invalidation makes worthless.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stale {
+    pub(crate) supervisor: bool,
+    pub(crate) user: bool,
+}
+
+impl Views {
+    /// Views with one address space, PCID 0, all empty.
+    pub(crate) fn new() -> Result<Self, HostError> {
+        let file = Memfd::new("umbra-tlb", SHARED)?;
+        let first = View::new(&file, 0)?;
+        let go = Go(Arc::new(Mapping::new(&file, 0, PAGE_SIZE, Protection::ReadWrite)?));
+        let views = Self {
+            file,
+            views: vec![first],
+            current: 0,
+            clock: 0,
+            supervisor: TlbBook::new(Table::Supervisor),
+            supervisor_jumps: JumpBook::new(Table::Supervisor),
+            ac_jumps: JumpBook::new(Table::SupervisorAc),
+            global_user: false,
+            go,
+        };
+        views.supervisor.clear_slot(views.base(), 0);
+        Ok(views)
+    }
+
+    /// The start of the current view: what GS points at.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.views.get(self.current).map_or(std::ptr::null_mut(), View::base)
+    }
+
+    /// The context.
+    pub(crate) fn context(&mut self) -> &mut Context {
+        // SAFETY: every view begins with a context, zero when new, which is a valid one. Translated code of this vCPU does
+        // not run meanwhile, and `go`, which other threads write, is read and written through `go` only.
+        unsafe { &mut *self.base().cast::<Context>() }
+    }
+
+    /// The word by which other threads ask for attention.
+    pub(crate) fn go(&self) -> Go {
+        self.go.clone()
+    }
+
+    /// Caches a translation; false if it was cached already.
+    pub(crate) fn insert(
+        &mut self,
+        memory: &GuestMemory,
+        table: Table,
+        va: u64,
+        write: bool,
+        resolved: &Resolved,
+    ) -> bool {
+        let Target::Ram { mfn, gfn, .. } = resolved.target else { return false };
+        let (base, page) = (self.base(), va & !PAGE_MASK);
+        self.global_user |= resolved.global && table != Table::Supervisor;
+        let Some(book) = self.book(table) else { return false };
+        let slot = tlb_slot(table, va);
+        let empty = TlbEntry::empty(slot);
+        let old = book.read(base, slot);
+        let host = memory.frames().host_ptr(mfn) as u64;
+        let cached = if write { old.write } else { old.read } == page && old.base == host;
+        if cached || host == 0 {
+            return false;
+        }
+        let (read, write) = if write { (empty.read, page) } else { (page, empty.write) };
+        book.insert(base, va, TlbEntry { read, write, base: host, gfn: gfn.0 }, resolved);
+        true
+    }
+
+    fn book(&mut self, table: Table) -> Option<&mut TlbBook> {
+        let current = self.views.get_mut(self.current)?;
+        Some(match table {
+            Table::Supervisor => &mut self.supervisor,
+            Table::SupervisorAc => &mut current.ac,
+            Table::User => &mut current.user,
+        })
+    }
+
+    fn jump_book(&mut self, table: Table) -> Option<&mut JumpBook> {
+        let current = self.views.get_mut(self.current)?;
+        Some(match table {
+            Table::Supervisor => &mut self.supervisor_jumps,
+            Table::SupervisorAc => &mut self.ac_jumps,
+            Table::User => &mut current.jumps,
+        })
+    }
+
+    /// The code at a linear address, if it is cached.
+    pub(crate) fn code_at(&mut self, table: Table, va: u64) -> Option<u64> {
+        let base = self.base();
+        self.jump_book(table)?.look_up(base, va)
+    }
+
+    /// Caches where the code at a linear address is.
+    pub(crate) fn insert_code(&mut self, table: Table, va: u64, code: u64, resolved: &Resolved) {
+        let base = self.base();
+        if let Some(book) = self.jump_book(table) {
+            book.insert(base, va, code, resolved);
+        }
+    }
+
+    /// Forgets where the code at a linear address is.
+    pub(crate) fn forget_code(&mut self, table: Table, va: u64) {
+        let base = self.base();
+        if let Some(book) = self.jump_book(table) {
+            book.forget(base, va);
+        }
+    }
+
+    /// Forgets all code.
+    pub(crate) fn clear_code(&mut self) {
+        let base = self.base();
+        self.supervisor_jumps.clear(base);
+        self.ac_jumps.clear(base);
+        for view in &mut self.views {
+            view.jumps.clear(view.mapping.as_ptr());
+        }
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        let base = self.base();
+        self.supervisor.clear(base);
+        self.views.iter_mut().for_each(View::clear);
+        self.clear_code();
+        self.global_user = false;
+    }
+
+    /// Drops what the MMU says.
+    pub(crate) fn invalidate(&mut self, what: Invalidation) -> Result<Stale, HostError> {
+        let everything = Stale { supervisor: true, user: true };
+        Ok(match what {
+            Invalidation::All => {
+                self.clear();
+                everything
+            }
+            Invalidation::NonGlobal => {
+                self.views.iter_mut().for_each(View::clear);
+                self.drop_private();
+                everything
+            }
+            Invalidation::Page(va) => {
+                let current = self.current;
+                let everywhere = self.global_user;
+                let stale = self.invalidate_page(va.0, |index, _| everywhere || index == current);
+                Stale { supervisor: stale, user: stale }
+            }
+            Invalidation::PageOf(pcid, va) => {
+                let stale = self.invalidate_page(va.0, |_, view| view.pcid == pcid);
+                Stale { supervisor: stale, user: stale }
+            }
+            Invalidation::Space(pcid) => {
+                self.views.iter_mut().filter(|view| view.pcid == pcid).for_each(View::clear);
+                Stale { supervisor: self.drop_private(), user: true }
+            }
+            Invalidation::Switch(pcid) => {
+                self.switch(pcid)?;
+                Stale { supervisor: self.drop_private(), user: true }
+            }
+        })
+    }
+
+    /// True if code may have been concerned.
+    fn invalidate_page(&mut self, va: u64, concerned: impl Fn(usize, &View) -> bool) -> bool {
+        let base = self.base();
+        self.supervisor.invalidate(base, va);
+        let mut code = self.supervisor_jumps.invalidate(base, va);
+        code |= self.ac_jumps.invalidate(base, va);
+        for (index, view) in self.views.iter_mut().enumerate() {
+            if concerned(index, view) {
+                let base = view.base();
+                view.user.invalidate(base, va);
+                view.ac.invalidate(base, va);
+                code |= view.jumps.invalidate(base, va);
+            }
+        }
+        code
+    }
+
+    /// Drops the supervisor's pages that are not global. True if code may have been among them.
+    fn drop_private(&mut self) -> bool {
+        let base = self.base();
+        self.supervisor.clear_private(base);
+        let code = self.supervisor_jumps.private || self.ac_jumps.private;
+        if code {
+            self.supervisor_jumps.clear(base);
+            self.ac_jumps.clear(base);
+        }
+        code
+    }
+
+    fn switch(&mut self, pcid: u16) -> Result<(), HostError> {
+        self.clock += 1;
+        let known = self.views.iter().position(|view| view.pcid == pcid);
+        self.current = match known {
+            Some(index) => index,
+            None if self.views.len() < VIEWS => {
+                self.views.push(View::new(&self.file, pcid)?);
+                self.views.len() - 1
+            }
+            None => {
+                let oldest = (0..self.views.len()).min_by_key(|&i| self.views[i].used).unwrap_or(0);
+                self.views[oldest].clear();
+                self.views[oldest].pcid = pcid;
+                oldest
+            }
+        };
+        self.views[self.current].used = self.clock;
+        Ok(())
+    }
+
+    /// Drops writable translations, of one frame or of all, after telling memory of them.
+    pub(crate) fn drop_writable(&mut self, memory: &GuestMemory, frame: Option<Mfn>) {
+        let page = frame.map(|mfn| memory.frames().host_ptr(mfn) as u64);
+        let note = |gfn: Gfn| memory.note_write(gfn, memory.entry(gfn).mfn);
+        self.supervisor.drop_writable(self.base(), page, note);
+        for view in &self.views {
+            view.user.drop_writable(view.base(), page, note);
+            view.ac.drop_writable(view.base(), page, note);
+        }
+    }
+}
+
+/// The word by which other threads ask for attention: zero if they do.
+#[derive(Clone, Debug)]
+pub(crate) struct Go(Arc<Mapping>);
+
+impl Go {
+    fn word(&self) -> &AtomicU32 {
+        let address = self.0.as_ptr().wrapping_add(offset(at::GO)).cast();
+        // SAFETY: the word lies in the mapping, which lives as long as `self`, is aligned, and is only ever accessed
+        // atomically.
+        unsafe { AtomicU32::from_ptr(address) }
+    }
+
+    /// Asks for attention.
+    pub(crate) fn call(&self) {
+        self.word().store(0, Ordering::SeqCst);
+    }
+
+    /// Whether somebody has asked.
+    #[inline]
+    pub(crate) fn is_called(&self) -> bool {
+        self.word().load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes the request back; whoever asks from now on is heard.
+    pub(crate) fn reset(&self) {
+        self.word().store(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,216 @@
+//! The interpreter as another engine's slow path.
+//!
+//! An engine that executes most of the guest itself keeps an [`InterpVcpu`] for the rest: events, faults, whatever it does
+//! not translate, and the state that goes with it. It moves the registers it holds in and out by [`InterpVcpu::registers`].
+
+use engine::{Exit, Kick, VcpuSetup};
+use iced_x86::{Instruction, Mnemonic};
+use memory::GuestMemory;
+use mmu::{Access, Privilege, Resolved, Tlb};
+use x86::control::{cr0, cr4, efer};
+use x86::cpuid::{Feature, FeatureSet};
+use x86::exception::Exception;
+use x86::state::Msrs;
+use x86::{Gva, Mode, Segment, SegmentIndex, VectorState};
+
+use crate::cpu::Cpu;
+use crate::vcpu::InterpVcpu;
+
+/// The registers that a translating engine holds while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// General-purpose registers.
+    pub gpr: [u64; 16],
+    /// RIP.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+}
+
+/// What decides how the code at RIP executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Regime {
+    /// The operating mode.
+    pub mode: Mode,
+    /// The current privilege level.
+    pub cpl: u8,
+    /// Privilege of explicit data accesses.
+    pub privilege: Privilege,
+    /// Each instruction needs to be looked at: single step, breakpoints, a shadow, alignment checks.
+    pub careful: bool,
+    /// SSE instructions raise neither #UD nor #NM, and all their numeric exceptions are masked.
+    pub sse: bool,
+    /// So do AVX instructions.
+    pub avx: bool,
+    /// RDTSC is allowed.
+    pub tsc: bool,
+    /// RDFSBASE and its kin are allowed.
+    pub fsgsbase: bool,
+    /// SYSCALL and SYSRET are.
+    pub syscall: bool,
+}
+
+/// Whether a CPU model has an instruction and it means there what it means on the newest processors.
+pub fn offers(insn: &Instruction, features: &FeatureSet) -> bool {
+    crate::lower::offered(insn, features)
+        && match insn.mnemonic() {
+            // Without the feature they execute as BSR and BSF.
+            Mnemonic::Lzcnt => features.has(Feature::Lzcnt),
+            Mnemonic::Tzcnt => features.has(Feature::Bmi1),
+            _ => true,
+        }
+}
+
+impl InterpVcpu {
+    /// A vCPU in the reset state that looks at a kick of the caller's and logs its TLB's invalidations.
+    ///
+    /// # Errors
+    /// If the host refuses memory for the arithmetic unit's code.
+    pub fn with_kick(setup: VcpuSetup, kick: Kick) -> Result<Self, engine::EngineError> {
+        let mut vcpu = crate::Interp.vcpu(setup)?;
+        vcpu.cpu.kick = kick;
+        vcpu.cpu.tlb.log_invalidations();
+        Ok(vcpu)
+    }
+
+    /// Looks at kicks and pending events if there is a reason to; an exit if there is one.
+    #[inline]
+    pub fn look(&mut self) -> Option<Exit> {
+        if self.cpu.look || self.cpu.kick.is_raised() { self.attend() } else { None }
+    }
+
+    /// Executes a block of instructions.
+    #[inline]
+    pub fn execute_block(&mut self) {
+        self.execute();
+    }
+
+    /// Executes one instruction, whatever it raises included.
+    pub fn execute_one(&mut self) {
+        let cpu = &mut self.cpu;
+        cpu.sync_memory();
+        if cpu.slow {
+            return self.single_step();
+        }
+        let result = match self.blocks.at_rip(cpu) {
+            Ok(block) => cpu.run_checked(block),
+            Err(reason) => Err(reason),
+        };
+        cpu.finish(result);
+    }
+
+    /// Delivers an exception to the guest.
+    pub fn deliver(&mut self, exception: Exception) {
+        self.cpu.look = true;
+        self.cpu.deliver_exception(exception);
+    }
+
+    /// Translates an access at the privilege of explicit ones; a page fault is delivered, and `None` returned.
+    pub fn resolve(&mut self, va: u64, access: Access) -> Option<Resolved> {
+        let cpu = &mut self.cpu;
+        match cpu.tlb.resolve(&cpu.paging, Gva(va), access, cpu.privilege) {
+            Ok(resolved) => Some(resolved),
+            Err(fault) => {
+                self.deliver(Exception::page_fault(va, fault.error));
+                None
+            }
+        }
+    }
+
+    /// Translates an instruction fetch. Faults are not delivered: executing the instruction will.
+    pub fn resolve_code(&mut self, va: u64) -> Option<Resolved> {
+        let cpu = &mut self.cpu;
+        let privilege = if cpu.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
+        cpu.tlb.resolve(&cpu.paging, Gva(va), Access::Execute, privilege).ok()
+    }
+
+    /// Whether an interrupt or NMI is waiting for its time.
+    pub fn event_waits(&self) -> bool {
+        self.cpu.platform.pending(self.cpu.id).is_some()
+    }
+
+    /// The registers.
+    pub fn registers(&self) -> Registers {
+        let mut gpr = [0; 16];
+        gpr.copy_from_slice(&self.cpu.regs[..16]);
+        Registers { gpr, rip: self.cpu.rip(), rflags: self.cpu.flags }
+    }
+
+    /// Replaces the registers. RFLAGS may differ from the old ones in what translated code may change by itself: the
+    /// status flags, DF, IF and, with `AC`, what [`InterpVcpu::refresh`] is for.
+    pub fn set_registers(&mut self, registers: &Registers) {
+        self.cpu.regs[..16].copy_from_slice(&registers.gpr);
+        self.cpu.set_rip(registers.rip);
+        self.cpu.flags = registers.rflags;
+    }
+
+    /// RIP.
+    #[inline]
+    pub fn rip(&self) -> u64 {
+        self.cpu.rip()
+    }
+
+    /// The bases of FS and GS.
+    pub fn segment_bases(&self) -> [u64; 2] {
+        [SegmentIndex::Fs, SegmentIndex::Gs].map(|index| self.cpu.segment(index).base)
+    }
+
+    /// Recomputes what depends on segments and on RFLAGS.AC.
+    pub fn refresh(&mut self) {
+        self.cpu.refresh();
+    }
+
+    /// The vector registers.
+    pub fn vector(&mut self) -> &mut VectorState {
+        &mut self.cpu.vector
+    }
+
+    /// A segment register.
+    pub fn segment(&mut self, index: SegmentIndex) -> &mut Segment {
+        &mut self.cpu.seg[index as usize]
+    }
+
+    /// The model-specific registers.
+    pub fn msrs(&mut self) -> &mut Msrs {
+        &mut self.cpu.msrs
+    }
+
+    /// The software TLB.
+    pub fn tlb(&mut self) -> &mut Tlb {
+        &mut self.cpu.tlb
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.cpu.memory
+    }
+
+    /// What to add to the host's time stamp counter to get the guest's.
+    pub fn tsc_offset(&self) -> u64 {
+        self.cpu.platform.tsc_offset().wrapping_add(self.cpu.msrs.tsc_adjust)
+    }
+
+    /// The features of the CPU model.
+    pub fn features(&self) -> &FeatureSet {
+        self.cpu.cpuid.features()
+    }
+
+    /// What decides how the code at RIP executes.
+    pub fn regime(&self) -> Regime {
+        let cpu: &Cpu = &self.cpu;
+        let masked = cpu.vector.mxcsr & 0x1f80 == 0x1f80;
+        let sse = cpu.cr4 & cr4::OSFXSR != 0 && cpu.cr0 & (cr0::EM | cr0::TS) == 0 && masked;
+        let user = cpu.cpl == 3;
+        Regime {
+            mode: cpu.mode,
+            cpl: cpu.cpl,
+            privilege: cpu.privilege,
+            careful: cpu.slow || cpu.careful || cpu.stepping(),
+            sse,
+            avx: sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6,
+            tsc: !user || cpu.cr4 & cr4::TSD == 0,
+            fsgsbase: cpu.cr4 & cr4::FSGSBASE != 0,
+            syscall: cpu.msrs.efer & efer::SCE != 0,
+        }
+    }
+}

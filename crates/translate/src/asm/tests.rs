@@ -1,0 +1,120 @@
+use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+
+use super::*;
+
+/// What the decoder makes of the bytes.
+fn text(build: impl FnOnce(&mut Asm)) -> Vec<String> {
+    let mut asm = Asm::default();
+    build(&mut asm);
+    let bytes = asm.finish();
+    let mut formatter = NasmFormatter::new();
+    Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE)
+        .iter()
+        .map(|insn| {
+            let mut out = String::new();
+            formatter.format(&insn, &mut out);
+            out
+        })
+        .collect()
+}
+
+#[test]
+fn register_forms() {
+    let got = text(|a| {
+        a.mov(Gpr::R10, Gpr::RAX);
+        a.op32(Op::Cmp, Gpr::RCX, Gpr::R11);
+        a.op_imm(Op::And, Gpr::RAX, -4096);
+        a.op32_imm(Op::And, Gpr::RCX, 0xffe0);
+        a.op_imm(Op::Cmp, Gpr::RAX, 8);
+        a.rorx(Gpr::RCX, Gpr::RAX, 7);
+        a.rorx(Gpr::R11, Gpr::R10, 63);
+        a.sar(true, Gpr::RCX, 6);
+        a.movsxd(Gpr::RCX, Gpr::R11);
+        a.test_low_bits(Gpr::RAX, 15);
+    });
+    let want = [
+        "mov r10,rax",
+        "cmp ecx,r11d",
+        "and rax,0FFFFFFFFFFFFF000h",
+        "and ecx,0FFE0h",
+        "cmp rax,8",
+        "rorx rcx,rax,7",
+        "rorx r11,r10,3Fh",
+        "sar rcx,6",
+        "movsxd rcx,r11d",
+        "test al,0Fh",
+    ];
+    assert_eq!(got, want);
+}
+
+#[test]
+fn addresses() {
+    let got = text(|a| {
+        a.lea(Gpr::RAX, Gpr::R15, -8);
+        a.lea(Gpr::RAX, Gpr::R12, 0);
+        a.lea(Gpr::RAX, Gpr::new(13), 0);
+        a.lea(Gpr::RAX, Gpr::RBP, 0x1234);
+        a.lea_indexed(true, Gpr::RAX, Some(Gpr::RDI), Gpr::R10, 3, 16);
+        a.lea_indexed(false, Gpr::RAX, None, Gpr::RDX, 2, 16);
+        a.store(Gpr::RAX, 0, Gpr::R12);
+        a.store_imm(Gpr::RAX, 0, -1);
+    });
+    let want = [
+        "lea rax,[r15-8]",
+        "lea rax,[r12]",
+        "lea rax,[r13]",
+        "lea rax,[rbp+1234h]",
+        "lea rax,[rdi+r10*8+10h]",
+        "lea eax,[rdx*4+10h]",
+        "mov [rax],r12",
+        "mov qword [rax],0FFFFFFFFFFFFFFFFh",
+    ];
+    assert_eq!(got, want);
+}
+
+#[test]
+fn gs_forms() {
+    let got = text(|a| {
+        a.gs_load(Gpr::R12, 0x1000);
+        a.gs_load16(Gpr::RAX, 0x80);
+        a.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, 0x1008);
+        a.gs_store(0x10, Gpr::RAX);
+        a.gs_store16(0x10, Gpr::RAX);
+        a.gs_store_imm32(0x10, 7);
+        a.gs_is_zero32(0x20);
+        a.gs_op_imm(Op::Or, 0x28, 0x200);
+        a.gs_jmp(0x30);
+        a.gs_jmp_at(Gpr::RCX, 0x1008);
+        a.gs_call(0x1008);
+        a.gs_test32(0x28, 0x200);
+    });
+    let want = [
+        "mov r12,[gs:1000h]",
+        "movzx eax,word [gs:80h]",
+        "sub rax,[gs:rcx+1008h]",
+        "mov [gs:10h],rax",
+        "mov [gs:10h],ax",
+        "mov dword [gs:10h],7",
+        "cmp dword [gs:20h],0",
+        "or qword [gs:28h],200h",
+        "jmp qword [gs:30h]",
+        "jmp qword [gs:rcx+1008h]",
+        "call qword [gs:1008h]",
+        "test dword [gs:28h],200h",
+    ];
+    assert_eq!(got, want);
+}
+
+#[test]
+fn holes_are_relative_to_their_end() {
+    let got = text(|a| {
+        let forward = a.jcc(Condition::ABOVE);
+        let short = a.jrcxz();
+        a.ret();
+        assert!(a.fill_short(short));
+        let here = a.here();
+        a.fill(forward, here);
+        a.push(Gpr::R10);
+    });
+    assert_eq!(got, ["ja near 9", "jrcxz 9", "ret", "push r10"]);
+}

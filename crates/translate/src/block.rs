@@ -1,0 +1,164 @@
+//! What goes into a translation and what comes out.
+
+use iced_x86::Instruction;
+
+use crate::context::Table;
+
+/// What decides how code translates, besides its bytes: part of every block's key, so that a change of mode can never
+/// run the wrong block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mode(u8);
+
+impl Mode {
+    /// CPL 3.
+    pub const USER: Self = Self(1);
+    /// Supervisor accesses have RFLAGS.AC's permission.
+    pub const AC: Self = Self(2);
+    /// SSE instructions run (CR4.OSFXSR, no CR0.EM or TS) and their exceptions are masked.
+    pub const SSE: Self = Self(4);
+    /// AVX instructions run too (CR4.OSXSAVE, XCR0).
+    pub const AVX: Self = Self(8);
+    /// RDTSC is allowed.
+    pub const TSC: Self = Self(16);
+    /// RDFSBASE and its kin are allowed.
+    pub const FSGSBASE: Self = Self(32);
+    /// SYSCALL and SYSRET are allowed and work as on the model.
+    pub const SYSCALL: Self = Self(64);
+
+    /// 64-bit code at CPL 0, nothing else.
+    pub const fn new() -> Self {
+        Self(0)
+    }
+
+    /// With these bits too, if `on`.
+    #[must_use]
+    pub const fn with(self, bits: Self, on: bool) -> Self {
+        if on { Self(self.0 | bits.0) } else { self }
+    }
+
+    /// Whether all of these bits are set.
+    pub const fn has(self, bits: Self) -> bool {
+        self.0 & bits.0 == bits.0
+    }
+
+    /// As a number below 256.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The TLB of explicit accesses.
+    pub const fn table(self) -> Table {
+        match (self.has(Self::USER), self.has(Self::AC)) {
+            (true, _) => Table::User,
+            (false, true) => Table::SupervisorAc,
+            (false, false) => Table::Supervisor,
+        }
+    }
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the host's processor has beyond x86-64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostFeatures {
+    /// RORX.
+    pub bmi2: bool,
+}
+
+/// A translation to be made.
+pub struct Source<'a> {
+    /// The bytes from the first instruction to the end of its page.
+    pub code: &'a [u8],
+    /// Where in its page the first instruction is.
+    pub offset: u16,
+    /// The mode.
+    pub mode: Mode,
+    /// Whether the CPU model has an instruction, with the meaning of the newest processors.
+    pub offered: &'a dyn Fn(&Instruction) -> bool,
+    /// The host.
+    pub host: HostFeatures,
+}
+
+/// Where the guest's status flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// In the host's flags.
+    Host,
+    /// In [`crate::Context::status`].
+    Memory,
+    /// In both.
+    Both,
+    /// Nowhere: the next instruction that has to do with them writes all.
+    Dead,
+}
+
+/// A place where translated code leaves to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Offset in its page of the guest instruction that leaves (for [`Exit::Link`], that is gone to).
+    pub guest: u16,
+    /// What for.
+    pub exit: Exit,
+    /// Where in the code the site's number, 32 bits, is to be put.
+    pub number_at: u32,
+}
+
+/// The number of the exit that no block has: RAX is the linear address at which to go on, and the shadow stack is empty.
+pub const UNFORESEEN: u32 = 0;
+
+/// Why translated code leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A TLB miss. RAX is the linear address; the code goes on at `resume`, RAX the same.
+    Miss {
+        /// Whether the access writes.
+        write: bool,
+        /// Where the check begins again.
+        resume: u32,
+    },
+    /// The instruction is to be interpreted.
+    Interpret,
+    /// A direct jump within the page whose target was not known: the 32-bit displacement at `jump` may be made to lead
+    /// there, with the flags in this form.
+    Link {
+        /// Where the displacement is.
+        jump: u32,
+        /// The flags at the jump.
+        form: Form,
+    },
+    /// RAX is the linear address at which to go on.
+    Lookup,
+    /// Somebody wants attention; the instruction has not begun.
+    Attention,
+    /// The block is not to be entered any more.
+    Stale,
+}
+
+/// Translated code, to be placed anywhere.
+#[derive(Clone, Debug, Default)]
+pub struct Block {
+    /// The host's code.
+    pub code: Vec<u8>,
+    /// Where to enter with the status flags in the host's.
+    pub entry_host: u32,
+    /// Where to enter with the status flags in memory.
+    pub entry_memory: u32,
+    /// Which of the two costs nothing.
+    pub host_is_free: bool,
+    /// Where the code is that takes the place of `entry_host` when the block is no longer good.
+    pub stale_host: u32,
+    /// The same for `entry_memory`.
+    pub stale_memory: u32,
+    /// Exits, in the order of their code.
+    pub sites: Vec<Site>,
+    /// How many bytes of guest code it stands for, from the first instruction on.
+    pub guest_bytes: u16,
+    /// Guest instructions.
+    pub instructions: u16,
+    /// Where each guest instruction's code begins: host offset, page offset.
+    pub map: Vec<(u32, u16)>,
+}

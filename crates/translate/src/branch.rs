@@ -1,0 +1,403 @@
+//! Control flow.
+//!
+//! A direct jump within the page is one jump of the host's, made to lead to its target when that is known. One that
+//! leaves the page, and every indirect one, goes through the *jump cache* of the address space: a comparison and a jump.
+//! Entries are dropped when a mapping changes, so that what is found is the right code.
+//!
+//! A call pushes the guest's return address on the guest's stack and, beside it, on the *shadow stack*: host RSP, where
+//! the host's own CALL puts the host's return address. A return compares the guest's address with the shadow's and, if
+//! they agree, is a host RET, which the host predicts. The shadow stack is a ring; an entry that was overwritten, or that
+//! another stack's frames cover, just does not agree. Then the shadow stack is emptied: whatever it holds belongs to a
+//! stack that has been left.
+//!
+//! Backward jumps and indirect ones first see whether anybody wants the vCPU's attention. Where the flags have to
+//! stay in place that is JRCXZ on a word that is zero if so.
+
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
+
+use crate::asm::{Condition, Hole, Op};
+use crate::block::{Form, Mode};
+use crate::context::{JUMPS, SHADOW_BYTES, at};
+use crate::emit::{Emitter, Result, Unsupported};
+use crate::host::Gpr;
+
+/// Whether translation may go on behind an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Next,
+    End,
+}
+
+const PAGE: i64 = 4096;
+
+/// Whether an offset from the page's start lies in the page.
+fn in_page(target: i64) -> Option<u16> {
+    u16::try_from(target).ok().filter(|&offset| i64::from(offset) < PAGE)
+}
+
+/// Where a direct branch goes, from the page's start.
+fn target_of(insn: &Instruction) -> Result<i64> {
+    match insn.op0_kind() {
+        OpKind::NearBranch64 => Ok(insn.near_branch64().cast_signed()),
+        _ => Err(Unsupported),
+    }
+}
+
+/// Translates a control transfer; `Err` if it is not one that is known.
+pub(crate) fn branch(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Jmp if insn.op0_kind() == OpKind::NearBranch64 => jump(e, target_of(insn)?),
+        M::Jmp if insn.is_jmp_near_indirect() => indirect_jump(e, insn),
+        M::Call if insn.op0_kind() == OpKind::NearBranch64 => call(e, target_of(insn)?),
+        M::Call if insn.is_call_near_indirect() => indirect_call(e, insn),
+        M::Ret if insn.stack_pointer_increment() >= 8 => ret(e, insn),
+        M::Jrcxz | M::Jecxz => on_count(e, insn, insn.mnemonic() == M::Jecxz),
+        M::Loop => loop_(e, insn),
+        _ if insn.condition_code() != ConditionCode::None && insn.is_jcc_short_or_near() => {
+            conditional(e, insn)
+        }
+        _ => Err(Unsupported),
+    }
+}
+
+/// Goes to an offset from the page's start, between instructions, and ends the block there.
+pub(crate) fn go_to(e: &mut Emitter<'_>, target: i64) -> Result {
+    leave_to(e, target, dispatch)
+}
+
+fn leave_to(e: &mut Emitter<'_>, target: i64, leave: impl FnOnce(&mut Emitter<'_>)) -> Result {
+    if let Some(offset) = in_page(target) {
+        let hole = e.asm.jmp();
+        e.link(hole, offset);
+        return Ok(());
+    }
+    e.free_flags();
+    page_address(e, target)?;
+    leave(e);
+    Ok(())
+}
+
+/// RAX = the linear address of an offset from the page's start. Flags stay.
+fn page_address(e: &mut Emitter<'_>, offset: i64) -> Result {
+    let offset = i32::try_from(offset).map_err(|_| Unsupported)?;
+    e.asm.gs_load(Gpr::RAX, at::PAGE);
+    e.asm.lea(Gpr::RAX, Gpr::RAX, offset);
+    Ok(())
+}
+
+/// Makes way for whoever wants attention. Flags stay where they are. The second part has to be called within a hundred
+/// bytes, behind a jump.
+struct Poll {
+    short: Option<crate::asm::ShortHole>,
+}
+
+fn poll(e: &mut Emitter<'_>) -> Poll {
+    if matches!(e.form, Form::Memory | Form::Dead) {
+        poll_freely(e);
+        return Poll { short: None };
+    }
+    e.asm.gs_load32(Gpr::RCX, at::GO);
+    Poll { short: Some(e.asm.jrcxz()) }
+}
+
+fn end_poll(e: &mut Emitter<'_>, poll: &Poll, form: Form) -> Result {
+    let Some(short) = poll.short else { return Ok(()) };
+    if !e.asm.fill_short(short) {
+        return Err(Unsupported);
+    }
+    let hole = e.asm.jmp();
+    let after = std::mem::replace(&mut e.form, form);
+    e.attend_from(hole);
+    e.form = after;
+    Ok(())
+}
+
+/// As [`poll`], where the flags are in memory.
+pub(crate) fn poll_freely(e: &mut Emitter<'_>) {
+    e.asm.gs_is_zero32(at::GO);
+    let hole = e.asm.jcc(Condition::EQUAL);
+    e.attend_from(hole);
+}
+
+fn jump(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
+    if target > i64::from(e.at) {
+        leave_to(e, target, transfer)?;
+        return Ok(Flow::End);
+    }
+    let form = e.form;
+    let poll = poll(e);
+    leave_to(e, target, transfer)?;
+    end_poll(e, &poll, form)?;
+    Ok(Flow::End)
+}
+
+fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
+    let target = target_of(insn)?;
+    let number = insn.condition_code() as u8;
+    // The decoder numbers conditions from 1 in the order of their encodings.
+    let condition = Condition(number.checked_sub(1).ok_or(Unsupported)?);
+    e.load_flags();
+    let Some(offset) = in_page(target) else {
+        let not_taken = e.asm.jcc(Condition(condition.0 ^ 1));
+        let form = e.form;
+        leave_to(e, target, transfer)?;
+        e.form = form;
+        let here = e.asm.here();
+        e.asm.fill(not_taken, here);
+        return Ok(Flow::Next);
+    };
+    if target > i64::from(e.at) {
+        let taken = e.asm.jcc(condition);
+        e.link(taken, offset);
+        return Ok(Flow::Next);
+    }
+    let form = e.form;
+    let poll = poll(e);
+    let taken = e.asm.jcc(condition);
+    e.link(taken, offset);
+    let next = i64::from(e.next);
+    if in_page(next).is_some() {
+        go_to(e, next)?;
+        end_poll(e, &poll, form)?;
+    } else {
+        let over = e.asm.jmp();
+        end_poll(e, &poll, form)?;
+        let here = e.asm.here();
+        e.asm.fill(over, here);
+        go_to(e, next)?;
+    }
+    Ok(Flow::End)
+}
+
+/// JRCXZ, JECXZ.
+fn on_count(e: &mut Emitter<'_>, insn: &Instruction, narrow: bool) -> Result<Flow> {
+    let target = target_of(insn)?;
+    let count = Gpr::RCX.home().ok_or(Unsupported)?;
+    if narrow {
+        e.asm.op32(Op::Mov, Gpr::RCX, count);
+    } else {
+        e.asm.mov(Gpr::RCX, count);
+    }
+    on_zero(e, target)
+}
+
+/// LOOP with a 64-bit count.
+fn loop_(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
+    let target = target_of(insn)?;
+    if !matches!(insn.code(), iced_x86::Code::Loop_rel8_64_RCX) {
+        return Err(Unsupported);
+    }
+    let count = Gpr::RCX.home().ok_or(Unsupported)?;
+    e.free_flags();
+    if target <= i64::from(e.at) {
+        poll_freely(e);
+    }
+    e.asm.lea(count, count, -1);
+    e.asm.mov(Gpr::RCX, count);
+    let zero = e.asm.jrcxz();
+    let taken = e.asm.jmp();
+    if !e.asm.fill_short(zero) {
+        return Err(Unsupported);
+    }
+    branch_to(e, taken, target)?;
+    Ok(Flow::Next)
+}
+
+/// Goes to `target` if RCX is zero.
+fn on_zero(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
+    let zero = e.asm.jrcxz();
+    let not_taken = e.asm.jmp();
+    if !e.asm.fill_short(zero) {
+        return Err(Unsupported);
+    }
+    let form = e.form;
+    if target <= i64::from(e.at) {
+        e.free_flags();
+        poll_freely(e);
+    }
+    go_to(e, target)?;
+    // The two paths meet with the flags as they were: saving them on one changes nothing on the other.
+    e.form = form;
+    let here = e.asm.here();
+    e.asm.fill(not_taken, here);
+    Ok(Flow::Next)
+}
+
+/// A jump that has been emitted leads to an offset from the page's start.
+fn branch_to(e: &mut Emitter<'_>, hole: Hole, target: i64) -> Result {
+    if let Some(offset) = in_page(target) {
+        e.link(hole, offset);
+        return Ok(());
+    }
+    let over = e.asm.jmp();
+    let here = e.asm.here();
+    e.asm.fill(hole, here);
+    let form = e.form;
+    go_to(e, target)?;
+    e.form = form;
+    let here = e.asm.here();
+    e.asm.fill(over, here);
+    Ok(())
+}
+
+/// RCX = the byte offset of RAX's slot in the jump cache; jumps away unless the slot is RAX's.
+fn probe(e: &mut Emitter<'_>) -> Hole {
+    let table = at::jumps(e.source.mode.table());
+    e.asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    e.asm.op32_imm(Op::And, Gpr::RCX, JUMPS as i32 - 1);
+    e.asm.shl32(Gpr::RCX, 4);
+    e.asm.gs_op_at(Op::Cmp, Gpr::RAX, Gpr::RCX, table);
+    e.asm.jcc(Condition::NOT_EQUAL)
+}
+
+/// The code page becomes that of RAX, whose offset is lost.
+fn enter_page(e: &mut Emitter<'_>) {
+    e.asm.op_imm(Op::And, Gpr::RAX, -4096);
+    e.asm.gs_store(at::PAGE, Gpr::RAX);
+}
+
+/// Goes to the linear address in RAX, between instructions. Flags are in memory.
+fn dispatch(e: &mut Emitter<'_>) {
+    let miss = probe(e);
+    e.look_up_from(miss);
+    enter(e);
+}
+
+/// The same as the last part of an instruction, which has not changed anything yet: where nothing is known it is
+/// interpreted, because an address that is not canonical faults in the branch (SDM vol. 2, JMP).
+fn transfer(e: &mut Emitter<'_>) {
+    let miss = probe(e);
+    e.interpret_from(miss);
+    enter(e);
+}
+
+/// Enters the code that [`probe`] has found.
+fn enter(e: &mut Emitter<'_>) {
+    enter_page(e);
+    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.source.mode.table()) + at::CODE);
+}
+
+/// RAX = where an indirect branch goes. Flags are in memory afterwards.
+fn indirect_target(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
+    e.free_flags();
+    match insn.op0_kind() {
+        OpKind::Register if insn.op0_register().size() == 8 => {
+            let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
+            e.read_into(Gpr::RAX, guest);
+        }
+        OpKind::Memory if insn.memory_size().size() == 8 => {
+            e.linear_address(insn)?;
+            e.check(8, false)?;
+            e.asm.load(Gpr::RAX, Gpr::RAX, 0);
+        }
+        _ => return Err(Unsupported),
+    }
+    Ok(())
+}
+
+fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
+    e.free_flags();
+    poll_freely(e);
+    indirect_target(e, insn)?;
+    transfer(e);
+    Ok(Flow::End)
+}
+
+/// Pushes the address of the next instruction on the guest's stack and on the shadow stack.
+fn push_return(e: &mut Emitter<'_>) -> Result {
+    let stack = Gpr::RSP.home().ok_or(Unsupported)?;
+    e.asm.lea(Gpr::RAX, stack, -8);
+    e.check(8, true)?;
+    e.asm.gs_load(Gpr::RCX, at::PAGE);
+    e.asm.lea(Gpr::RCX, Gpr::RCX, i32::from(e.next));
+    e.asm.store(Gpr::RAX, 0, Gpr::RCX);
+    e.asm.lea(stack, stack, -8);
+    // One bit of RSP is always set: below the ring's bottom it leads back to the top.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    e.asm.op_imm(Op::Or, Gpr::RSP, SHADOW_BYTES as i32);
+    e.asm.push(Gpr::RCX);
+    Ok(())
+}
+
+/// Where a return arrives: RAX is the address of the next instruction.
+fn landing(e: &mut Emitter<'_>) -> Result {
+    e.asm.lea(Gpr::RSP, Gpr::RSP, 8);
+    e.form = Form::Memory;
+    match in_page(i64::from(e.next)) {
+        Some(offset) => {
+            e.asm.lea(Gpr::RAX, Gpr::RAX, -i32::from(offset));
+            e.asm.gs_store(at::PAGE, Gpr::RAX);
+            let hole = e.asm.jmp();
+            e.link(hole, offset);
+        }
+        None => dispatch(e),
+    }
+    Ok(())
+}
+
+fn call(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
+    e.free_flags();
+    if target <= i64::from(e.at) {
+        poll_freely(e);
+    }
+    if let Some(offset) = in_page(target) {
+        push_return(e)?;
+        let hole = e.asm.call();
+        e.link(hole, offset);
+    } else {
+        page_address(e, target)?;
+        call_known(e)?;
+    }
+    landing(e)?;
+    Ok(Flow::End)
+}
+
+fn indirect_call(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
+    e.free_flags();
+    poll_freely(e);
+    indirect_target(e, insn)?;
+    call_known(e)?;
+    landing(e)?;
+    Ok(Flow::End)
+}
+
+/// Calls the linear address in RAX if its code is known, and has the call interpreted if not. The host's return arrives
+/// behind the emitted code.
+fn call_known(e: &mut Emitter<'_>) -> Result {
+    let miss = probe(e);
+    e.interpret_from(miss);
+    e.asm.op_imm(Op::And, Gpr::RAX, -4096);
+    e.asm.gs_store(at::TEMP, Gpr::RAX);
+    e.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, at::jumps(e.source.mode.table()) + at::CODE);
+    e.asm.gs_store(at::TEMP + 8, Gpr::RAX);
+    push_return(e)?;
+    e.asm.gs_load(Gpr::RAX, at::TEMP);
+    e.asm.gs_store(at::PAGE, Gpr::RAX);
+    e.asm.gs_call(at::TEMP + 8);
+    Ok(())
+}
+
+fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
+    let stack = Gpr::RSP.home().ok_or(Unsupported)?;
+    e.free_flags();
+    e.asm.mov(Gpr::RAX, stack);
+    e.check(8, false)?;
+    e.asm.load(Gpr::RAX, Gpr::RAX, 0);
+    e.asm.op_based(Op::Cmp, Gpr::RAX, Gpr::RSP, 8);
+    let unforeseen = e.asm.jcc(Condition::NOT_EQUAL);
+    let popped = insn.stack_pointer_increment();
+    e.asm.lea(stack, stack, popped);
+    e.asm.ret();
+    let here = e.asm.here();
+    e.asm.fill(unforeseen, here);
+    let user = e.source.mode.has(Mode::USER);
+    e.asm.gs_load(Gpr::RSP, at::SHADOW_TOP + if user { 8 } else { 0 });
+    poll_freely(e);
+    let miss = probe(e);
+    e.interpret_from(miss);
+    e.asm.lea(stack, stack, popped);
+    enter(e);
+    Ok(Flow::End)
+}

@@ -1,0 +1,257 @@
+//! What translated code reaches through GS: the vCPU's [`Context`], then the tables of the current address space.
+//!
+//! GS points at a *view*. Every view begins with the same context (the same memory, mapped again) and goes on with the
+//! tables that translate addresses:
+//!
+//! | part | whose |
+//! |---|---|
+//! | [`Context`] | the vCPU's |
+//! | supervisor TLB, supervisor jump caches | the vCPU's: kernels map themselves globally |
+//! | user TLB, supervisor-with-AC TLB, user jump cache | the address space's |
+//!
+//! So a switch of address space is one WRGSBASE, and which privilege an access has is in the displacement that the
+//! translator chose: neither costs an instruction on the way to memory, and neither empties anything.
+
+use crate::host::Gpr;
+
+/// Bytes of the context, a whole number of pages.
+pub const CONTEXT_BYTES: usize = 4096;
+/// Bytes of a [`TlbEntry`].
+pub const ENTRY_BYTES: usize = 32;
+/// Binary logarithm of [`ENTRY_BYTES`].
+const ENTRY_SHIFT: u32 = 5;
+/// Entries of the supervisor TLB and of the user TLB: a reach of 128 MiB in 4 KiB pages.
+pub const LARGE_TLB: usize = 1 << 15;
+/// Entries of the TLB for supervisor accesses with AC set: only copies to and from user memory.
+pub const SMALL_TLB: usize = 1 << 12;
+/// Entries of a jump cache.
+pub const JUMPS: usize = 1 << 12;
+/// Bytes of a [`JumpEntry`].
+pub const JUMP_BYTES: usize = 16;
+/// Bytes of each of the two shadow return stacks.
+pub const SHADOW_BYTES: usize = 1 << 16;
+
+/// State shared between translated code and the engine.
+///
+/// While translated code runs, the guest's registers are where [`Gpr::home`] says, and only those without a home are
+/// current in [`Context::gpr`]; at an exit all are.
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// The guest's general-purpose registers, by number.
+    pub gpr: [u64; 16],
+    /// The guest's status flags: AH as LAHF stores them, bit 0 the overflow flag.
+    pub status: u64,
+    /// The linear address of the page that holds the running code.
+    pub page: u64,
+    /// Nonzero as long as nobody wants the vCPU's attention.
+    pub go: u32,
+    /// Which site of which block left, by number.
+    pub site: u32,
+    /// RAX and RCX, the scratch registers, at an exit.
+    pub scratch: [u64; 2],
+    /// Values that one instruction's sequence keeps.
+    pub temp: [u64; 2],
+    /// The flags that are not status flags.
+    pub system_flags: u64,
+    /// Bases of FS and GS.
+    pub segment_base: [u64; 2],
+    /// Where [`Context`]'s users enter: a host address.
+    pub target: u64,
+    /// Where translated code leaves to: a host address.
+    pub exit: u64,
+    /// The host's stack pointer while translated code runs.
+    pub host_stack: u64,
+    /// The shadow stack's pointer to enter with, and after an exit.
+    pub stack: u64,
+    /// The shadow stacks' pointers while they are not in use: supervisor's and user's.
+    pub shadow: [u64; 2],
+    /// Where the two shadow stacks are empty.
+    pub shadow_top: [u64; 2],
+    /// Host address of the guest's vector registers.
+    pub vector: u64,
+    /// The guest's MXCSR.
+    pub mxcsr: u32,
+    /// The host's MXCSR.
+    pub host_mxcsr: u32,
+    /// Nonzero if an event waits for RFLAGS.IF.
+    pub waiting: u32,
+    /// The segments that a fast system call has loaded since the engine last looked: see [`fast_segments`].
+    pub segments: u32,
+    /// What SYSCALL and SYSRET need: IA32_LSTAR, and IA32_FMASK inverted.
+    pub lstar: u64,
+    /// The complement of IA32_FMASK.
+    pub flag_keep: u64,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
+    /// What to add to the host's time stamp counter.
+    pub tsc_offset: u64,
+}
+
+/// Values of [`Context::segments`].
+pub mod fast_segments {
+    /// None: the engine's are right.
+    pub const NONE: u32 = 0;
+    /// Those of SYSCALL.
+    pub const SYSCALL: u32 = 1;
+    /// Those of SYSRET to 64-bit code.
+    pub const SYSRET: u32 = 2;
+}
+
+/// A translation, zero if there is none; tags are linear addresses of pages.
+///
+/// An all-zero entry matches nothing, except that of slot 0, which matches page 0: an empty slot 0 holds
+/// [`TlbEntry::EMPTY_FIRST`].
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TlbEntry {
+    /// The page, if it may be read.
+    pub read: u64,
+    /// The page, if it may be written.
+    pub write: u64,
+    /// Host address of the page.
+    pub base: u64,
+    /// The guest frame, for the engine.
+    pub gfn: u64,
+}
+
+impl TlbEntry {
+    /// An empty entry for slot 0.
+    pub const EMPTY_FIRST: Self = Self { read: 0x1000, write: 0x1000, base: 0, gfn: 0 };
+
+    /// The empty entry of a slot.
+    pub const fn empty(slot: usize) -> Self {
+        if slot == 0 { Self::EMPTY_FIRST } else { Self { read: 0, write: 0, base: 0, gfn: 0 } }
+    }
+}
+
+/// Where a linear address's code is, by the address's low bits. A zero address never matches (code at address 0 is
+/// interpreted).
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JumpEntry {
+    /// The linear address.
+    pub address: u64,
+    /// Host address of the code, to be entered with the status flags in memory.
+    pub code: u64,
+}
+
+/// Which TLB an access uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Table {
+    /// Supervisor accesses without SMAP's permission.
+    Supervisor,
+    /// Supervisor accesses with RFLAGS.AC set.
+    SupervisorAc,
+    /// User accesses.
+    User,
+}
+
+/// Displacements from GS, in bytes.
+pub mod at {
+    use super::{
+        CONTEXT_BYTES, Context, ENTRY_BYTES, JUMP_BYTES, JUMPS, JumpEntry, LARGE_TLB, SMALL_TLB, Table,
+        TlbEntry,
+    };
+    use std::mem::offset_of;
+
+    /// Every displacement is below 4 MiB.
+    const fn disp(offset: usize) -> i32 {
+        assert!(offset < 1 << 22);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+        {
+            offset as i32
+        }
+    }
+
+    macro_rules! field_offsets {
+        ($($name:ident: $field:ident;)*) => {
+            $(#[doc = concat!("[`Context::", stringify!($field), "`].")]
+            pub const $name: i32 = disp(offset_of!(Context, $field));)*
+        };
+    }
+    field_offsets! {
+        GPR: gpr; STATUS: status; PAGE: page; GO: go; SITE: site; SCRATCH: scratch; TEMP: temp;
+        SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
+        HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; LSTAR: lstar; FLAG_KEEP: flag_keep;
+        KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset;
+    }
+
+    /// Start of the part that all views share, behind the context.
+    pub const SUPERVISOR_TLB: i32 = disp(CONTEXT_BYTES);
+    /// The supervisor jump cache.
+    pub const SUPERVISOR_JUMPS: i32 = SUPERVISOR_TLB + disp(LARGE_TLB * ENTRY_BYTES);
+    /// The jump cache of supervisor code with AC set.
+    pub const AC_JUMPS: i32 = SUPERVISOR_JUMPS + disp(JUMPS * JUMP_BYTES);
+    /// Start of the address space's own part.
+    pub const USER_TLB: i32 = AC_JUMPS + disp(JUMPS * JUMP_BYTES);
+    /// The user jump cache.
+    pub const USER_JUMPS: i32 = USER_TLB + disp(LARGE_TLB * ENTRY_BYTES);
+    /// The TLB of supervisor accesses with AC set.
+    pub const AC_TLB: i32 = USER_JUMPS + disp(JUMPS * JUMP_BYTES);
+    /// Past everything.
+    pub const END: i32 = AC_TLB + disp(SMALL_TLB * ENTRY_BYTES);
+
+    /// Offsets inside an entry.
+    pub const READ: i32 = disp(offset_of!(TlbEntry, read));
+    /// The tag of writes.
+    pub const WRITE: i32 = disp(offset_of!(TlbEntry, write));
+    /// The page's host address.
+    pub const BASE: i32 = disp(offset_of!(TlbEntry, base));
+    /// The code of a jump-cache entry.
+    pub const CODE: i32 = disp(offset_of!(JumpEntry, code));
+
+    /// Where a TLB begins.
+    pub const fn tlb(table: Table) -> i32 {
+        match table {
+            Table::Supervisor => SUPERVISOR_TLB,
+            Table::SupervisorAc => AC_TLB,
+            Table::User => USER_TLB,
+        }
+    }
+
+    /// Where a jump cache begins.
+    pub const fn jumps(table: Table) -> i32 {
+        match table {
+            Table::Supervisor => SUPERVISOR_JUMPS,
+            Table::SupervisorAc => AC_JUMPS,
+            Table::User => USER_JUMPS,
+        }
+    }
+}
+
+/// How many entries a TLB has.
+pub const fn tlb_entries(table: Table) -> usize {
+    match table {
+        Table::Supervisor | Table::User => LARGE_TLB,
+        Table::SupervisorAc => SMALL_TLB,
+    }
+}
+
+/// The slot of a linear address in a TLB.
+pub const fn tlb_slot(table: Table, va: u64) -> usize {
+    x86::bits::index(va >> 12) & (tlb_entries(table) - 1)
+}
+
+/// How far right a linear address is rotated to give the byte offset of its slot, and the mask that then cuts it.
+pub(crate) const fn tlb_index(table: Table) -> (u8, u32) {
+    #[allow(clippy::cast_possible_truncation)]
+    let mask = ((tlb_entries(table) - 1) << ENTRY_SHIFT) as u32;
+    (12 - ENTRY_SHIFT as u8, mask)
+}
+
+/// The slot of a linear address in a jump cache.
+pub const fn jump_slot(va: u64) -> usize {
+    x86::bits::index(va) & (JUMPS - 1)
+}
+
+/// Where a guest register is kept in the context.
+pub(crate) const fn gpr_at(register: Gpr) -> i32 {
+    at::GPR + 8 * register.number() as i32
+}
+
+const _: () = {
+    assert!(size_of::<Context>() <= CONTEXT_BYTES);
+    assert!(size_of::<TlbEntry>() == ENTRY_BYTES && 1 << ENTRY_SHIFT == ENTRY_BYTES);
+    assert!(size_of::<JumpEntry>() == JUMP_BYTES);
+};

@@ -1,0 +1,210 @@
+//! Instructions that run as they are, their operands renamed.
+//!
+//! Registers go to their homes; those without one are loaded into a scratch register before and stored after; the memory
+//! operand becomes the host address that the check left. Two scratch registers have to serve for everything, so each
+//! instruction is *planned* first: who gets RAX, who RCX. What does not fit is left to the interpreter; that is rare
+//! (two homeless registers and memory in one instruction).
+
+use iced_x86::{Instruction, OpAccess, OpKind, Register};
+
+use crate::asm::Condition;
+use crate::block::Form;
+use crate::catalogue;
+use crate::emit::{Emitter, Result, Unsupported};
+use crate::flags::{Effect, effect};
+use crate::host::{Gpr, is_high_byte};
+
+/// Who holds what while the instruction executes.
+#[derive(Default)]
+struct Plan {
+    /// The scratch register with the memory operand's address.
+    address: Option<Gpr>,
+    /// Guest registers in scratch registers, and how they are used.
+    held: Vec<Held>,
+}
+
+struct Held {
+    guest: Gpr,
+    scratch: Gpr,
+    read: bool,
+    written: bool,
+}
+
+impl Plan {
+    fn is_free(&self, scratch: Gpr) -> bool {
+        self.address != Some(scratch) && self.held.iter().all(|held| held.scratch != scratch)
+    }
+
+    fn holder(&self, guest: Gpr) -> Option<Gpr> {
+        self.held.iter().find(|held| held.guest == guest).map(|held| held.scratch)
+    }
+
+    /// Wants a guest register in a particular scratch register.
+    fn hold(&mut self, guest: Gpr, scratch: Gpr, read: bool, written: bool) -> Result {
+        if let Some(held) = self.held.iter_mut().find(|held| held.guest == guest) {
+            held.read |= read;
+            held.written |= written;
+            return if held.scratch == scratch { Ok(()) } else { Err(Unsupported) };
+        }
+        if !self.is_free(scratch) {
+            return Err(Unsupported);
+        }
+        self.held.push(Held { guest, scratch, read, written });
+        Ok(())
+    }
+
+    fn hold_anywhere(&mut self, guest: Gpr, read: bool, written: bool) -> Result {
+        let free = self.holder(guest).or_else(|| [Gpr::RCX, Gpr::RAX].into_iter().find(|&s| self.is_free(s)));
+        self.hold(guest, free.ok_or(Unsupported)?, read, written)
+    }
+}
+
+/// Translates `insn`, of which `catalogue` has said that it may be copied.
+pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
+    let general = catalogue::without_accumulator(insn);
+    let effect = effect(&general);
+    let has_memory = (0..general.op_count()).any(|i| general.op_kind(i) == OpKind::Memory);
+    let plan = plan(e, &general, has_memory, effect)?;
+    if has_memory {
+        locate(e, &general, &plan)?;
+    }
+    if effect.needs {
+        e.load_flags();
+    }
+    for held in plan.held.iter().filter(|held| held.read) {
+        e.read_into(held.scratch, held.guest);
+    }
+    let host = renamed(&general, &plan)?;
+    e.encode(&host)?;
+    for held in plan.held.iter().filter(|held| held.written) {
+        e.write(held.guest, held.scratch);
+    }
+    if effect.changes {
+        e.form = Form::Host;
+    }
+    Ok(())
+}
+
+/// The memory operand's host address, in the scratch register that the plan says.
+fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
+    let bytes = insn.memory_size().size();
+    if bytes == 0 {
+        return Err(Unsupported);
+    }
+    e.free_flags();
+    e.linear_address(insn)?;
+    if let Some(mask) = catalogue::alignment_mask(insn) {
+        e.asm.test_low_bits(Gpr::RAX, mask);
+        let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
+        e.interpret_from(misaligned);
+    }
+    let write = catalogue::writes_memory(&mut e.info, insn);
+    e.check(bytes, write)?;
+    if plan.address == Some(Gpr::RCX) {
+        e.asm.mov(Gpr::RCX, Gpr::RAX);
+    }
+    Ok(())
+}
+
+fn plan(e: &mut Emitter<'_>, insn: &Instruction, has_memory: bool, effect: Effect) -> Result<Plan> {
+    let implicit = catalogue::implicit(insn).ok_or(Unsupported)?;
+    let high = (0..insn.op_count()).find(|&i| is_high_byte(insn.op_register(i)));
+    let mut plan = Plan::default();
+    if has_memory {
+        // Loading the flags takes RAX for a moment, AH is in no other register.
+        let elsewhere = effect.needs && e.form != Form::Dead || high.is_some() || implicit.uses(Gpr::RAX);
+        plan.address = Some(if elsewhere { Gpr::RCX } else { Gpr::RAX });
+    }
+    for (guest, read, written) in implicit.list() {
+        plan.hold(guest, guest, read, written)?;
+    }
+    let info = e.info.info(insn);
+    let accesses: Vec<OpAccess> = (0..insn.op_count()).map(|i| info.op_access(i)).collect();
+    if let Some(high) = high {
+        let guest = Gpr::of(insn.op_register(high)).ok_or(Unsupported)?;
+        plan.hold(guest, Gpr::RAX, true, writes(accesses[high as usize]))?;
+    }
+    let registers = |i: &u32| insn.op_kind(*i) == OpKind::Register;
+    // A count is in CL and nowhere else; the same register may be what is shifted.
+    if (0..insn.op_count()).filter(registers).any(|i| catalogue::count_register(insn, i)) {
+        plan.hold(Gpr::RCX, Gpr::RCX, true, false)?;
+    }
+    for i in (0..insn.op_count()).filter(registers) {
+        let access = accesses[i as usize];
+        let register = insn.op_register(i);
+        let Some(guest) = Gpr::of(register) else {
+            if register.is_xmm() || register.is_ymm() {
+                continue;
+            }
+            return Err(Unsupported);
+        };
+        let written = writes(access);
+        // A narrow result leaves the rest of the register as it is.
+        let read = access != OpAccess::Write || register.size() < 4;
+        if high.is_some() || plan.holder(guest).is_some() || guest.home().is_none() {
+            plan.hold_anywhere(guest, read, written)?;
+        }
+    }
+    Ok(plan)
+}
+
+const fn writes(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}
+
+/// The instruction with the host's operands.
+fn renamed(insn: &Instruction, plan: &Plan) -> Result<Instruction> {
+    let mut host = *insn;
+    for i in 0..insn.op_count() {
+        match insn.op_kind(i) {
+            OpKind::Register => {
+                let register = insn.op_register(i);
+                if let Some(guest) = Gpr::of(register) {
+                    host.set_op_register(i, host_register(guest, register, plan)?);
+                }
+            }
+            OpKind::Memory => rename_memory(&mut host, plan.address.ok_or(Unsupported)?),
+            _ => {}
+        }
+    }
+    Ok(host)
+}
+
+fn host_register(guest: Gpr, register: Register, plan: &Plan) -> Result<Register> {
+    let holder = plan.holder(guest).or_else(|| guest.home()).ok_or(Unsupported)?;
+    if is_high_byte(register) {
+        return match holder {
+            Gpr::RAX => Ok(Register::AH),
+            Gpr::RCX => Ok(Register::CH),
+            _ => Err(Unsupported),
+        };
+    }
+    Ok(holder.sized(register.size()))
+}
+
+fn rename_memory(host: &mut Instruction, address: Gpr) {
+    host.set_segment_prefix(Register::None);
+    host.set_memory_base(address.sized(8));
+    host.set_memory_index(Register::None);
+    host.set_memory_index_scale(1);
+    host.set_memory_displacement64(0);
+    host.set_memory_displ_size(0);
+}
+
+/// LEA: an address that is not accessed.
+pub(crate) fn lea(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
+    let register = insn.op0_register();
+    let guest = Gpr::of(register).ok_or(Unsupported)?;
+    // Without a segment; RIP is the guest's.
+    e.effective_address(insn)?;
+    match register.size() {
+        8 => e.write(guest, Gpr::RAX),
+        4 => {
+            let to = guest.home().unwrap_or(Gpr::RAX);
+            e.asm.op32(crate::asm::Op::Mov, to, Gpr::RAX);
+            e.write(guest, to);
+        }
+        _ => return Err(Unsupported),
+    }
+    Ok(())
+}

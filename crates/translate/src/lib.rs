@@ -1,0 +1,32 @@
+//! From guest code to host code, as pure functions: bytes and a mode go in, bytes, relocations and side tables come
+//! out. Nothing here executes anything or knows where anything will lie.
+//!
+//! Where things are:
+//!
+//! - [`block`](Block): what goes in and what comes out; [`context`]: what the code finds at run time, behind GS;
+//! - `host`: which host register holds which guest register;
+//! - `emit`: flags, exits, and the check before every memory access;
+//! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `branch`: those that do not;
+//! - `asm`: the bytes of the translator's own sequences.
+//!
+//! Translated code is a copy of the guest's with other register names wherever that is possible: decoded once, written
+//! once, no intermediate form.
+
+#![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
+
+mod asm;
+mod block;
+mod branch;
+mod catalogue;
+pub mod context;
+mod copy;
+mod emit;
+mod flags;
+pub mod host;
+mod special;
+mod stack;
+mod translate;
+
+pub use block::{Block, Exit, Form, HostFeatures, Mode, Site, Source, UNFORESEEN};
+pub use context::Context;
+pub use translate::{translate, unforeseen_exit};

@@ -1,0 +1,177 @@
+//! One block: decoding, the form its flags begin in, instruction after instruction.
+//!
+//! A block is a run of instructions within one page, from a point that something jumped to up to an instruction that
+//! ends it: an unconditional transfer, a backward conditional one, one that is left to the interpreter, or the end of
+//! the page. A forward conditional jump does not end it. The code depends on nothing but the bytes, their place in the
+//! page and the mode, so one translation serves every mapping of its page.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
+
+use crate::asm::Asm;
+use crate::block::{Block, Form, Mode, Source, UNFORESEEN};
+use crate::branch::{Flow, branch, go_to};
+use crate::catalogue;
+use crate::context::at;
+use crate::copy::{copy, lea};
+use crate::emit::{Emitter, Result, Unsupported};
+use crate::flags::{effect, is_invalid};
+use crate::special::special;
+use crate::stack::stack;
+
+/// Instructions in a block at the most.
+const MAX_INSTRUCTIONS: usize = 64;
+/// Forward conditional jumps inside a block at the most.
+const MAX_EXITS: usize = 8;
+
+/// Translates the block at the beginning of `source`; `None` if its first instruction does not lie in the page as a
+/// whole, which the interpreter executes.
+pub fn translate(source: &Source<'_>) -> Option<Block> {
+    let run = decode(source);
+    if run.is_empty() {
+        return None;
+    }
+    let mut e = Emitter::new(source);
+    let mut block = Block::default();
+    begin(&mut e, &run, &mut block);
+    let mut flow = Flow::Next;
+    for insn in &run {
+        e.at = page_offset(insn.ip());
+        e.next = page_offset(insn.next_ip());
+        block.map.push((e.asm.here(), e.at));
+        block.instructions += 1;
+        block.guest_bytes = e.next - source.offset;
+        let mark = e.mark();
+        flow = instruction(&mut e, insn).unwrap_or_else(|Unsupported| {
+            e.roll_back(&mark);
+            e.interpret();
+            Flow::End
+        });
+        if flow == Flow::End {
+            break;
+        }
+    }
+    if flow == Flow::Next {
+        go_to(&mut e, i64::from(source.offset) + i64::from(block.guest_bytes)).ok()?;
+    }
+    Some(e.finish(block))
+}
+
+/// The exit numbered [`UNFORESEEN`]: what a return arrives at that pops the bottom of a shadow stack.
+pub fn unforeseen_exit() -> Vec<u8> {
+    let mut asm = Asm::default();
+    asm.gs_store_imm32(at::SITE, UNFORESEEN);
+    asm.gs_jmp(at::EXIT);
+    asm.finish()
+}
+
+/// Offsets in a page are below 4096, the one past its end included they fit.
+fn page_offset(ip: u64) -> u16 {
+    x86::bits::low16(ip)
+}
+
+/// The instructions of the block, as far as they could go; their addresses are offsets in the page.
+fn decode(source: &Source<'_>) -> Vec<Instruction> {
+    let options = DecoderOptions::NO_WBNOINVD;
+    let mut decoder = Decoder::with_ip(64, source.code, u64::from(source.offset), options);
+    let mut run = Vec::with_capacity(16);
+    let mut exits = 0;
+    while run.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
+        let insn = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            break;
+        }
+        run.push(insn);
+        if is_invalid(&insn) || ends(&insn) {
+            break;
+        }
+        exits += usize::from(insn.is_jcc_short_or_near());
+        if exits == MAX_EXITS {
+            break;
+        }
+    }
+    run
+}
+
+fn ends(insn: &Instruction) -> bool {
+    use iced_x86::FlowControl as F;
+    match insn.flow_control() {
+        F::Next => false,
+        F::ConditionalBranch => insn.near_branch64() <= insn.ip(),
+        _ => true,
+    }
+}
+
+/// Emits the two entries, in the order that suits the block's first dealings with the flags.
+fn begin(e: &mut Emitter<'_>, run: &[Instruction], block: &mut Block) {
+    match first_form(run) {
+        Form::Host => {
+            block.entry_memory = e.asm.here();
+            e.form = Form::Memory;
+            e.load_flags();
+            block.entry_host = e.asm.here();
+            block.host_is_free = true;
+            e.form = Form::Host;
+        }
+        Form::Dead => {
+            // The same code, but two entries: each can be diverted to where its form of the flags is right.
+            block.entry_host = e.asm.here();
+            e.asm.nop5();
+            block.entry_memory = e.asm.here();
+            e.form = Form::Dead;
+        }
+        _ => {
+            block.entry_host = e.asm.here();
+            e.save_flags();
+            block.entry_memory = e.asm.here();
+            e.form = Form::Memory;
+        }
+    }
+}
+
+/// Which form the flags should have at the block's beginning.
+fn first_form(run: &[Instruction]) -> Form {
+    for insn in run {
+        let effect = effect(insn);
+        let plain = catalogue::implicit(insn).is_some() && insn.memory_size().size() == 0
+            || insn.mnemonic() == Mnemonic::Lea;
+        if insn.is_jcc_short_or_near() {
+            return Form::Host;
+        }
+        match (plain, effect.needs, effect.changes) {
+            (false, ..) if is_silent(insn) => {}
+            (false, ..) => return Form::Memory,
+            (true, true, _) => return Form::Host,
+            (true, false, true) => return Form::Dead,
+            (true, false, false) => {}
+        }
+    }
+    Form::Memory
+}
+
+/// Whether an instruction that is not copied is translated to nothing.
+fn is_silent(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Nop | Mnemonic::Endbr64)
+}
+
+fn instruction(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
+    if is_invalid(insn) || !(e.source.offered)(insn) {
+        return Err(Unsupported);
+    }
+    let vector = catalogue::is_plain_vector(insn);
+    if vector && !e.source.mode.has(if catalogue::is_vex_vector(insn) { Mode::AVX } else { Mode::SSE }) {
+        return Err(Unsupported);
+    }
+    if catalogue::implicit(insn).is_some() {
+        return copy(e, insn).map(|()| Flow::Next);
+    }
+    if insn.mnemonic() == Mnemonic::Lea {
+        return lea(e, insn).map(|()| Flow::Next);
+    }
+    if insn.is_stack_instruction() && stack(e, insn).is_ok() {
+        return Ok(Flow::Next);
+    }
+    if special(e, insn).is_ok() {
+        return Ok(Flow::Next);
+    }
+    branch(e, insn)
+}
