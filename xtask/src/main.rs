@@ -28,8 +28,7 @@ enum Task {
         /// Only these checks
         names: Vec<String>,
     },
-    /// Measure how many guest instructions an engine executes in a second
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Search for inputs that break a promise, with libFuzzer
     Fuzz(fuzz::FuzzArgs),
     /// Count what vCPUs see of each other, against the memory model of the processor
@@ -41,7 +40,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = root().and_then(|root| match Args::parse().task {
         Task::Check { names } => check::run(&root, &names),
-        Task::Bench(args) => bench::task(&args),
+        Task::Bench(args) => bench::task(&root, &args),
         Task::Fuzz(args) => fuzz::task(&root, &args),
         Task::Litmus(args) => litmus::task(&args),
         Task::Oracle(args) => oracle::task(&args),

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: guest instructions a second of an engine, on loops of one kind each.
+//! `cargo xtask bench interp`: guest instructions a second of an engine, on loops of one kind each.
 //!
 //! Each loop runs for a while on the smallest guest; what counts is the engine's own count of instructions over the
 //! time on this host's clock, the median of several rounds.
@@ -13,13 +13,13 @@ use iced_x86::code_asm::*;
 use testkit::flat::{CODE, DATA, FlatGuest};
 use testkit::oracle::host_model;
 
-/// Arguments of the task.
+/// Arguments of the measurement.
 #[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
+pub(super) struct InterpArgs {
     /// Seconds for each round of each loop
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Rounds; the median counts
+    /// How often; the median counts
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 }
@@ -104,7 +104,7 @@ fn round(code: &[u8], seconds: f64) -> Result<f64> {
 }
 
 /// Runs the loops and prints a line each.
-pub(crate) fn task(args: &BenchArgs) -> Result<()> {
+pub(super) fn task(args: &InterpArgs) -> Result<()> {
     ensure!(args.rounds > 0 && args.seconds > 0.0, "a benchmark needs rounds and time");
     println!("{:<10} {:>24}", "loop", "million instructions/s");
     for (name, body) in LOOPS {

@@ -1,0 +1,172 @@
+//! What has been measured, and what is made of it: medians, ratios, geometric means.
+
+use super::engine::Engine;
+use super::guest::Program;
+use super::session::Sample;
+use super::usage::Memory;
+
+/// One program on one engine.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cell {
+    /// Seconds for a unit of work, a sample each.
+    pub(super) seconds: Vec<f64>,
+    /// The checksum.
+    pub(super) sum: Option<String>,
+    /// Why there is nothing, or nothing to be trusted.
+    pub(super) failure: Option<String>,
+}
+
+/// One program on all engines.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// What runs.
+    pub(super) program: Program,
+    /// A cell for each engine.
+    pub(super) cells: Vec<Cell>,
+}
+
+/// What an engine costs beside time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cost {
+    /// The share of one processor that it takes when its guest does nothing, in percent.
+    pub(super) idle_percent: Option<f64>,
+    /// Its memory after the programs have run.
+    pub(super) memory: Option<Memory>,
+    /// The time it was at work.
+    pub(super) busy_seconds: f64,
+    /// The processor's time that it took for that.
+    pub(super) cpu_seconds: f64,
+}
+
+/// Everything.
+pub(super) struct Results {
+    /// The engines, in the order of all cells.
+    pub(super) engines: Vec<Engine>,
+    /// A row for each program.
+    pub(super) rows: Vec<Row>,
+    /// The cost of each engine.
+    pub(super) costs: Vec<Cost>,
+}
+
+impl Cell {
+    /// Adds a sample of `count` units.
+    pub(super) fn add(&mut self, sample: &Sample, count: u64) {
+        self.seconds.push(sample.seconds / count as f64);
+        self.sum = Some(sample.sum.clone());
+    }
+
+    /// The median, if the cell is good.
+    pub(super) fn median(&self) -> Option<f64> {
+        if self.failure.is_some() {
+            return None;
+        }
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.len() {
+            0 => None,
+            odd if odd % 2 == 1 => Some(sorted[middle]),
+            _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
+        }
+    }
+}
+
+impl Row {
+    /// How many times as long one engine takes as another.
+    pub(super) fn ratio(&self, engine: usize, reference: usize) -> Option<f64> {
+        let (time, other) = (self.cells.get(engine)?.median()?, self.cells.get(reference)?.median()?);
+        (time > 0.0 && other > 0.0).then_some(time / other)
+    }
+}
+
+impl Results {
+    /// None yet.
+    pub(super) fn new(engines: &[Engine]) -> Self {
+        let costs = vec![Cost::default(); engines.len()];
+        Self { engines: engines.to_vec(), rows: Vec::new(), costs }
+    }
+
+    /// An empty row for a program; its index.
+    pub(super) fn row(&mut self, program: &Program) -> usize {
+        let cells = vec![Cell::default(); self.engines.len()];
+        self.rows.push(Row { program: program.clone(), cells });
+        self.rows.len() - 1
+    }
+
+    /// Marks every cell whose checksum is not that of the first engine that has one, and counts them.
+    pub(super) fn compare_checksums(&mut self) -> usize {
+        let mut mismatches = 0;
+        for row in &mut self.rows {
+            let Some((expected, first)) = row
+                .cells
+                .iter()
+                .zip(&self.engines)
+                .find_map(|(cell, engine)| Some((cell.sum.clone()?, engine)))
+            else {
+                continue;
+            };
+            for cell in &mut row.cells {
+                if let Some(sum) = cell.sum.as_ref().filter(|sum| **sum != expected) {
+                    cell.failure = Some(format!("checksum {sum}, {} has {expected}", first.name()));
+                    mismatches += 1;
+                }
+            }
+        }
+        mismatches
+    }
+
+    /// The classes, in their order.
+    pub(super) fn classes(&self) -> Vec<&str> {
+        let mut classes: Vec<&str> = self.rows.iter().map(|row| row.program.class.as_str()).collect();
+        classes.dedup();
+        classes
+    }
+
+    /// The geometric mean of the ratios of two engines, over the programs of a class, or all.
+    pub(super) fn mean(&self, class: Option<&str>, engine: usize, reference: usize) -> Option<f64> {
+        let rows = self.rows.iter().filter(|row| class.is_none_or(|class| row.program.class == class));
+        let logarithms: Vec<f64> = rows.filter_map(|row| row.ratio(engine, reference)).map(f64::ln).collect();
+        let count = logarithms.len() as f64;
+        (count > 0.0).then(|| (logarithms.iter().sum::<f64>() / count).exp())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(times: [[f64; 2]; 2]) -> Results {
+        let mut results = Results::new(&[Engine::Native, Engine::Umbra]);
+        for (number, times) in times.into_iter().enumerate() {
+            let row = results.row(&Program { class: "c".to_owned(), name: number.to_string() });
+            for (cell, time) in results.rows[row].cells.iter_mut().zip(times) {
+                cell.add(&Sample { seconds: time * 4.0, sum: "1".to_owned(), ..Sample::default() }, 4);
+            }
+        }
+        results
+    }
+
+    #[test]
+    fn means_are_geometric() {
+        let results = results([[1.0, 2.0], [1.0, 8.0]]);
+        assert!((results.mean(Some("c"), 1, 0).unwrap() - 4.0).abs() < 1e-9);
+        assert_eq!(results.mean(Some("d"), 1, 0), None);
+    }
+
+    #[test]
+    fn another_checksum_is_a_failure() {
+        let mut results = results([[1.0, 2.0], [1.0, 8.0]]);
+        results.rows[1].cells[1].sum = Some("2".to_owned());
+        assert_eq!(results.compare_checksums(), 1);
+        assert_eq!(results.rows[1].ratio(1, 0), None);
+        assert!(results.rows[0].ratio(1, 0).is_some());
+    }
+
+    #[test]
+    fn medians_of_few() {
+        let cell = |seconds: &[f64]| Cell { seconds: seconds.to_vec(), ..Cell::default() };
+        assert_eq!(cell(&[]).median(), None);
+        assert_eq!(cell(&[3.0, 1.0, 2.0]).median(), Some(2.0));
+        assert_eq!(cell(&[3.0, 1.0]).median(), Some(2.0));
+    }
+}

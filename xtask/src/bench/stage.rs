@@ -1,0 +1,106 @@
+//! What a group of programs runs in: a root file system, as an archive for guests and as a directory for the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::apt::{Cache, Closure, Wanted};
+use super::cpio::Archive;
+use super::guest::Driver;
+
+/// Debian's programs of the class `real`; they bring their libraries.
+const PACKAGES: [&str; 10] = [
+    "python3-minimal",
+    "perl-base",
+    "lua5.4",
+    "sqlite3",
+    "xz-utils",
+    "zstd",
+    "openssl",
+    "tcc",
+    "libtcc-dev",
+    "libc6",
+];
+
+/// Where the host runs programs in a root directory: in namespaces of its own, which need no privileges.
+const ENTER: &str =
+    "mount --rbind /dev \"$0/dev\" && mount --rbind /proc \"$0/proc\" && exec chroot \"$0\" /init";
+
+/// Directories that mounts go to.
+const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "tmp"];
+
+/// The place for a group of programs.
+pub(super) struct Stage {
+    /// The guests' root file system.
+    pub(super) initrd: PathBuf,
+    /// The guests' memory.
+    pub(super) memory_mib: u64,
+    /// The driver, on the host.
+    driver: PathBuf,
+    /// The same root for the host; none if the programs are in the driver.
+    root: Option<PathBuf>,
+}
+
+impl Stage {
+    /// For the programs that the driver holds.
+    ///
+    /// # Errors
+    /// If the archive cannot be made.
+    pub(super) fn own(cache: &Cache, driver: &Driver) -> Result<Self> {
+        let mut archive = Archive::default();
+        for directory in DIRECTORIES {
+            archive.directory(directory);
+        }
+        // What the driver's first words go to, before devtmpfs is there.
+        archive.character_device("dev/console", 5, 1);
+        archive.program("init", &read(driver.path())?);
+        let initrd = write(&cache.dir().join("own.cpio"), archive)?;
+        Ok(Self { initrd, memory_mib: 512, driver: driver.path().to_owned(), root: None })
+    }
+
+    /// For Debian's programs, with their inputs from `bench/guest/real`.
+    ///
+    /// # Errors
+    /// If the packages cannot be had.
+    pub(super) fn real(source: &Path, cache: &Cache, driver: &Driver) -> Result<Self> {
+        let wanted = Wanted { name: "real", packages: &PACKAGES, closure: Closure::Whole, backports: false };
+        let root = cache.tree(&wanted)?.root;
+        for directory in DIRECTORIES.into_iter().chain(["bench"]) {
+            fs::create_dir_all(root.join(directory)).context("cannot make a root directory")?;
+        }
+        copy(driver.path(), &root.join("init"))?;
+        let inputs = source.join("bench/guest/real");
+        for item in fs::read_dir(&inputs).with_context(|| format!("cannot read '{}'", inputs.display()))? {
+            let item = item?;
+            copy(&item.path(), &root.join("bench").join(item.file_name()))?;
+        }
+        let mut archive = Archive::default();
+        archive.tree(&root)?;
+        archive.character_device("dev/console", 5, 1);
+        let initrd = write(&cache.dir().join("real.cpio"), archive)?;
+        Ok(Self { initrd, memory_mib: 1024, driver: driver.path().to_owned(), root: Some(root) })
+    }
+
+    /// How the driver is started on the host.
+    pub(super) fn native(&self) -> Command {
+        let Some(root) = &self.root else { return Command::new(&self.driver) };
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", ENTER]).arg(root);
+        command
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read '{}'", path.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map(drop).with_context(|| format!("cannot copy '{}'", from.display()))
+}
+
+fn write(path: &Path, archive: Archive) -> Result<PathBuf> {
+    fs::write(path, archive.finish()).with_context(|| format!("cannot write '{}'", path.display()))?;
+    Ok(path.to_owned())
+}
