@@ -25,6 +25,9 @@ const JUMP_OFFSET: u64 = JUMP + 1;
 const TARGETS: u64 = PATCH + 0x1000;
 const TARGET_BYTES: u64 = 8;
 
+/// Data in the page of the code.
+const BESIDE: u64 = PATCH + 0xf00;
+
 /// What is in memory before the first round.
 pub(super) const INITIAL: [(u64, &[u8]); 5] = [
     (FUNCTION, &[0xb8, 0, 0, 0, 0, 0xc3]),
@@ -76,6 +79,7 @@ pub(super) fn tests() -> Vec<CodeTest> {
             observed: &[("new", Source::Register(1, 0)), ("new-before", Source::Register(1, 1))],
             ..cross("XMC+running", running)
         },
+        cross("XMC+late", late),
         cross("XMC+opcode", opcode),
         cross("XMC+jump-target", jump_target),
     ]
@@ -138,6 +142,32 @@ fn running(a: &mut CodeAssembler, processor: usize) -> Result<(), IcedError> {
     call_and_compare(a, FUNCTION, r9)?;
     wait_and_serialize(a)?;
     call_and_compare(a, FUNCTION, r8)
+}
+
+/// The same for a writer who has written to the page just before, so that an engine may take it for data, and who takes long
+/// between there, the writing, the telling, and the next jump. Meanwhile processor 1 runs the code again and again.
+fn late(a: &mut CodeAssembler, processor: usize) -> Result<(), IcedError> {
+    if processor == 1 {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        call(a, FUNCTION)?;
+        relax(a)?;
+        a.cmp(dword_ptr(FLAG), 0)?;
+        a.je(again)?;
+        wait_and_serialize(a)?;
+        return call_and_compare(a, FUNCTION, r8);
+    }
+    let mut next = a.create_label();
+    for _ in 0..2 {
+        a.mov(dword_ptr(BESIDE), ebp)?;
+    }
+    a.fninit()?;
+    a.fld1()?;
+    a.jmp(next)?;
+    a.set_label(&mut next)?;
+    (0..4).try_for_each(|_| a.fsin())?;
+    write_and_tell(a, IMMEDIATE)?;
+    (0..16).try_for_each(|_| a.fsin())
 }
 
 /// The instruction becomes INC in even rounds, DEC in odd ones.
