@@ -39,7 +39,7 @@ pub(crate) fn task(args: &LitmusArgs) -> Result<()> {
     println!("engine {}\n{}", engine.name(), Report::head());
     let mut failures = Vec::new();
     for test in chosen {
-        let result = test.run(engine, args.rounds)?;
+        let result = test.run(&*engine, args.rounds)?;
         println!("{result}");
         if result.is_failure() {
             failures.push(result.name);

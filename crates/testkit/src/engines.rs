@@ -1,22 +1,25 @@
 //! Engines by the names that `--engine` knows.
 
 use engine::Engine;
+use engine_bt::Bt;
 use interp::Interp;
 
 /// All of them.
-const ENGINES: [&dyn Engine; 1] = [&Interp];
+fn all() -> [Box<dyn Engine>; 2] {
+    [Box::new(Interp), Box::new(Bt::default())]
+}
 
 /// The names, for those who offer a choice.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    ENGINES.iter().map(|engine| engine.name())
+    all().into_iter().map(|engine| engine.name())
 }
 
 /// The engine of this name.
 ///
 /// # Errors
 /// A sentence that lists those there are.
-pub fn by_name(name: &str) -> Result<&'static dyn Engine, String> {
-    let found = ENGINES.iter().find(|engine| engine.name() == name).copied();
+pub fn by_name(name: &str) -> Result<Box<dyn Engine>, String> {
+    let found = all().into_iter().find(|engine| engine.name() == name);
     found.ok_or_else(|| {
         format!("there is no engine '{name}'; choose one of: {}", names().collect::<Vec<_>>().join(", "))
     })
@@ -29,9 +32,9 @@ mod tests {
     #[test]
     fn every_name_leads_to_its_engine() {
         for name in names() {
-            assert_eq!(by_name(name).map(Engine::name), Ok(name));
+            assert_eq!(by_name(name).map(|engine| engine.name()), Ok(name));
         }
-        let said = by_name("abacus").map(Engine::name).unwrap_err();
+        let said = by_name("abacus").map(|engine| engine.name()).unwrap_err();
         assert!(said.starts_with("there is no engine 'abacus'; choose one of: interp"), "{said}");
     }
 }
