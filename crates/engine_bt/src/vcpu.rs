@@ -16,9 +16,10 @@ use iced_x86::Instruction;
 use interp::{InterpVcpu, Regime, Registers};
 use memory::Change;
 use mmu::{Access, Privilege, Resolved, Target};
-use translate::context::Table;
+use translate::context::{Table, fast_segments};
 use translate::{Exit, HostFeatures, Mode, Source};
-use x86::rflags::STATUS;
+use x86::bits::low16;
+use x86::rflags::{IF, STATUS};
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
 use crate::cache::{Cache, Key};
@@ -42,6 +43,8 @@ pub struct BtVcpu {
     host: HostFeatures,
     /// The mode of the code that runs.
     mode: Mode,
+    /// The mode in which the code of each privilege ran the last time, by [`Table`].
+    modes: [Mode; 3],
     /// The epoch of memory that everything here is as good as.
     seen: u64,
     stats: BtStats,
@@ -82,6 +85,7 @@ impl BtVcpu {
             kick,
             host: HostFeatures { bmi2: host::cpu::has_bmi2() },
             mode: Mode::new(),
+            modes: [Mode::new(); 3],
             seen,
             stats: BtStats::default(),
             failure: None,
@@ -198,18 +202,16 @@ impl BtVcpu {
         }
     }
 
-    /// Code of one mode never leads to code of another: but for the privilege, which has caches of its own, a change of
-    /// mode forgets what it could be found by.
+    /// Code of one mode never leads to code of another: each privilege has a jump cache of its own, and when the mode in
+    /// which a privilege runs is another than the last time, what its code could be found by is forgotten.
     fn set_mode(&mut self, mode: Mode) {
-        let same = Mode::USER.bits() | Mode::AC.bits();
-        if (self.mode.bits() ^ mode.bits()) & !same != 0 {
+        self.mode = mode;
+        let known = &mut self.modes[mode.table() as usize];
+        if *known != mode {
+            *known = mode;
             self.views.clear_code();
             self.empty_shadows(Stale { supervisor: true, user: true });
-        } else if self.mode.has(Mode::AC) != mode.has(Mode::AC) {
-            // The supervisor's shadow stack leads to code of the other TLB.
-            self.empty_shadows(Stale { supervisor: true, user: false });
         }
-        self.mode = mode;
     }
 
     // ---- finding code --------------------------------------------------------------------------------------------
@@ -316,22 +318,29 @@ impl BtVcpu {
         // the mapping in force; `prepare_context` and `run` have done the rest. TLB entries are made from frames of
         // the guest's memory, which lives as long as the interpreter's state.
         unsafe { self.gate.enter() };
-        let context = self.views.context();
-        context.shadow[user] = context.stack;
     }
 
     /// The registers go from the interpreter's state into the context.
     fn registers_in(&mut self) {
         let registers = self.slow.registers();
         let mxcsr = self.slow.vector().mxcsr;
-        let bases = self.slow.segment_bases();
+        let system = self.slow.system_registers();
+        // With interrupts on whoever waits has been let in.
+        let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
         let context = self.views.context();
         context.gpr = registers.gpr;
         context.status = status::to_ax(registers.rflags);
         context.system_flags = registers.rflags & !STATUS;
         context.page = registers.rip & !PAGE_MASK;
         context.mxcsr = mxcsr;
-        context.segment_base = bases;
+        context.segment_base = [system.fs_base, system.gs_base];
+        context.kernel_gs_base = system.kernel_gs_base;
+        context.waiting = waiting.into();
+        context.segments = fast_segments::NONE;
+        context.selectors = system.selectors;
+        context.fast_selectors = fast_selectors(system.star);
+        context.lstar = system.lstar;
+        context.flag_keep = !system.fmask;
     }
 
     /// And back, with RIP as it is at an exit.
@@ -339,9 +348,23 @@ impl BtVcpu {
         let context = self.views.context();
         let rflags = context.system_flags | status::from_ax(context.status);
         let registers = Registers { gpr: context.gpr, rip, rflags };
-        let mxcsr = context.mxcsr;
+        let (mxcsr, segments) = (context.mxcsr, context.segments);
+        let ([fs, gs], kernel_gs) = (context.segment_base, context.kernel_gs_base);
+        context.segments = fast_segments::NONE;
         self.slow.set_registers(&registers);
+        self.slow.set_bases(fs, gs, kernel_gs);
         self.slow.vector().mxcsr = mxcsr;
+        match segments {
+            fast_segments::SYSCALL => self.slow.load_syscall_segments(),
+            fast_segments::SYSRET => self.slow.load_sysret_segments(),
+            _ => {}
+        }
+        if let Some(mode) = translatable(&self.slow.regime()) {
+            self.mode = mode;
+        }
+        let user = usize::from(self.mode.has(Mode::USER));
+        let context = self.views.context();
+        context.shadow[user] = context.stack;
     }
 
     /// Acts on an exit.
@@ -437,6 +460,13 @@ impl BtVcpu {
     pub fn bt_stats(&self) -> BtStats {
         BtStats { cache: self.cache.stats, ..self.stats }
     }
+}
+
+/// The selectors of CS and SS that SYSCALL and SYSRET to 64-bit code load (SDM vol. 2).
+fn fast_selectors(star: u64) -> [[u16; 2]; 2] {
+    let kernel = low16(star >> 32) & !3;
+    let user = low16(star >> 48);
+    [[kernel, kernel.wrapping_add(8)], [user.wrapping_add(16) | 3, user.wrapping_add(8) | 3]]
 }
 
 /// The mode in which code may be translated, if it may.

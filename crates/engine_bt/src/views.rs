@@ -24,6 +24,9 @@ const VIEWS: usize = 16;
 /// Bytes of the part that all views share.
 const SHARED: u64 = at::USER_TLB as u64;
 
+/// Bit of [`TlbEntry::gfn`]: the page is not global, and the slot on the list of those.
+const PRIVATE: u64 = 1 << 63;
+
 /// Where a table lies from GS, as an index.
 const fn offset(displacement: i32) -> usize {
     displacement.unsigned_abs() as usize
@@ -155,7 +158,7 @@ impl TlbBook {
             let entry = self.read(base, slot as usize);
             let concerned = page.is_none_or(|page| entry.base == page);
             if concerned && entry.write != TlbEntry::empty(slot as usize).write {
-                report(Gfn(entry.gfn));
+                report(Gfn(entry.gfn & !PRIVATE));
                 self.clear_slot(base, slot as usize);
             }
         }
@@ -163,6 +166,10 @@ impl TlbBook {
 
     fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, resolved: &Resolved) {
         let slot = tlb_slot(self.table, va);
+        if self.filled.len().max(self.private.len()) >= 2 * context::tlb_entries(self.table) {
+            // Slots were cleared one by one and filled again more often than the lists have room.
+            self.clear(base);
+        }
         let old = self.read(base, slot);
         let empty = TlbEntry::empty(slot);
         let mut entry = new;
@@ -173,18 +180,12 @@ impl TlbBook {
         }
         let number = u32::try_from(slot).unwrap_or(0);
         if old == empty {
-            if self.filled.len() >= 2 * context::tlb_entries(self.table) {
-                // Slots were cleared one by one and filled again more often than the list has room.
-                self.filled.sort_unstable();
-                self.filled.dedup();
-            }
             self.filled.push(number);
         }
-        if !resolved.global {
-            self.private.push(number);
-            if self.private.len() > 1024 {
-                self.private.sort_unstable();
-                self.private.dedup();
+        if self.table == Table::Supervisor && !resolved.global {
+            entry.gfn |= PRIVATE;
+            if old.gfn & PRIVATE == 0 {
+                self.private.push(number);
             }
         }
         match resolved.page_size {

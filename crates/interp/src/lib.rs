@@ -32,7 +32,7 @@ mod vector;
 mod width;
 mod x87;
 
-pub use slow_path::{Regime, Registers, offers};
+pub use slow_path::{Regime, Registers, SystemRegisters, offers};
 pub use vcpu::InterpVcpu;
 
 use engine::{Engine, EngineError, Vcpu, VcpuSetup};

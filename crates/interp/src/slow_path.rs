@@ -10,8 +10,7 @@ use mmu::{Access, Privilege, Resolved, Tlb};
 use x86::control::{cr0, cr4, efer};
 use x86::cpuid::{Feature, FeatureSet};
 use x86::exception::Exception;
-use x86::state::Msrs;
-use x86::{Gva, Mode, Segment, SegmentIndex, VectorState};
+use x86::{Gva, Mode, SegmentIndex, VectorState};
 
 use crate::cpu::Cpu;
 use crate::vcpu::InterpVcpu;
@@ -25,6 +24,20 @@ pub struct Registers {
     pub rip: u64,
     /// RFLAGS.
     pub rflags: u64,
+}
+
+/// What short system instructions work on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SystemRegisters {
+    /// In the order of [`SegmentIndex`].
+    pub selectors: [u16; 6],
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub kernel_gs_base: u64,
+    pub lstar: u64,
+    pub fmask: u64,
+    pub star: u64,
 }
 
 /// What decides how the code at RIP executes.
@@ -136,12 +149,17 @@ impl InterpVcpu {
         Registers { gpr, rip: self.cpu.rip(), rflags: self.cpu.flags }
     }
 
-    /// Replaces the registers. RFLAGS may differ from the old ones in what translated code may change by itself: the
-    /// status flags, DF, IF and, with `AC`, what [`InterpVcpu::refresh`] is for.
+    /// Replaces the registers, as far as translated code may change them by itself: no flag but the status flags, DF,
+    /// IF and AC.
     pub fn set_registers(&mut self, registers: &Registers) {
-        self.cpu.regs[..16].copy_from_slice(&registers.gpr);
-        self.cpu.set_rip(registers.rip);
-        self.cpu.flags = registers.rflags;
+        let cpu = &mut self.cpu;
+        cpu.regs[..16].copy_from_slice(&registers.gpr);
+        cpu.set_rip(registers.rip);
+        let changed = cpu.flags ^ registers.rflags;
+        cpu.flags = registers.rflags;
+        if changed & x86::rflags::AC != 0 {
+            cpu.refresh_access();
+        }
     }
 
     /// RIP.
@@ -150,29 +168,45 @@ impl InterpVcpu {
         self.cpu.rip()
     }
 
-    /// The bases of FS and GS.
-    pub fn segment_bases(&self) -> [u64; 2] {
-        [SegmentIndex::Fs, SegmentIndex::Gs].map(|index| self.cpu.segment(index).base)
+    /// What short system instructions work on.
+    pub fn system_registers(&self) -> SystemRegisters {
+        let (seg, msrs) = (&self.cpu.seg, &self.cpu.msrs);
+        SystemRegisters {
+            selectors: seg.map(|segment| segment.selector.0),
+            fs_base: self.cpu.segment(SegmentIndex::Fs).base,
+            gs_base: self.cpu.segment(SegmentIndex::Gs).base,
+            kernel_gs_base: msrs.kernel_gs_base,
+            lstar: msrs.lstar,
+            fmask: msrs.sfmask,
+            star: msrs.star,
+        }
     }
 
-    /// Recomputes what depends on segments and on RFLAGS.AC.
-    pub fn refresh(&mut self) {
+    /// Replaces the bases of FS and GS and IA32_KERNEL_GS_BASE.
+    pub fn set_bases(&mut self, fs: u64, gs: u64, kernel_gs: u64) {
+        let cpu = &mut self.cpu;
+        for (index, base) in [(SegmentIndex::Fs as usize, fs), (SegmentIndex::Gs as usize, gs)] {
+            cpu.seg[index].base = base;
+            cpu.bases[index] = base;
+        }
+        cpu.msrs.kernel_gs_base = kernel_gs;
+    }
+
+    /// Loads CS and SS as SYSCALL does.
+    pub fn load_syscall_segments(&mut self) {
+        crate::system::syscall::syscall_segments(&mut self.cpu);
+        self.cpu.refresh();
+    }
+
+    /// Loads CS and SS as SYSRET to 64-bit code does.
+    pub fn load_sysret_segments(&mut self) {
+        crate::system::syscall::sysret_segments(&mut self.cpu, true);
         self.cpu.refresh();
     }
 
     /// The vector registers.
     pub fn vector(&mut self) -> &mut VectorState {
         &mut self.cpu.vector
-    }
-
-    /// A segment register.
-    pub fn segment(&mut self, index: SegmentIndex) -> &mut Segment {
-        &mut self.cpu.seg[index as usize]
-    }
-
-    /// The model-specific registers.
-    pub fn msrs(&mut self) -> &mut Msrs {
-        &mut self.cpu.msrs
     }
 
     /// The software TLB.

@@ -43,6 +43,7 @@ pub(crate) enum Op {
     Or = 0x0b,
     And = 0x23,
     Sub = 0x2b,
+    Xor = 0x33,
     Cmp = 0x3b,
     Mov = 0x8b,
 }
@@ -341,6 +342,22 @@ impl Asm {
         self.absolute(from.number(), disp);
     }
 
+    /// OR gs:[disp], from.
+    pub(crate) fn gs_or_store(&mut self, disp: i32, from: Gpr) {
+        self.raw(&[GS]);
+        self.rex(true, from.number(), 0, 0);
+        self.raw(&[0x09]);
+        self.absolute(from.number(), disp);
+    }
+
+    /// MOV dword gs:[disp], from.
+    pub(crate) fn gs_store32(&mut self, disp: i32, from: Gpr) {
+        self.raw(&[GS]);
+        self.rex(false, from.number(), 0, 0);
+        self.raw(&[0x89]);
+        self.absolute(from.number(), disp);
+    }
+
     /// MOV word gs:[disp], from.
     pub(crate) fn gs_store16(&mut self, disp: i32, from: Gpr) {
         self.raw(&[GS, 0x66]);
@@ -383,6 +400,14 @@ impl Asm {
         self.raw(&[0xf6]);
         self.direct(0, register.number() & 3);
         self.raw(&[mask]);
+    }
+
+    /// TEST r32, imm32.
+    pub(crate) fn test32_imm(&mut self, register: Gpr, value: i32) {
+        self.rex(false, 0, 0, register.number());
+        self.raw(&[0xf7]);
+        self.direct(0, register.number());
+        self.imm32(value);
     }
 
     /// TEST r64, imm32.

@@ -36,6 +36,12 @@ impl Mode {
         if on { Self(self.0 | bits.0) } else { self }
     }
 
+    /// Without these bits.
+    #[must_use]
+    pub const fn without(self, bits: Self) -> Self {
+        Self(self.0 & !bits.0)
+    }
+
     /// Whether all of these bits are set.
     pub const fn has(self, bits: Self) -> bool {
         self.0 & bits.0 == bits.0

@@ -17,7 +17,7 @@ use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 
 use crate::asm::{Condition, Hole, Op};
 use crate::block::{Form, Mode};
-use crate::context::{JUMPS, SHADOW_BYTES, at};
+use crate::context::{JUMP_STIR, JUMPS, SHADOW_BYTES, at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
 
@@ -30,9 +30,10 @@ pub(crate) enum Flow {
 
 const PAGE: i64 = 4096;
 
-/// Whether an offset from the page's start lies in the page.
-fn in_page(target: i64) -> Option<u16> {
-    u16::try_from(target).ok().filter(|&offset| i64::from(offset) < PAGE)
+/// An offset from the page's start that can be jumped to directly: it lies in the page, and the code there is of the
+/// block's mode.
+fn in_page(e: &Emitter<'_>, target: i64) -> Option<u16> {
+    u16::try_from(target).ok().filter(|&offset| i64::from(offset) < PAGE && e.mode == e.source.mode)
 }
 
 /// Where a direct branch goes, from the page's start.
@@ -67,7 +68,7 @@ pub(crate) fn go_to(e: &mut Emitter<'_>, target: i64) -> Result {
 }
 
 fn leave_to(e: &mut Emitter<'_>, target: i64, leave: impl FnOnce(&mut Emitter<'_>)) -> Result {
-    if let Some(offset) = in_page(target) {
+    if let Some(offset) = in_page(e, target) {
         let hole = e.asm.jmp();
         e.link(hole, offset);
         return Ok(());
@@ -93,6 +94,9 @@ struct Poll {
 }
 
 fn poll(e: &mut Emitter<'_>) -> Poll {
+    if e.shadow {
+        return Poll { short: None };
+    }
     if matches!(e.form, Form::Memory | Form::Dead) {
         poll_freely(e);
         return Poll { short: None };
@@ -115,6 +119,9 @@ fn end_poll(e: &mut Emitter<'_>, poll: &Poll, form: Form) -> Result {
 
 /// As [`poll`], where the flags are in memory.
 pub(crate) fn poll_freely(e: &mut Emitter<'_>) {
+    if e.shadow {
+        return;
+    }
     e.asm.gs_is_zero32(at::GO);
     let hole = e.asm.jcc(Condition::EQUAL);
     e.attend_from(hole);
@@ -138,7 +145,7 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     // The decoder numbers conditions from 1 in the order of their encodings.
     let condition = Condition(number.checked_sub(1).ok_or(Unsupported)?);
     e.load_flags();
-    let Some(offset) = in_page(target) else {
+    let Some(offset) = in_page(e, target) else {
         let not_taken = e.asm.jcc(Condition(condition.0 ^ 1));
         let form = e.form;
         leave_to(e, target, transfer)?;
@@ -157,7 +164,7 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let taken = e.asm.jcc(condition);
     e.link(taken, offset);
     let next = i64::from(e.next);
-    if in_page(next).is_some() {
+    if in_page(e, next).is_some() {
         go_to(e, next)?;
         end_poll(e, &poll, form)?;
     } else {
@@ -226,7 +233,7 @@ fn on_zero(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
 
 /// A jump that has been emitted leads to an offset from the page's start.
 fn branch_to(e: &mut Emitter<'_>, hole: Hole, target: i64) -> Result {
-    if let Some(offset) = in_page(target) {
+    if let Some(offset) = in_page(e, target) {
         e.link(hole, offset);
         return Ok(());
     }
@@ -241,15 +248,34 @@ fn branch_to(e: &mut Emitter<'_>, hole: Hole, target: i64) -> Result {
     Ok(())
 }
 
-/// RCX = the byte offset of RAX's slot in the jump cache; jumps away unless the slot is RAX's.
-fn probe(e: &mut Emitter<'_>) -> Hole {
-    let table = at::jumps(e.source.mode.table());
+/// RCX = the byte offset of RAX's slot in the jump cache of a mode; jumps away unless the slot is RAX's.
+fn probe(e: &mut Emitter<'_>, mode: Mode) -> Hole {
+    let table = at::jumps(mode.table());
     e.asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
+    e.asm.shr(Gpr::RCX, JUMP_STIR);
+    e.asm.op32(Op::Xor, Gpr::RCX, Gpr::RAX);
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
     e.asm.op32_imm(Op::And, Gpr::RCX, JUMPS as i32 - 1);
     e.asm.shl32(Gpr::RCX, 4);
     e.asm.gs_op_at(Op::Cmp, Gpr::RAX, Gpr::RCX, table);
     e.asm.jcc(Condition::NOT_EQUAL)
+}
+
+/// Finds the code at the linear address in RAX for [`go_to_found`], or has the instruction interpreted.
+pub(crate) fn find(e: &mut Emitter<'_>, mode: Mode) {
+    let miss = probe(e, mode);
+    e.interpret_from(miss);
+    e.asm.op_imm(Op::And, Gpr::RAX, -4096);
+    e.asm.gs_store(at::TEMP, Gpr::RAX);
+    e.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, at::jumps(mode.table()) + at::CODE);
+    e.asm.gs_store(at::TEMP + 8, Gpr::RAX);
+}
+
+/// Goes to the code that [`find`] has found. The flags are in memory.
+pub(crate) fn go_to_found(e: &mut Emitter<'_>) {
+    e.asm.gs_load(Gpr::RAX, at::TEMP);
+    e.asm.gs_store(at::PAGE, Gpr::RAX);
+    e.asm.gs_jmp(at::TEMP + 8);
 }
 
 /// The code page becomes that of RAX, whose offset is lost.
@@ -260,7 +286,7 @@ fn enter_page(e: &mut Emitter<'_>) {
 
 /// Goes to the linear address in RAX, between instructions. Flags are in memory.
 fn dispatch(e: &mut Emitter<'_>) {
-    let miss = probe(e);
+    let miss = probe(e, e.mode);
     e.look_up_from(miss);
     enter(e);
 }
@@ -268,7 +294,7 @@ fn dispatch(e: &mut Emitter<'_>) {
 /// The same as the last part of an instruction, which has not changed anything yet: where nothing is known it is
 /// interpreted, because an address that is not canonical faults in the branch (SDM vol. 2, JMP).
 fn transfer(e: &mut Emitter<'_>) {
-    let miss = probe(e);
+    let miss = probe(e, e.mode);
     e.interpret_from(miss);
     enter(e);
 }
@@ -276,7 +302,7 @@ fn transfer(e: &mut Emitter<'_>) {
 /// Enters the code that [`probe`] has found.
 fn enter(e: &mut Emitter<'_>) {
     enter_page(e);
-    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.source.mode.table()) + at::CODE);
+    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::CODE);
 }
 
 /// RAX = where an indirect branch goes. Flags are in memory afterwards.
@@ -325,7 +351,7 @@ fn push_return(e: &mut Emitter<'_>) -> Result {
 fn landing(e: &mut Emitter<'_>) -> Result {
     e.asm.lea(Gpr::RSP, Gpr::RSP, 8);
     e.form = Form::Memory;
-    match in_page(i64::from(e.next)) {
+    match in_page(e, i64::from(e.next)) {
         Some(offset) => {
             e.asm.lea(Gpr::RAX, Gpr::RAX, -i32::from(offset));
             e.asm.gs_store(at::PAGE, Gpr::RAX);
@@ -342,7 +368,7 @@ fn call(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
     if target <= i64::from(e.at) {
         poll_freely(e);
     }
-    if let Some(offset) = in_page(target) {
+    if let Some(offset) = in_page(e, target) {
         push_return(e)?;
         let hole = e.asm.call();
         e.link(hole, offset);
@@ -366,12 +392,7 @@ fn indirect_call(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
 /// Calls the linear address in RAX if its code is known, and has the call interpreted if not. The host's return arrives
 /// behind the emitted code.
 fn call_known(e: &mut Emitter<'_>) -> Result {
-    let miss = probe(e);
-    e.interpret_from(miss);
-    e.asm.op_imm(Op::And, Gpr::RAX, -4096);
-    e.asm.gs_store(at::TEMP, Gpr::RAX);
-    e.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, at::jumps(e.source.mode.table()) + at::CODE);
-    e.asm.gs_store(at::TEMP + 8, Gpr::RAX);
+    find(e, e.mode);
     push_return(e)?;
     e.asm.gs_load(Gpr::RAX, at::TEMP);
     e.asm.gs_store(at::PAGE, Gpr::RAX);
@@ -392,10 +413,10 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.asm.ret();
     let here = e.asm.here();
     e.asm.fill(unforeseen, here);
-    let user = e.source.mode.has(Mode::USER);
+    let user = e.mode.has(Mode::USER);
     e.asm.gs_load(Gpr::RSP, at::SHADOW_TOP + if user { 8 } else { 0 });
     poll_freely(e);
-    let miss = probe(e);
+    let miss = probe(e, e.mode);
     e.interpret_from(miss);
     e.asm.lea(stack, stack, popped);
     enter(e);

@@ -25,7 +25,7 @@ pub const LARGE_TLB: usize = 1 << 15;
 /// Entries of the TLB for supervisor accesses with AC set: only copies to and from user memory.
 pub const SMALL_TLB: usize = 1 << 12;
 /// Entries of a jump cache.
-pub const JUMPS: usize = 1 << 12;
+pub const JUMPS: usize = 1 << 14;
 /// Bytes of a [`JumpEntry`].
 pub const JUMP_BYTES: usize = 16;
 /// Bytes of each of the two shadow return stacks.
@@ -78,7 +78,11 @@ pub struct Context {
     pub waiting: u32,
     /// The segments that a fast system call has loaded since the engine last looked: see [`fast_segments`].
     pub segments: u32,
-    /// What SYSCALL and SYSRET need: IA32_LSTAR, and IA32_FMASK inverted.
+    /// Selectors in the order of [`x86::SegmentIndex`].
+    pub selectors: [u16; 6],
+    /// Those of CS and SS that SYSCALL loads, and those of SYSRET to 64-bit code.
+    pub fast_selectors: [[u16; 2]; 2],
+    /// IA32_LSTAR.
     pub lstar: u64,
     /// The complement of IA32_FMASK.
     pub flag_keep: u64,
@@ -173,10 +177,13 @@ pub mod at {
     field_offsets! {
         GPR: gpr; STATUS: status; PAGE: page; GO: go; SITE: site; SCRATCH: scratch; TEMP: temp;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
-        HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; LSTAR: lstar; FLAG_KEEP: flag_keep;
+        HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
+        SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
         KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset;
     }
 
+    /// The second of [`Context::fast_selectors`].
+    pub const SYSRET_SELECTORS: i32 = SYSCALL_SELECTORS + 4;
     /// Start of the part that all views share, behind the context.
     pub const SUPERVISOR_TLB: i32 = disp(CONTEXT_BYTES);
     /// The supervisor jump cache.
@@ -242,8 +249,12 @@ pub(crate) const fn tlb_index(table: Table) -> (u8, u32) {
 
 /// The slot of a linear address in a jump cache.
 pub const fn jump_slot(va: u64) -> usize {
-    x86::bits::index(va) & (JUMPS - 1)
+    // Functions begin at multiples of 16: the page number stirs the low bits.
+    x86::bits::index(va ^ va >> JUMP_STIR) & (JUMPS - 1)
 }
+
+/// How far right an address is shifted to stir its slot number.
+pub(crate) const JUMP_STIR: u8 = 10;
 
 /// Where a guest register is kept in the context.
 pub(crate) const fn gpr_at(register: Gpr) -> i32 {

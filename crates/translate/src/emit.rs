@@ -20,7 +20,7 @@
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 
 use crate::asm::{Asm, Condition, Hole, Op};
-use crate::block::{Block, Exit, Form, Site, Source};
+use crate::block::{Block, Exit, Form, Mode, Site, Source};
 use crate::context::{at, gpr_at, tlb_index};
 use crate::host::Gpr;
 
@@ -49,6 +49,10 @@ pub(crate) struct Emitter<'a> {
     pub(crate) asm: Asm,
     pub(crate) source: &'a Source<'a>,
     pub(crate) form: Form,
+    /// The mode at this place: the block's, but for AC, which STAC and CLAC change.
+    pub(crate) mode: Mode,
+    /// The instruction before was STI: nobody may be let in before this one.
+    pub(crate) shadow: bool,
     pub(crate) info: InstructionInfoFactory,
     encoder: Encoder,
     cold: Vec<Cold>,
@@ -62,6 +66,7 @@ pub(crate) struct Mark {
     bytes: u32,
     cold: usize,
     form: Form,
+    mode: Mode,
 }
 
 impl<'a> Emitter<'a> {
@@ -70,6 +75,8 @@ impl<'a> Emitter<'a> {
             asm: Asm::default(),
             source,
             form: Form::Memory,
+            mode: source.mode,
+            shadow: false,
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
             cold: Vec::new(),
@@ -79,13 +86,14 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        Mark { bytes: self.asm.here(), cold: self.cold.len(), form: self.form }
+        Mark { bytes: self.asm.here(), cold: self.cold.len(), form: self.form, mode: self.mode }
     }
 
     pub(crate) fn roll_back(&mut self, mark: &Mark) {
         self.asm.truncate(mark.bytes);
         self.cold.truncate(mark.cold);
         self.form = mark.form;
+        self.mode = mark.mode;
     }
 
     // ---- flags ---------------------------------------------------------------------------------------------------
@@ -239,7 +247,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn check(&mut self, bytes: usize, write: bool) -> Result {
         let room =
             4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
-        let table = self.source.mode.table();
+        let table = self.mode.table();
         let (rotation, mask) = tlb_index(table);
         let resume = self.asm.here();
         if self.source.host.bmi2 {

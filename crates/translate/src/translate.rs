@@ -5,7 +5,7 @@
 //! the page. A forward conditional jump does not end it. The code depends on nothing but the bytes, their place in the
 //! page and the mode, so one translation serves every mapping of its page.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::asm::Asm;
 use crate::block::{Block, Form, Mode, Source, UNFORESEEN};
@@ -17,6 +17,7 @@ use crate::emit::{Emitter, Result, Unsupported};
 use crate::flags::{effect, is_invalid};
 use crate::special::special;
 use crate::stack::stack;
+use crate::system::system;
 
 /// Instructions in a block at the most.
 const MAX_INSTRUCTIONS: usize = 64;
@@ -41,11 +42,15 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
         block.instructions += 1;
         block.guest_bytes = e.next - source.offset;
         let mark = e.mark();
+        let shadowed = e.shadow;
         flow = instruction(&mut e, insn).unwrap_or_else(|Unsupported| {
             e.roll_back(&mark);
             e.interpret();
             Flow::End
         });
+        if shadowed {
+            e.shadow = false;
+        }
         if flow == Flow::End {
             break;
         }
@@ -93,10 +98,9 @@ fn decode(source: &Source<'_>) -> Vec<Instruction> {
 }
 
 fn ends(insn: &Instruction) -> bool {
-    use iced_x86::FlowControl as F;
     match insn.flow_control() {
-        F::Next => false,
-        F::ConditionalBranch => insn.near_branch64() <= insn.ip(),
+        FlowControl::Next => false,
+        FlowControl::ConditionalBranch => insn.near_branch64() <= insn.ip(),
         _ => true,
     }
 }
@@ -173,5 +177,15 @@ fn instruction(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     if special(e, insn).is_ok() {
         return Ok(Flow::Next);
     }
-    branch(e, insn)
+    match insn.flow_control() {
+        FlowControl::Next | FlowControl::Call | FlowControl::Return if !is_near_branch(insn) => {
+            system(e, insn)
+        }
+        _ => branch(e, insn),
+    }
+}
+
+/// Whether the control flow is that of a call or return within the code segment.
+fn is_near_branch(insn: &Instruction) -> bool {
+    insn.is_call_near() || insn.is_call_near_indirect() || insn.mnemonic() == Mnemonic::Ret
 }

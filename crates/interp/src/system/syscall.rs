@@ -49,14 +49,27 @@ pub(crate) fn syscall(cpu: &mut Cpu, _: &Op) -> Step {
     *cpu.reg_mut(1) = cpu.rip();
     *cpu.reg_mut(11) = cpu.flags & !RF;
     cpu.set_rip(target);
-    let selector = low16(cpu.msrs.star >> 32) & !3;
     cpu.flags = cpu.flags & !(cpu.msrs.sfmask | RF) | x86::rflags::FIXED;
     // Single step looks at TF as the mask leaves it.
     cpu.step_suppressed = !cpu.flag(TF);
-    cpu.seg[CS] = flat_code(selector, 0, true);
-    cpu.seg[SS] = flat_stack(selector.wrapping_add(8), 0);
+    syscall_segments(cpu);
     cpu.refresh();
     Ok(())
+}
+
+/// CS and SS as SYSCALL loads them.
+pub(crate) fn syscall_segments(cpu: &mut Cpu) {
+    let selector = low16(cpu.msrs.star >> 32) & !3;
+    cpu.seg[CS] = flat_code(selector, 0, true);
+    cpu.seg[SS] = flat_stack(selector.wrapping_add(8), 0);
+}
+
+/// CS and SS as SYSRET loads them.
+pub(crate) fn sysret_segments(cpu: &mut Cpu, long: bool) {
+    let base = low16(cpu.msrs.star >> 48);
+    let code = if long { base.wrapping_add(16) } else { base };
+    cpu.seg[CS] = flat_code(code | 3, 3, long);
+    cpu.seg[SS] = flat_stack(base.wrapping_add(8) | 3, 3);
 }
 
 /// SYSRET, to 64-bit code if the operand size says so. The target is checked first: #GP at CPL 0.
@@ -71,12 +84,9 @@ pub(crate) fn sysret(cpu: &mut Cpu, op: &Op) -> Step {
         return Err(cpu.gp0());
     }
     cpu.set_rip(if long { target } else { u64::from(low32(target)) });
-    let base = low16(cpu.msrs.star >> 48);
-    let code = if long { base.wrapping_add(16) } else { base };
     const RESTORED: u64 = 0x003c_7fd7;
     cpu.flags = cpu.reg(11) & RESTORED | x86::rflags::FIXED;
-    cpu.seg[CS] = flat_code(code | 3, 3, long);
-    cpu.seg[SS] = flat_stack(base.wrapping_add(8) | 3, 3);
+    sysret_segments(cpu, long);
     cpu.refresh();
     cpu.look = true;
     Ok(())
