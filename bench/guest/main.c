@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <net/if.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -183,7 +182,6 @@ static void be_init(void)
 		console.c_oflag &= ~(tcflag_t)OPOST;
 		tcsetattr(STDIN_FILENO, TCSANOW, &console);
 	}
-	setenv("PATH", "/usr/bin:/bin", 1);
 }
 
 int main(int argc, char **argv)

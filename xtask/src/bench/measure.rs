@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::args::Limits;
 use super::engine::{Engine, Hosts};
 use super::guest::Program;
-use super::results::{Cost, Results};
+use super::results::{Cell, Cost, Results};
 use super::session::{Failure, Sample, Session};
 use super::stage::Stage;
 use super::usage;
@@ -35,6 +35,16 @@ struct Machine<'a> {
     hopeless: Option<Failure>,
 }
 
+/// What is measured in every round.
+struct Order<'a> {
+    /// The program.
+    name: &'a str,
+    /// Its row in the results.
+    row: usize,
+    /// How many units each engine does.
+    counts: Vec<u64>,
+}
+
 /// Measures the programs.
 pub(super) fn run(
     hosts: &Hosts,
@@ -52,42 +62,56 @@ pub(super) fn run(
     if limits.idle {
         watch_idle(&machines, &mut results.costs);
     }
-    let rows: Vec<usize> = programs.iter().map(|program| results.row(program)).collect();
-    let mut counts = vec![vec![1; machines.len()]; programs.len()];
-    for (program, (&row, counts)) in programs.iter().zip(rows.iter().zip(&mut counts)) {
-        status(&format!("how often: {}", program.name));
-        for (at, machine) in machines.iter_mut().enumerate() {
-            match machine.calibrate(&program.name, limits.target) {
-                Ok(count) => counts[at] = count,
-                Err(failure) => results.rows[row].cells[at].failure = Some(failure.to_string()),
-            }
-        }
-    }
+    let orders = calibrate(programs, &mut machines, limits, results);
     for round in 1..=limits.rounds {
-        for (program, (&row, counts)) in programs.iter().zip(rows.iter().zip(&counts)) {
-            status(&format!("round {round} of {}: {}", limits.rounds, program.name));
-            for (at, machine) in machines.iter_mut().enumerate() {
-                let cell = &mut results.rows[row].cells[at];
-                if cell.failure.is_some() {
-                    continue;
-                }
-                match machine.run(&program.name, counts[at]) {
-                    Ok(sample) => {
-                        cell.add(&sample, counts[at]);
-                        results.costs[at].busy_seconds += sample.busy_seconds;
-                        results.costs[at].cpu_seconds += sample.cpu_seconds;
-                    }
-                    Err(failure) => cell.failure = Some(failure.to_string()),
-                }
+        for order in &orders {
+            status(&format!("round {round} of {}: {}", limits.rounds, order.name));
+            for at in 0..machines.len() {
+                // Memory once: in other rounds the same programs run.
+                measure(order, at, &mut machines[at], round == limits.rounds, results);
             }
-        }
-    }
-    for (machine, cost) in machines.iter().zip(&mut results.costs) {
-        if let Some(session) = machine.session.as_ref().filter(|_| machine.engine != Engine::Native) {
-            cost.memory = Some(usage::memory(session.pid(), stage.memory_mib));
         }
     }
     status("");
+}
+
+/// Finds out how often each program has to be repeated on each engine.
+fn calibrate<'a>(
+    programs: &'a [Program],
+    machines: &mut [Machine<'_>],
+    limits: &Limits,
+    results: &mut Results,
+) -> Vec<Order<'a>> {
+    let order = |program: &'a Program| {
+        status(&format!("how often: {}", program.name));
+        let row = results.row(program);
+        let cells = results.rows[row].cells.iter_mut();
+        let count = |(machine, cell): (&mut Machine<'_>, &mut Cell)| {
+            let count = machine.calibrate(&program.name, limits.target);
+            count.inspect_err(|failure| cell.failure = Some(failure.to_string())).unwrap_or(1)
+        };
+        Order { name: &program.name, row, counts: machines.iter_mut().zip(cells).map(count).collect() }
+    };
+    programs.iter().map(order).collect()
+}
+
+/// Measures a program on one engine, unless it has failed there.
+fn measure(order: &Order<'_>, at: usize, machine: &mut Machine<'_>, weigh: bool, results: &mut Results) {
+    let (cell, cost) = (&mut results.rows[order.row].cells[at], &mut results.costs[at]);
+    if cell.failure.is_some() {
+        return;
+    }
+    match machine.run(order.name, order.counts[at]) {
+        Ok(sample) => {
+            cell.add(&sample, order.counts[at]);
+            cost.busy_seconds += sample.busy_seconds;
+            cost.cpu_seconds += sample.cpu_seconds;
+        }
+        Err(failure) => cell.failure = Some(failure.to_string()),
+    }
+    if let Some(memory) = machine.memory().filter(|_| weigh) {
+        cost.saw_memory(memory);
+    }
 }
 
 /// What engines do when their guests have nothing to do.
@@ -131,6 +155,12 @@ impl<'a> Machine<'a> {
             self.session = None;
         }
         result
+    }
+
+    /// The memory that it uses, unless it is the host.
+    fn memory(&self) -> Option<usage::Memory> {
+        let session = self.session.as_ref().filter(|_| self.engine != Engine::Native)?;
+        Some(usage::memory(session.pid(), self.stage.memory_mib))
     }
 
     /// How often a program has to be repeated to take as long as a measurement should.

@@ -58,7 +58,7 @@ fn columns(engines: &[Engine]) -> Vec<Ratio> {
     let over_first = (1..engines.len()).map(|engine| Ratio {
         engine,
         reference: 0,
-        title: format!("{} x", engines[engine].name()),
+        title: format!("{} x", short(engines[engine])),
     });
     let umbras = (0..engines.len()).filter(|&at| engines[at].umbra_choice().is_some());
     let over_peers = umbras.flat_map(|engine| {
@@ -66,14 +66,15 @@ fn columns(engines: &[Engine]) -> Vec<Ratio> {
         peers.map(move |reference| Ratio {
             engine,
             reference,
-            title: format!(
-                "{}/{}",
-                engines[engine].name().trim_start_matches("umbra-"),
-                engines[reference].name()
-            ),
+            title: format!("{}/{}", short(engines[engine]), short(engines[reference])),
         })
     });
     over_first.chain(over_peers).collect()
+}
+
+/// An engine's name, as it fits above a column.
+fn short(engine: Engine) -> &'static str {
+    engine.name().trim_start_matches("umbra-")
 }
 
 fn header(class: &str, results: &Results, ratios: &[Ratio]) -> String {
@@ -214,6 +215,6 @@ mod tests {
     fn umbra_is_compared_with_each_peer() {
         let ratios = columns(&[Engine::Native, Engine::UmbraBt, Engine::Qemu, Engine::Uml]);
         let titles: Vec<&str> = ratios.iter().map(|ratio| ratio.title.as_str()).collect();
-        assert_eq!(titles, ["umbra-bt x", "qemu x", "uml x", "bt/qemu", "bt/uml"]);
+        assert_eq!(titles, ["bt x", "qemu x", "uml x", "bt/qemu", "bt/uml"]);
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Row {
 pub(super) struct Cost {
     /// The share of one processor that it takes when its guest does nothing, in percent.
     pub(super) idle_percent: Option<f64>,
-    /// Its memory after the programs have run.
+    /// The most memory that it had after a program.
     pub(super) memory: Option<Memory>,
     /// The time it was at work.
     pub(super) busy_seconds: f64,
@@ -46,6 +46,13 @@ pub(super) struct Results {
     pub(super) rows: Vec<Row>,
     /// The cost of each engine.
     pub(super) costs: Vec<Cost>,
+}
+
+impl Cost {
+    /// Takes note of memory in use.
+    pub(super) fn saw_memory(&mut self, memory: Memory) {
+        self.memory = Some(self.memory.unwrap_or_default().max(memory));
+    }
 }
 
 impl Cell {

@@ -24,6 +24,13 @@ pub(super) struct Memory {
     pub(super) own_mib: f64,
 }
 
+impl Memory {
+    /// The greater of each part.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { guest_mib: self.guest_mib.max(other.guest_mib), own_mib: self.own_mib.max(other.own_mib) }
+    }
+}
+
 /// The time that a process and its descendants have used.
 pub(super) fn cpu_seconds(pid: u32) -> f64 {
     let all = processes();
