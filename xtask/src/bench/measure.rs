@@ -66,9 +66,9 @@ pub(super) fn run(
     for round in 1..=limits.rounds {
         for order in &orders {
             status(&format!("round {round} of {}: {}", limits.rounds, order.name));
-            for at in 0..machines.len() {
+            for (at, machine) in machines.iter_mut().enumerate() {
                 // Memory once: in other rounds the same programs run.
-                measure(order, at, &mut machines[at], round == limits.rounds, results);
+                measure(order, at, machine, round == limits.rounds, results);
             }
         }
     }
