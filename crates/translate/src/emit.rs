@@ -245,11 +245,16 @@ impl<'a> Emitter<'a> {
     /// RAX, a linear address, becomes the host address of `bytes` bytes, or the code leaves. RCX is lost; the
     /// flags are in memory.
     pub(crate) fn check(&mut self, bytes: usize, write: bool) -> Result {
+        self.check_from(bytes, write, self.asm.here())
+    }
+
+    /// As [`Emitter::check`], but after a miss the code goes on at `resume`, RAX the linear address: an instruction with
+    /// two operands in memory looks the first one up again, which the second's miss may have moved.
+    pub(crate) fn check_from(&mut self, bytes: usize, write: bool, resume: u32) -> Result {
         let room =
             4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
         let table = self.mode.table();
         let (rotation, mask) = tlb_index(table);
-        let resume = self.asm.here();
         if self.source.host.bmi2 {
             self.asm.rorx(Gpr::RCX, Gpr::RAX, rotation);
         } else {
