@@ -10,12 +10,14 @@ pub mod code;
 pub mod cpu;
 pub mod mem;
 pub mod random;
+mod shelter;
 pub mod signal;
 pub mod thread;
 pub mod time;
 
 pub use code::CodeMemory;
 pub use mem::{Mapping, Memfd, Protection};
+pub use shelter::Shelter;
 
 /// What the host refused.
 #[derive(Debug, thiserror::Error)]

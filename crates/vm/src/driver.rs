@@ -138,6 +138,9 @@ impl Driver {
             Event::DebugExit(value) => Stopped::DebugExit(value),
             Event::TripleFault(vcpu) => self.triple_fault(vcpu),
             Event::Panicked(who) => Stopped::Failed(format!("{who} of the VM panicked")),
+            Event::NoShelter => {
+                Stopped::Failed("the host has no memory for the signal stack of a virtual CPU".to_owned())
+            }
             Event::Reset => match self.machine.on_reset {
                 OnReset::Stop => Stopped::Reset,
                 OnReset::Reboot => return self.reboot(),

@@ -29,6 +29,8 @@ pub(crate) enum Event {
     TripleFault(VcpuId),
     /// A thread of ours panicked: which one.
     Panicked(&'static str),
+    /// The host has no signal stack for a vCPU's thread.
+    NoShelter,
 }
 
 /// Where events are raised. Cloned freely.

@@ -2,12 +2,14 @@
 //!
 //! It owns the vCPU while it is inside the gate and leaves it behind, unlocked, when it goes out; so the driver, once
 //! the gate is shut and empty, may look at and change every vCPU's state. A vCPU with nothing to execute sits on its
-//! bench and uses no processor time.
+//! bench and uses no processor time. Engines run generated code on it, so it takes no signals but those of its own making,
+//! and those on a stack of their own (see [`Shelter`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use engine::{Exit, Vcpu, VcpuId};
+use host::Shelter;
 
 use crate::VmError;
 use crate::events::{Event, EventSink, Watch};
@@ -48,7 +50,10 @@ impl VcpuCell {
             .name(format!("vcpu{}", self.id.0))
             .spawn(move || {
                 let _watch = Watch { thread: "a virtual CPU", events: events.clone() };
-                cell.live(&events);
+                match Shelter::enter() {
+                    Ok(_shelter) => cell.live(&events),
+                    Err(_) => events.raise(Event::NoShelter),
+                }
             })
             .map_err(VmError::Thread)
     }

@@ -280,3 +280,37 @@ fn a_saved_vm_goes_on_elsewhere() {
     assert!(matches!(end(&vm), Stopped::DebugExit(0x4411_2233)));
     assert_eq!(screen.text(), "");
 }
+
+/// The signals that Linux has blocked for this process's threads of this name, signal 1 in bit 0.
+fn blocked_signals(name: &str) -> Vec<u64> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
+    let named = tasks
+        .filter(|task| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name));
+    let mask = |task: std::path::PathBuf| {
+        let status = std::fs::read_to_string(task.join("status")).ok()?;
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    named.filter_map(mask).collect()
+}
+
+#[test]
+fn no_signal_from_elsewhere_reaches_a_vcpu() {
+    let (vm, screen) = start(kernel(|a| {
+        print(a, "here")?;
+        hang(a)
+    }));
+    screen.wait_until(|bytes| bytes == b"here");
+    let masks = blocked_signals("vcpu0");
+    assert!(!masks.is_empty());
+    for mask in masks {
+        // HUP, INT, QUIT, USR1, ALRM, TERM, CHLD, PROF, WINCH; but not ILL, BUS, FPE, SEGV, which code raises.
+        for signal in [1, 2, 3, 10, 14, 15, 17, 27, 28] {
+            assert!(mask >> (signal - 1) & 1 == 1, "signal {signal} in {mask:#x}");
+        }
+        for signal in [4, 7, 8, 11] {
+            assert!(mask >> (signal - 1) & 1 == 0, "signal {signal} in {mask:#x}");
+        }
+    }
+    vm.stop();
+}
