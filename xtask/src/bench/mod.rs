@@ -50,7 +50,7 @@ pub(crate) fn task(root: &Path, args: &BenchArgs) -> Result<()> {
     let driver = Driver::build(root, &cache.dir().join("driver"))?;
     let programs = chosen(&driver, args)?;
     let hosts = Hosts::find(root, &cache, args)?;
-    let mut results = Results::new(&args.engines);
+    let mut results = Results::new(&args.engines, args.statistic());
     let (real, own): (Vec<_>, Vec<_>) = programs.into_iter().partition(|program| program.class == REAL);
     if !own.is_empty() {
         let stage = Stage::own(&cache, &driver)?;

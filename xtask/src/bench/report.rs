@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::engine::{Engine, Hosts};
-use super::results::{Cell, Results, Row};
+use super::results::{Cell, Results, Row, Statistic};
 
 /// The width of a program's name and of each figure.
 const NAME: usize = 18;
@@ -29,8 +29,13 @@ pub(super) fn print(hosts: &Hosts, results: &Results) {
         println!("{:<NAME$}{}", "kernel", hosts.kernel());
     }
     let ratios = columns(&results.engines);
+    let statistic = match results.statistic {
+        Statistic::Median => "median",
+        Statistic::Best => "best",
+    };
     println!(
-        "\nThe time for a unit of work; x: how many times as long as {}; a/b: a's time over b's.",
+        "
+The time for a unit of work, {statistic}; x: how many times {}'s; a/b: a's over b's.",
         base(results)
     );
     for class in results.classes() {
@@ -83,22 +88,21 @@ fn header(class: &str, results: &Results, ratios: &[Ratio]) -> String {
 }
 
 fn line(row: &Row, ratios: &[Ratio], results: &Results) -> String {
-    let first = row.cells.first().and_then(Cell::median);
+    let first = results.time(row, 0);
     let mut text =
         format!("{:<NAME$}{:>FIGURE$}", row.program.name, first.map_or_else(|| "-".to_owned(), time));
     for ratio in ratios {
-        let figure = match (row.ratio(ratio.engine, ratio.reference), &row.cells[ratio.engine]) {
+        let figure = match (results.ratio(row, ratio.engine, ratio.reference), &row.cells[ratio.engine]) {
             (Some(value), _) => factor(value),
             // With nothing to compare it with, the time itself says more than nothing.
-            (None, cell) if ratio.reference == 0 => match (&cell.failure, cell.median()) {
+            (None, cell) if ratio.reference == 0 => match (&cell.failure, results.time(row, ratio.engine)) {
                 (Some(failure), _) => failure.split([':', ' ']).next().unwrap_or("failed").to_owned(),
-                (None, median) => median.map_or_else(|| "-".to_owned(), time),
+                (None, seconds) => seconds.map_or_else(|| "-".to_owned(), time),
             },
             (None, _) => "-".to_owned(),
         };
         text += &format!("{figure:>FIGURE$}");
     }
-    debug_assert_eq!(row.cells.len(), results.engines.len());
     text
 }
 

@@ -1,9 +1,18 @@
-//! What has been measured, and what is made of it: medians, ratios, geometric means.
+//! What has been measured, and what is made of it: figures, ratios, geometric means.
 
 use super::engine::Engine;
 use super::guest::Program;
 use super::session::Sample;
 use super::usage::Memory;
+
+/// Which figure stands for all samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Statistic {
+    /// The middle one.
+    Median,
+    /// The shortest: what other work on the host has disturbed least.
+    Best,
+}
 
 /// One program on one engine.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +49,8 @@ pub(super) struct Cost {
 
 /// Everything.
 pub(super) struct Results {
+    /// What is made of samples.
+    pub(super) statistic: Statistic,
     /// The engines, in the order of all cells.
     pub(super) engines: Vec<Engine>,
     /// A row for each program.
@@ -62,35 +73,29 @@ impl Cell {
         self.sum = Some(sample.sum.clone());
     }
 
-    /// The median, if the cell is good.
-    pub(super) fn median(&self) -> Option<f64> {
+    /// The figure of its samples, if the cell is good.
+    fn figure(&self, statistic: Statistic) -> Option<f64> {
         if self.failure.is_some() {
             return None;
         }
         let mut sorted = self.seconds.clone();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
-        match sorted.len() {
-            0 => None,
-            odd if odd % 2 == 1 => Some(sorted[middle]),
-            _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
+        match statistic {
+            Statistic::Best => sorted.first().copied(),
+            Statistic::Median if sorted.len() % 2 == 1 => sorted.get(middle).copied(),
+            Statistic::Median => {
+                Some(f64::midpoint(*sorted.get(middle.checked_sub(1)?)?, *sorted.get(middle)?))
+            }
         }
-    }
-}
-
-impl Row {
-    /// How many times as long one engine takes as another.
-    pub(super) fn ratio(&self, engine: usize, reference: usize) -> Option<f64> {
-        let (time, other) = (self.cells.get(engine)?.median()?, self.cells.get(reference)?.median()?);
-        (time > 0.0 && other > 0.0).then_some(time / other)
     }
 }
 
 impl Results {
     /// None yet.
-    pub(super) fn new(engines: &[Engine]) -> Self {
+    pub(super) fn new(engines: &[Engine], statistic: Statistic) -> Self {
         let costs = vec![Cost::default(); engines.len()];
-        Self { engines: engines.to_vec(), rows: Vec::new(), costs }
+        Self { statistic, engines: engines.to_vec(), rows: Vec::new(), costs }
     }
 
     /// An empty row for a program; its index.
@@ -98,6 +103,17 @@ impl Results {
         let cells = vec![Cell::default(); self.engines.len()];
         self.rows.push(Row { program: program.clone(), cells });
         self.rows.len() - 1
+    }
+
+    /// How long a unit takes on an engine.
+    pub(super) fn time(&self, row: &Row, engine: usize) -> Option<f64> {
+        row.cells.get(engine)?.figure(self.statistic)
+    }
+
+    /// How many times as long one engine takes as another.
+    pub(super) fn ratio(&self, row: &Row, engine: usize, reference: usize) -> Option<f64> {
+        let (time, other) = (self.time(row, engine)?, self.time(row, reference)?);
+        (time > 0.0 && other > 0.0).then_some(time / other)
     }
 
     /// Marks every cell whose checksum is not that of the first engine that has one, and counts them.
@@ -132,7 +148,8 @@ impl Results {
     /// The geometric mean of the ratios of two engines, over the programs of a class, or all.
     pub(super) fn mean(&self, class: Option<&str>, engine: usize, reference: usize) -> Option<f64> {
         let rows = self.rows.iter().filter(|row| class.is_none_or(|class| row.program.class == class));
-        let logarithms: Vec<f64> = rows.filter_map(|row| row.ratio(engine, reference)).map(f64::ln).collect();
+        let logarithms: Vec<f64> =
+            rows.filter_map(|row| self.ratio(row, engine, reference)).map(f64::ln).collect();
         let count = logarithms.len() as f64;
         (count > 0.0).then(|| (logarithms.iter().sum::<f64>() / count).exp())
     }
@@ -143,7 +160,7 @@ mod tests {
     use super::*;
 
     fn results(times: [[f64; 2]; 2]) -> Results {
-        let mut results = Results::new(&[Engine::Native, Engine::Umbra]);
+        let mut results = Results::new(&[Engine::Native, Engine::Umbra], Statistic::Median);
         for (number, times) in times.into_iter().enumerate() {
             let row = results.row(&Program { class: "c".to_owned(), name: number.to_string() });
             for (cell, time) in results.rows[row].cells.iter_mut().zip(times) {
@@ -165,15 +182,18 @@ mod tests {
         let mut results = results([[1.0, 2.0], [1.0, 8.0]]);
         results.rows[1].cells[1].sum = Some("2".to_owned());
         assert_eq!(results.compare_checksums(), 1);
-        assert_eq!(results.rows[1].ratio(1, 0), None);
-        assert!(results.rows[0].ratio(1, 0).is_some());
+        assert_eq!(results.ratio(&results.rows[1], 1, 0), None);
+        assert!(results.ratio(&results.rows[0], 1, 0).is_some());
     }
 
     #[test]
-    fn medians_of_few() {
-        let cell = |seconds: &[f64]| Cell { seconds: seconds.to_vec(), ..Cell::default() };
-        assert_eq!(cell(&[]).median(), None);
-        assert_eq!(cell(&[3.0, 1.0, 2.0]).median(), Some(2.0));
-        assert_eq!(cell(&[3.0, 1.0]).median(), Some(2.0));
+    fn figures_of_few() {
+        let median =
+            |seconds: &[f64]| Cell { seconds: seconds.to_vec(), ..Cell::default() }.figure(Statistic::Median);
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[3.0, 1.0]), Some(2.0));
+        let cell = Cell { seconds: vec![3.0, 1.0, 2.0], ..Cell::default() };
+        assert_eq!(cell.figure(Statistic::Best), Some(1.0));
     }
 }
