@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use host::{CodeMemory, HostError};
-use translate::{Block, Exit, Form, Mode};
+use translate::{Block, Exit, Form, Mode, Routines};
 use x86::Mfn;
 
 /// Mixes a number that is all the key there is.
@@ -45,9 +45,9 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// As one number: frames have at most 40 bits.
+    /// As one number: frames have at most 36 bits.
     pub(crate) fn number(self) -> u64 {
-        self.mfn.0 << 20 | u64::from(self.offset & 0xfff) << 8 | u64::from(self.mode.bits())
+        self.mfn.0 << 28 | u64::from(self.offset & 0xfff) << 16 | u64::from(self.mode.bits())
     }
 }
 
@@ -102,18 +102,19 @@ pub(crate) struct Cache {
     frames: NumberMap<Vec<u32>>,
     /// The latest stale block of each key.
     replaceable: NumberMap<u32>,
+    routines: Routines,
     pub(crate) stats: CacheStats,
 }
 
-/// Code kept free for the exit that no block has.
-const RESERVED: usize = 64;
+/// Code kept free for what all blocks share.
+const RESERVED: usize = 4096;
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 16;
 /// JMP rel32.
 const JMP: u8 = 0xe9;
 
 impl Cache {
-    pub(crate) fn new(bytes: u64) -> Result<Self, HostError> {
+    pub(crate) fn new(bytes: u64, bmi2: bool) -> Result<Self, HostError> {
         let mut cache = Self {
             code: CodeMemory::new(bytes.max(1 << 20))?,
             used: RESERVED,
@@ -122,9 +123,10 @@ impl Cache {
             index: NumberMap::default(),
             frames: NumberMap::default(),
             replaceable: NumberMap::default(),
+            routines: translate::routines(bmi2),
             stats: CacheStats::default(),
         };
-        cache.code.write(0, &translate::unforeseen_exit())?;
+        cache.code.write(0, &cache.routines.code)?;
         cache.clear();
         cache.stats.flushes = 0;
         Ok(cache)
@@ -132,7 +134,12 @@ impl Cache {
 
     /// Where the exit is that the bottom of a shadow stack returns to.
     pub(crate) fn unforeseen(&self) -> u64 {
-        self.code.exec_ptr(0) as u64
+        self.code.exec_ptr(self.routines.unforeseen as usize) as u64
+    }
+
+    /// Where the look-ups are that translations call.
+    pub(crate) fn look_ups(&self) -> [[u64; 2]; 3] {
+        self.routines.look_ups.map(|pair| pair.map(|offset| self.code.exec_ptr(offset as usize) as u64))
     }
 
     /// Drops everything.

@@ -60,6 +60,8 @@ pub struct BtStats {
     pub lookups: u64,
     /// Exits because somebody wanted attention.
     pub attentions: u64,
+    /// Groups of accesses that were not all in one cached page.
+    pub plain: u64,
     /// Entries of blocks whose code had been written.
     pub stale_entries: u64,
     /// Blocks interpreted.

@@ -18,7 +18,7 @@ use memory::Change;
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::{Table, fast_segments};
 use translate::{Exit, HostFeatures, Mode, Source};
-use x86::bits::low16;
+use x86::bits::{low16, low32};
 use x86::rflags::{IF, STATUS};
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
@@ -66,7 +66,8 @@ impl BtVcpu {
         let refused =
             |error: HostError| EngineError::Unavailable { engine: crate::NAME, reason: error.to_string() };
         let views = Views::new().map_err(refused)?;
-        let cache = Cache::new(options.code_cache).map_err(refused)?;
+        let host = HostFeatures { bmi2: host::cpu::has_bmi2() };
+        let cache = Cache::new(options.code_cache, host.bmi2).map_err(refused)?;
         let shadows = Shadows::new(cache.unforeseen()).map_err(refused)?;
         let go = views.go();
         go.reset();
@@ -83,7 +84,7 @@ impl BtVcpu {
             gate: Gate::new(),
             go,
             kick,
-            host: HostFeatures { bmi2: host::cpu::has_bmi2() },
+            host,
             mode: Mode::new(),
             modes: [Mode::new(); 3],
             seen,
@@ -95,9 +96,10 @@ impl BtVcpu {
     }
 
     fn prepare_context(&mut self) {
-        let (exit, tops) = (self.gate.exit(), self.shadows.tops());
+        let (exit, tops, routines) = (self.gate.exit(), self.shadows.tops(), self.cache.look_ups());
         let context = self.views.context();
         context.exit = exit;
+        context.routines = routines;
         context.shadow_top = tops;
         context.shadow = tops;
     }
@@ -280,7 +282,9 @@ impl BtVcpu {
         self.slow.memory().frames().copy_out(key.mfn, key.offset.into(), code);
         let features = *self.slow.features();
         let offered = move |insn: &Instruction| interp::offers(insn, &features);
-        let source = Source { code, offset: key.offset, mode: key.mode, offered: &offered, host: self.host };
+        let seed = low32(self.cache.stats.blocks);
+        let source =
+            Source { code, offset: key.offset, mode: key.mode, offered: &offered, host: self.host, seed };
         let Some(block) = translate::translate(&source) else { return Ok(None) };
         if !self.cache.has_room(block.code.len()) {
             self.empty_shadows(Stale { supervisor: true, user: true });
@@ -399,6 +403,10 @@ impl BtVcpu {
                 }
             }
             Exit::Attention => self.stats.attentions += 1,
+            Exit::Plain => {
+                self.stats.plain += 1;
+                return self.plain(site.block, rip);
+            }
             Exit::Stale => {
                 self.stats.stale_entries += 1;
                 self.views.forget_code(self.mode.table(), rip);
@@ -415,17 +423,22 @@ impl BtVcpu {
             self.slow.execute_one();
             return Ok(Next::Dispatch);
         }
+        let drops = self.views.drops();
         self.catch_up()?;
         let Some(resolved) = self.slow.resolve(va, access) else { return Ok(Next::Dispatch) };
         self.catch_up()?;
+        // What the block has checked before holds only as long as nothing has been dropped.
         if self.fill(va, write, &resolved)
+            && drops == self.views.drops()
             && let Some(block) = self.cache.block(block)
             && !block.stale
         {
             return Ok(Next::Resume(self.cache.address(block, resume)));
         }
-        self.stats.slow_accesses += 1;
-        self.slow.execute_one();
+        if drops == self.views.drops() {
+            self.stats.slow_accesses += 1;
+            self.slow.execute_one();
+        }
         Ok(Next::Dispatch)
     }
 
@@ -440,11 +453,30 @@ impl BtVcpu {
         self.views.insert(self.slow.memory(), table, va, write, resolved)
     }
 
+    /// Goes on with a plain translation of the rest of a block.
+    fn plain(&mut self, from: u32, rip: u64) -> Result<Next, HostError> {
+        let Some(block) = self.cache.block(from).filter(|block| !block.stale) else {
+            return Ok(Next::Dispatch);
+        };
+        let mode = self.mode.with(Mode::PLAIN, true);
+        let key = Key { mfn: block.key.mfn, offset: low16(rip & PAGE_MASK), mode };
+        let number = match self.cache.find(key) {
+            Some(number) => Some(number),
+            None => self.translate(key)?,
+        };
+        let block = number.and_then(|number| self.cache.block(number)).filter(|block| !block.stale);
+        if let Some(block) = block {
+            return Ok(Next::Resume(self.cache.entry(block)));
+        }
+        self.slow.execute_one();
+        Ok(Next::Dispatch)
+    }
+
     /// Lets a direct jump lead to its target, if that has been or can be translated.
     fn link(&mut self, from: u32, jump: u32, form: translate::Form, rip: u64) -> Result<(), HostError> {
         let Some(source) = self.cache.block(from).copied() else { return Ok(()) };
         let flushes = self.cache.stats.flushes;
-        if source.stale || source.key.mode != self.mode {
+        if source.stale || source.key.mode.without(Mode::PLAIN) != self.mode {
             return Ok(());
         }
         if let Some(target) = self.block_at(source.key.mfn, rip)?

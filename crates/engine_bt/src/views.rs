@@ -16,13 +16,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use host::{HostError, Mapping, Memfd, Protection};
 use memory::GuestMemory;
 use mmu::{Invalidation, PageSize, RegionFilter, Resolved, Target};
-use translate::context::{self, Context, JumpEntry, Table, TlbEntry, at, jump_slot, tlb_slot};
+use translate::context::{
+    self, ANCHORS, Anchor, Context, JumpEntry, Table, TlbEntry, at, jump_slot, tlb_slot,
+};
 use x86::{Gfn, Mfn, PAGE_MASK, PAGE_SIZE};
 
 /// Address spaces that keep their tables.
 const VIEWS: usize = 16;
 /// Bytes of the part that all views share.
-const SHARED: u64 = at::USER_TLB as u64;
+const SHARED: u64 = at::USER_ANCHORS as u64;
 
 /// Bit of [`TlbEntry::gfn`]: the page is not global, and the slot on the list of those.
 const PRIVATE: u64 = 1 << 63;
@@ -79,6 +81,7 @@ pub(crate) struct Views {
     ac_jumps: JumpBook,
     /// A user page that is global is cached somewhere.
     global_user: bool,
+    drops: u64,
     go: Go,
 }
 
@@ -114,10 +117,33 @@ impl TlbBook {
         self.write(base, slot, TlbEntry::empty(slot));
     }
 
+    /// Where an anchor is.
+    fn anchor(&self, base: *mut u8, number: usize) -> *mut Anchor {
+        base.wrapping_add(offset(at::anchors(self.table))).cast::<Anchor>().wrapping_add(number % ANCHORS)
+    }
+
+    /// Empties the anchors that `concerns` picks, after `report` has heard of those for writes.
+    fn drop_anchors(&self, base: *mut u8, concerns: impl Fn(&Anchor) -> bool, mut report: impl FnMut(Gfn)) {
+        for number in 0..ANCHORS {
+            let at = self.anchor(base, number);
+            // SAFETY: `base` is a view's start and the anchor lies in this table's, which lie in every view; translated
+            // code of this vCPU does not run meanwhile.
+            let anchor = unsafe { at.read() };
+            if anchor.limit[0] != 0 && concerns(&anchor) {
+                if number % 2 == 1 {
+                    report(Gfn(anchor.gfn & !PRIVATE));
+                }
+                // SAFETY: as above.
+                unsafe { at.write(Anchor::default()) };
+            }
+        }
+    }
+
     fn clear(&mut self, base: *mut u8) {
         for slot in std::mem::take(&mut self.filled) {
             self.clear_slot(base, slot as usize);
         }
+        self.drop_anchors(base, |_| true, |_| {});
         self.private.clear();
         self.large = RegionFilter::default();
         self.gib = RegionFilter::default();
@@ -127,6 +153,7 @@ impl TlbBook {
         for slot in std::mem::take(&mut self.private) {
             self.clear_slot(base, slot as usize);
         }
+        self.drop_anchors(base, |anchor| anchor.gfn & PRIVATE != 0, |_| {});
     }
 
     /// Drops the page of `va`, and all of it if it may be a large one.
@@ -142,8 +169,12 @@ impl TlbBook {
         } else if self.large.may_contain(va >> 22) {
             22
         } else {
-            return;
+            12
         };
+        self.drop_anchors(base, |anchor| (anchor.page ^ va) >> shift == 0, |_| {});
+        if shift == 12 {
+            return;
+        }
         for &slot in &self.filled {
             let entry = self.read(base, slot as usize);
             if (entry.read ^ va) >> shift == 0 || (entry.write ^ va) >> shift == 0 {
@@ -154,6 +185,7 @@ impl TlbBook {
 
     /// Drops writable translations of one machine page, or reports all of them.
     fn drop_writable(&self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
+        self.drop_anchors(base, |anchor| page.is_none_or(|page| anchor.base == page), &mut report);
         for &slot in &self.filled {
             let entry = self.read(base, slot as usize);
             let concerned = page.is_none_or(|page| entry.base == page);
@@ -303,6 +335,7 @@ impl Views {
             supervisor_jumps: JumpBook::new(Table::Supervisor),
             ac_jumps: JumpBook::new(Table::SupervisorAc),
             global_user: false,
+            drops: 0,
             go,
         };
         views.supervisor.clear_slot(views.base(), 0);
@@ -324,6 +357,11 @@ impl Views {
     /// The word by which other threads ask for attention.
     pub(crate) fn go(&self) -> Go {
         self.go.clone()
+    }
+
+    /// Grows whenever anything is dropped.
+    pub(crate) const fn drops(&self) -> u64 {
+        self.drops
     }
 
     /// Caches a translation; false if it was cached already.
@@ -404,6 +442,7 @@ impl Views {
 
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
+        self.drops += 1;
         let base = self.base();
         self.supervisor.clear(base);
         self.views.iter_mut().for_each(View::clear);
@@ -413,6 +452,7 @@ impl Views {
 
     /// Drops what the MMU says.
     pub(crate) fn invalidate(&mut self, what: Invalidation) -> Result<Stale, HostError> {
+        self.drops += 1;
         let everything = Stale { supervisor: true, user: true };
         Ok(match what {
             Invalidation::All => {
@@ -496,6 +536,7 @@ impl Views {
 
     /// Drops writable translations, of one frame or of all, after telling memory of them.
     pub(crate) fn drop_writable(&mut self, memory: &GuestMemory, frame: Option<Mfn>) {
+        self.drops += 1;
         let page = frame.map(|mfn| memory.frames().host_ptr(mfn) as u64);
         let note = |gfn: Gfn| memory.note_write(gfn, memory.entry(gfn).mfn);
         self.supervisor.drop_writable(self.base(), page, note);

@@ -28,7 +28,6 @@ pub(crate) struct ShortHole(u32);
 pub(crate) struct Condition(pub(crate) u8);
 
 impl Condition {
-    pub(crate) const BELOW: Self = Self(2);
     pub(crate) const ABOVE_EQUAL: Self = Self(3);
     pub(crate) const EQUAL: Self = Self(4);
     pub(crate) const NOT_EQUAL: Self = Self(5);
@@ -205,13 +204,6 @@ impl Asm {
         self.direct(to.number(), from.number());
     }
 
-    /// MOVSX r64, r16.
-    pub(crate) fn movsx16(&mut self, to: Gpr, from: Gpr) {
-        self.rex(true, to.number(), 0, from.number());
-        self.raw(&[0x0f, 0xbf]);
-        self.direct(to.number(), from.number());
-    }
-
     /// RORX r64, r64, imm8 (BMI2): a rotation that leaves the flags alone.
     pub(crate) fn rorx(&mut self, to: Gpr, from: Gpr, count: u8) {
         let (r, b) = (to.number() >> 3 ^ 1, from.number() >> 3 ^ 1);
@@ -366,6 +358,30 @@ impl Asm {
         self.absolute(from.number(), disp);
     }
 
+    /// MOV gs:[index + disp], from.
+    pub(crate) fn gs_store_at(&mut self, index: Gpr, disp: i32, from: Gpr) {
+        self.raw(&[GS]);
+        self.rex(true, from.number(), 0, index.number());
+        self.raw(&[0x89]);
+        self.based(from.number(), index, disp);
+    }
+
+    /// MOV qword gs:[index + disp], imm32 sign-extended.
+    pub(crate) fn gs_store_imm_at(&mut self, index: Gpr, disp: i32, value: i32) {
+        self.raw(&[GS]);
+        self.rex(true, 0, 0, index.number());
+        self.raw(&[0xc7]);
+        self.based(0, index, disp);
+        self.imm32(value);
+    }
+
+    /// MOV qword gs:[disp], imm32 sign-extended.
+    pub(crate) fn gs_store_imm(&mut self, disp: i32, value: i32) {
+        self.raw(&[GS, 0x48, 0xc7]);
+        self.absolute(0, disp);
+        self.imm32(value);
+    }
+
     /// MOV dword gs:[disp], imm32. Returns where the immediate is.
     pub(crate) fn gs_store_imm32(&mut self, disp: i32, value: u32) -> u32 {
         self.raw(&[GS, 0xc7]);
@@ -386,13 +402,6 @@ impl Asm {
         self.raw(&[GS, 0x48, 0x81]);
         self.absolute(op.digit(), disp);
         self.imm32(value);
-    }
-
-    /// TEST dword gs:[disp], imm32.
-    pub(crate) fn gs_test32(&mut self, disp: i32, value: u32) {
-        self.raw(&[GS, 0xf7]);
-        self.absolute(0, disp);
-        self.raw(&value.to_le_bytes());
     }
 
     /// TEST r8, imm8, of RAX to RBX.

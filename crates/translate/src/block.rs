@@ -7,7 +7,7 @@ use crate::context::Table;
 /// What decides how code translates, besides its bytes: part of every block's key, so that a change of mode can never
 /// run the wrong block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Mode(u8);
+pub struct Mode(u16);
 
 impl Mode {
     /// CPL 3.
@@ -24,6 +24,9 @@ impl Mode {
     pub const FSGSBASE: Self = Self(32);
     /// SYSCALL and SYSRET are allowed and work as on the model.
     pub const SYSCALL: Self = Self(64);
+
+    /// Every access is checked by itself: see [`Exit::Plain`].
+    pub const PLAIN: Self = Self(128);
 
     /// 64-bit code at CPL 0, nothing else.
     pub const fn new() -> Self {
@@ -47,8 +50,8 @@ impl Mode {
         self.0 & bits.0 == bits.0
     }
 
-    /// As a number below 256.
-    pub const fn bits(self) -> u8 {
+    /// As a number.
+    pub const fn bits(self) -> u16 {
         self.0
     }
 
@@ -87,6 +90,8 @@ pub struct Source<'a> {
     pub offered: &'a dyn Fn(&Instruction) -> bool,
     /// The host.
     pub host: HostFeatures,
+    /// Any number, another one for each block: spreads what blocks share.
+    pub seed: u32,
 }
 
 /// Where the guest's status flags are.
@@ -140,6 +145,9 @@ pub enum Exit {
     Lookup,
     /// Somebody wants attention; the instruction has not begun.
     Attention,
+    /// The rest of the block is to be translated plainly: the instruction is the first of a group of accesses that are not
+    /// all in one cached page.
+    Plain,
     /// The block is not to be entered any more.
     Stale,
 }

@@ -20,6 +20,7 @@ use crate::block::{Form, Mode};
 use crate::context::{JUMP_STIR, JUMPS, SHADOW_BYTES, at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
+use crate::stack;
 
 /// Whether translation may go on behind an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,10 @@ fn target_of(insn: &Instruction) -> Result<i64> {
 /// Translates a control transfer; `Err` if it is not one that is known.
 pub(crate) fn branch(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     use Mnemonic as M;
+    // What follows takes RCX for itself; a forward conditional jump only if it leaves the page.
+    if !(insn.is_jcc_short_or_near() && in_page(e, target_of(insn)?).is_some()) {
+        e.delta = None;
+    }
     match insn.mnemonic() {
         M::Jmp if insn.op0_kind() == OpKind::NearBranch64 => jump(e, target_of(insn)?),
         M::Jmp if insn.is_jmp_near_indirect() => indirect_jump(e, insn),
@@ -333,9 +338,7 @@ fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
 
 /// Pushes the address of the next instruction on the guest's stack and on the shadow stack.
 fn push_return(e: &mut Emitter<'_>) -> Result {
-    let stack = Gpr::RSP.home().ok_or(Unsupported)?;
-    e.asm.lea(Gpr::RAX, stack, -8);
-    e.check(8, true)?;
+    let stack = stack::slot(e, -8, true)?;
     e.asm.gs_load(Gpr::RCX, at::PAGE);
     e.asm.lea(Gpr::RCX, Gpr::RCX, i32::from(e.next));
     e.asm.store(Gpr::RAX, 0, Gpr::RCX);
@@ -401,10 +404,8 @@ fn call_known(e: &mut Emitter<'_>) -> Result {
 }
 
 fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
-    let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
-    e.asm.mov(Gpr::RAX, stack);
-    e.check(8, false)?;
+    let stack = stack::slot(e, 0, false)?;
     e.asm.load(Gpr::RAX, Gpr::RAX, 0);
     e.asm.op_based(Op::Cmp, Gpr::RAX, Gpr::RSP, 8);
     let unforeseen = e.asm.jcc(Condition::NOT_EQUAL);

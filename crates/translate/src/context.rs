@@ -6,8 +6,11 @@
 //! | part | whose |
 //! |---|---|
 //! | [`Context`] | the vCPU's |
-//! | supervisor TLB, supervisor jump caches | the vCPU's: kernels map themselves globally |
-//! | user TLB, supervisor-with-AC TLB, user jump cache | the address space's |
+//! | supervisor anchors, supervisor TLB, supervisor jump caches | the vCPU's: kernels map themselves globally |
+//! | user TLB, anchors and jump cache, supervisor-with-AC TLB and anchors | the address space's |
+//!
+//! An *anchor* is the page that a certain place in the code used last: found without computing anything from the address,
+//! it is what most accesses need instead of the TLB. See [`Anchor`].
 //!
 //! So a switch of address space is one WRGSBASE, and which privilege an access has is in the displacement that the
 //! translator chose: neither costs an instruction on the way to memory, and neither empties anything.
@@ -31,6 +34,11 @@ pub const JUMP_BYTES: usize = 16;
 /// Bytes of each of the two shadow return stacks.
 pub const SHADOW_BYTES: usize = 1 << 16;
 
+/// Anchors of each TLB: half for reads, half for writes.
+pub const ANCHORS: usize = 256;
+/// Bytes of an [`Anchor`].
+pub const ANCHOR_BYTES: usize = 64;
+
 /// State shared between translated code and the engine.
 ///
 /// While translated code runs, the guest's registers are where [`Gpr::home`] says, and only those without a home are
@@ -52,6 +60,12 @@ pub struct Context {
     pub scratch: [u64; 2],
     /// Values that one instruction's sequence keeps.
     pub temp: [u64; 2],
+    /// Values that [`crate::routines`] keep.
+    pub kept: [u64; 4],
+    /// How far into its page an access that is looked up may begin: 4096 less its bytes.
+    pub room: u64,
+    /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
+    pub routines: [[u64; 2]; 3],
     /// The flags that are not status flags.
     pub system_flags: u64,
     /// Bases of FS and GS.
@@ -129,6 +143,29 @@ impl TlbEntry {
     }
 }
 
+/// The page that a place in the code used last. An access through it is one subtraction and one comparison away from
+/// memory: `address - page` is its offset in the page if that is below the limit for its size. An empty anchor's limits are
+/// zero, which nothing is below.
+///
+/// Anchors hold copies of TLB entries, and are dropped with them.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Anchor {
+    /// The page's linear address.
+    pub page: u64,
+    /// Its host address.
+    pub base: u64,
+    /// The host address less the linear one.
+    pub delta: u64,
+    /// The guest frame, as in [`TlbEntry::gfn`].
+    pub gfn: u64,
+    /// For each of [`SPANS`]: one more than the last offset at which so many bytes lie in the page.
+    pub limit: [u64; 3],
+}
+
+/// The sizes for which an [`Anchor`] has limits, in bytes.
+pub const SPANS: [u16; 3] = [8, 64, 512];
+
 /// Where a linear address's code is, by the address's low bits. A zero address never matches (code at address 0 is
 /// interpreted).
 #[repr(C, align(16))]
@@ -154,8 +191,8 @@ pub enum Table {
 /// Displacements from GS, in bytes.
 pub mod at {
     use super::{
-        CONTEXT_BYTES, Context, ENTRY_BYTES, JUMP_BYTES, JUMPS, JumpEntry, LARGE_TLB, SMALL_TLB, Table,
-        TlbEntry,
+        ANCHOR_BYTES, ANCHORS, Anchor, CONTEXT_BYTES, Context, ENTRY_BYTES, JUMP_BYTES, JUMPS, JumpEntry,
+        LARGE_TLB, SMALL_TLB, Table, TlbEntry,
     };
     use std::mem::offset_of;
 
@@ -175,7 +212,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; GO: go; SITE: site; SCRATCH: scratch; TEMP: temp;
+        GPR: gpr; STATUS: status; PAGE: page; GO: go; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; ROOM: room; ROUTINES: routines;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
@@ -185,13 +222,19 @@ pub mod at {
     /// The second of [`Context::fast_selectors`].
     pub const SYSRET_SELECTORS: i32 = SYSCALL_SELECTORS + 4;
     /// Start of the part that all views share, behind the context.
-    pub const SUPERVISOR_TLB: i32 = disp(CONTEXT_BYTES);
+    pub const SUPERVISOR_ANCHORS: i32 = disp(CONTEXT_BYTES);
+    /// The supervisor TLB.
+    pub const SUPERVISOR_TLB: i32 = SUPERVISOR_ANCHORS + disp(ANCHORS * ANCHOR_BYTES);
     /// The supervisor jump cache.
     pub const SUPERVISOR_JUMPS: i32 = SUPERVISOR_TLB + disp(LARGE_TLB * ENTRY_BYTES);
     /// The jump cache of supervisor code with AC set.
     pub const AC_JUMPS: i32 = SUPERVISOR_JUMPS + disp(JUMPS * JUMP_BYTES);
     /// Start of the address space's own part.
-    pub const USER_TLB: i32 = AC_JUMPS + disp(JUMPS * JUMP_BYTES);
+    pub const USER_ANCHORS: i32 = AC_JUMPS + disp(JUMPS * JUMP_BYTES);
+    /// The anchors of supervisor accesses with AC set.
+    pub const AC_ANCHORS: i32 = USER_ANCHORS + disp(ANCHORS * ANCHOR_BYTES);
+    /// The user TLB.
+    pub const USER_TLB: i32 = AC_ANCHORS + disp(ANCHORS * ANCHOR_BYTES);
     /// The user jump cache.
     pub const USER_JUMPS: i32 = USER_TLB + disp(LARGE_TLB * ENTRY_BYTES);
     /// The TLB of supervisor accesses with AC set.
@@ -207,6 +250,28 @@ pub mod at {
     pub const BASE: i32 = disp(offset_of!(TlbEntry, base));
     /// The code of a jump-cache entry.
     pub const CODE: i32 = disp(offset_of!(JumpEntry, code));
+
+    /// Offsets inside an anchor.
+    pub const ANCHOR_PAGE: i32 = disp(offset_of!(Anchor, page));
+    /// The page's host address.
+    pub const ANCHOR_BASE: i32 = disp(offset_of!(Anchor, base));
+    /// The difference of the two.
+    pub const ANCHOR_DELTA: i32 = disp(offset_of!(Anchor, delta));
+    /// The guest frame.
+    pub const ANCHOR_GFN: i32 = disp(offset_of!(Anchor, gfn));
+    /// The first limit.
+    pub const ANCHOR_LIMIT: i32 = disp(offset_of!(Anchor, limit));
+    /// The guest frame of a TLB entry.
+    pub const GFN: i32 = disp(offset_of!(TlbEntry, gfn));
+
+    /// Where a TLB's anchors begin.
+    pub const fn anchors(table: Table) -> i32 {
+        match table {
+            Table::Supervisor => SUPERVISOR_ANCHORS,
+            Table::SupervisorAc => AC_ANCHORS,
+            Table::User => USER_ANCHORS,
+        }
+    }
 
     /// Where a TLB begins.
     pub const fn tlb(table: Table) -> i32 {
@@ -265,4 +330,5 @@ const _: () = {
     assert!(size_of::<Context>() <= CONTEXT_BYTES);
     assert!(size_of::<TlbEntry>() == ENTRY_BYTES && 1 << ENTRY_SHIFT == ENTRY_BYTES);
     assert!(size_of::<JumpEntry>() == JUMP_BYTES);
+    assert!(size_of::<Anchor>() == ANCHOR_BYTES);
 };

@@ -12,13 +12,16 @@ use crate::block::Form;
 use crate::catalogue;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::flags::{Effect, effect};
+use crate::groups::Member;
 use crate::host::{Gpr, is_high_byte};
 
 /// Who holds what while the instruction executes.
 #[derive(Default)]
 struct Plan {
-    /// The scratch register with the memory operand's address.
+    /// The scratch register with the memory operand's address, or that of its group's displacement.
     address: Option<Gpr>,
+    /// The guest's base register, if the operand is a group's member.
+    base: Option<Gpr>,
     /// Guest registers in scratch registers, and how they are used.
     held: Vec<Held>,
 }
@@ -32,7 +35,8 @@ struct Held {
 
 impl Plan {
     fn is_free(&self, scratch: Gpr) -> bool {
-        self.address != Some(scratch) && self.held.iter().all(|held| held.scratch != scratch)
+        let base = self.base.is_some_and(|base| base.home().is_none()) && scratch == Gpr::RAX;
+        !base && self.address != Some(scratch) && self.held.iter().all(|held| held.scratch != scratch)
     }
 
     fn holder(&self, guest: Gpr) -> Option<Gpr> {
@@ -64,17 +68,67 @@ pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let general = catalogue::without_accumulator(insn);
     let effect = effect(&general);
     let has_memory = (0..general.op_count()).any(|i| general.op_kind(i) == OpKind::Memory);
-    let plan = plan(e, &general, has_memory, effect)?;
+    let carried = e.delta.take();
+    if let Some(member) = e.member.filter(|_| has_memory)
+        && copy_member(e, &general, effect, member, carried).is_ok()
+    {
+        return Ok(());
+    }
+    let plan = plan(e, &general, has_memory.then_some(Shape::Single), effect)?;
     if has_memory {
         locate(e, &general, &plan)?;
+    } else if plan.is_free(Gpr::RCX) {
+        e.delta = carried;
     }
+    execute(e, &general, effect, &plan)
+}
+
+/// As a member of a group: the address is the guest's own, with the group's displacement in RCX as an index.
+fn copy_member(
+    e: &mut Emitter<'_>,
+    insn: &Instruction,
+    effect: Effect,
+    member: Member,
+    carried: Option<u8>,
+) -> Result {
+    let mark = e.mark();
+    let plan = plan(e, insn, Some(Shape::Member), effect)?;
+    if plan.base.is_some_and(|base| base.home().is_none()) && effect.needs && e.form != Form::Dead {
+        // Loading the flags would take RAX, which has to hold the base.
+        return Err(Unsupported);
+    }
+    let attempt = reach_member(e, insn, member, carried).and_then(|()| execute(e, insn, effect, &plan));
+    if attempt.is_err() {
+        e.roll_back(&mark);
+    } else {
+        e.delta = Some(member.group);
+    }
+    attempt
+}
+
+fn reach_member(e: &mut Emitter<'_>, insn: &Instruction, member: Member, carried: Option<u8>) -> Result {
+    e.reach(member, carried)?;
+    if let Some(mask) = catalogue::alignment_mask(insn) {
+        e.free_flags();
+        e.effective_address(insn)?;
+        e.asm.test_low_bits(Gpr::RAX, mask);
+        let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
+        e.interpret_from(misaligned);
+    }
+    Ok(())
+}
+
+fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Plan) -> Result {
     if effect.needs {
         e.load_flags();
     }
     for held in plan.held.iter().filter(|held| held.read) {
         e.read_into(held.scratch, held.guest);
     }
-    let host = renamed(&general, &plan)?;
+    if let Some(base) = plan.base.filter(|base| base.home().is_none()) {
+        e.read_into(Gpr::RAX, base);
+    }
+    let host = renamed(general, plan)?;
     e.encode(&host)?;
     for held in plan.held.iter().filter(|held| held.written) {
         e.write(held.guest, held.scratch);
@@ -106,14 +160,28 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
     Ok(())
 }
 
-fn plan(e: &mut Emitter<'_>, insn: &Instruction, has_memory: bool, effect: Effect) -> Result<Plan> {
+/// How the memory operand is reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Single,
+    Member,
+}
+
+fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: Effect) -> Result<Plan> {
     let implicit = catalogue::implicit(insn).ok_or(Unsupported)?;
     let high = (0..insn.op_count()).find(|&i| is_high_byte(insn.op_register(i)));
     let mut plan = Plan::default();
-    if has_memory {
-        // Loading the flags takes RAX for a moment, AH is in no other register.
-        let elsewhere = effect.needs && e.form != Form::Dead || high.is_some() || implicit.uses(Gpr::RAX);
-        plan.address = Some(if elsewhere { Gpr::RCX } else { Gpr::RAX });
+    match memory {
+        Some(Shape::Single) => {
+            // Loading the flags takes RAX for a moment, AH is in no other register.
+            let elsewhere = effect.needs && e.form != Form::Dead || high.is_some() || implicit.uses(Gpr::RAX);
+            plan.address = Some(if elsewhere { Gpr::RCX } else { Gpr::RAX });
+        }
+        Some(Shape::Member) => {
+            plan.address = Some(Gpr::RCX);
+            plan.base = Some(Gpr::of(insn.memory_base()).ok_or(Unsupported)?);
+        }
+        None => {}
     }
     for (guest, read, written) in implicit.list() {
         plan.hold(guest, guest, read, written)?;
@@ -163,7 +231,18 @@ fn renamed(insn: &Instruction, plan: &Plan) -> Result<Instruction> {
                     host.set_op_register(i, host_register(guest, register, plan)?);
                 }
             }
-            OpKind::Memory => rename_memory(&mut host, plan.address.ok_or(Unsupported)?),
+            OpKind::Memory => {
+                let address = plan.address.ok_or(Unsupported)?;
+                match plan.base {
+                    Some(base) => {
+                        let base = base.home().unwrap_or(Gpr::RAX);
+                        host.set_segment_prefix(Register::None);
+                        host.set_memory_base(base.sized(8));
+                        host.set_memory_index(address.sized(8));
+                    }
+                    None => rename_memory(&mut host, address),
+                }
+            }
             _ => {}
         }
     }
@@ -195,6 +274,10 @@ fn rename_memory(host: &mut Instruction, address: Gpr) {
 pub(crate) fn lea(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let register = insn.op0_register();
     let guest = Gpr::of(register).ok_or(Unsupported)?;
+    // A homeless index takes RCX.
+    if Gpr::of(insn.memory_index()).is_some_and(|index| index.home().is_none()) {
+        e.delta = None;
+    }
     // Without a segment; RIP is the guest's.
     e.effective_address(insn)?;
     match register.size() {

@@ -8,10 +8,11 @@
 //! flags or not.
 //!
 //! # Memory
-//! [`Emitter::check`] turns the linear address in RAX into a host address or leaves. An entry's tag is subtracted from
-//! the address; what remains is the offset in the page if the page matches, and one unsigned comparison finds both a
-//! mismatch and an access that reaches into the next page. Whatever address a guest computes, what is accessed lies
-//! inside a page that the engine has put into the TLB.
+//! [`Emitter::check`] turns the linear address in RAX into a host address or leaves. The page of the place's anchor
+//! ([`crate::context::Anchor`]) is subtracted from the address; what remains is the offset in the page if it is that
+//! page, and one unsigned comparison finds both another page and an access that reaches into the next. Then a cold path
+//! looks the page up in the TLB, lets it be the anchor's, and comes back, or leaves. Whatever address a guest computes,
+//! what is accessed lies inside a page that the engine has put into the TLB. Neighbours share a check: [`crate::groups`].
 //!
 //! # Commitment
 //! An instruction changes guest registers and memory only after the last point at which it can leave. So at every exit
@@ -21,7 +22,8 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 
 use crate::asm::{Asm, Condition, Hole, Op};
 use crate::block::{Block, Exit, Form, Mode, Site, Source};
-use crate::context::{at, gpr_at, tlb_index};
+use crate::context::{ANCHOR_BYTES, ANCHORS, SPANS, at, gpr_at};
+use crate::groups::{Groups, Member};
 use crate::host::Gpr;
 
 /// The instruction is left to the interpreter.
@@ -40,9 +42,20 @@ struct Cold {
 /// What a cold path does before it leaves.
 enum Before {
     Nothing,
-    /// RAX, less a tag, becomes the address again; the displacement of the tag, RCX the index.
-    Address(i32),
+    /// Looks the address up, RAX plus the anchor's page, and comes back.
+    LookUp(LookUp),
     SaveFlags,
+}
+
+/// What a look-up in the TLB needs to know.
+struct LookUp {
+    /// The anchor's displacement.
+    anchor: i32,
+    /// How far into its page the access may begin.
+    room: i32,
+    /// The routine's displacement.
+    routine: i32,
+    back: u32,
 }
 
 pub(crate) struct Emitter<'a> {
@@ -56,6 +69,16 @@ pub(crate) struct Emitter<'a> {
     pub(crate) info: InstructionInfoFactory,
     encoder: Encoder,
     cold: Vec<Cold>,
+    /// Accesses that share a check; the bits of those that have been checked, and their anchors.
+    pub(crate) groups: Groups,
+    checked: u64,
+    group_anchor: [i32; 64],
+    /// The group that the instruction's access belongs to.
+    pub(crate) member: Option<Member>,
+    /// The group whose displacement RCX holds, as the instruction before has left it.
+    pub(crate) delta: Option<u8>,
+    /// Anchors used.
+    anchors: u32,
     /// Page offset of the instruction being translated, and of the next one.
     pub(crate) at: u16,
     pub(crate) next: u16,
@@ -67,6 +90,7 @@ pub(crate) struct Mark {
     cold: usize,
     form: Form,
     mode: Mode,
+    checked: u64,
 }
 
 impl<'a> Emitter<'a> {
@@ -80,13 +104,20 @@ impl<'a> Emitter<'a> {
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
             cold: Vec::new(),
+            groups: Groups::default(),
+            checked: 0,
+            group_anchor: [0; 64],
+            member: None,
+            delta: None,
+            anchors: 0,
             at: source.offset,
             next: source.offset,
         }
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        Mark { bytes: self.asm.here(), cold: self.cold.len(), form: self.form, mode: self.mode }
+        let (bytes, cold) = (self.asm.here(), self.cold.len());
+        Mark { bytes, cold, form: self.form, mode: self.mode, checked: self.checked }
     }
 
     pub(crate) fn roll_back(&mut self, mark: &Mark) {
@@ -94,6 +125,8 @@ impl<'a> Emitter<'a> {
         self.cold.truncate(mark.cold);
         self.form = mark.form;
         self.mode = mark.mode;
+        self.checked = mark.checked;
+        self.delta = None;
     }
 
     // ---- flags ---------------------------------------------------------------------------------------------------
@@ -242,33 +275,88 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// RAX, a linear address, becomes the host address of `bytes` bytes, or the code leaves. RCX is lost; the
-    /// flags are in memory.
+    /// RAX, a linear address, becomes the host address of `bytes` bytes, or the code leaves. The flags are in memory.
     pub(crate) fn check(&mut self, bytes: usize, write: bool) -> Result {
-        self.check_from(bytes, write, self.asm.here())
+        let anchor = self.new_anchor(write);
+        let resume = self.asm.here();
+        self.anchored(anchor, bytes, write, Exit::Miss { write, resume })?;
+        self.asm.gs_op(Op::Add, Gpr::RAX, anchor + at::ANCHOR_BASE);
+        self.come_back();
+        Ok(())
     }
 
-    /// As [`Emitter::check`], but after a miss the code goes on at `resume`, RAX the linear address: an instruction with
-    /// two operands in memory looks the first one up again, which the second's miss may have moved.
-    pub(crate) fn check_from(&mut self, bytes: usize, write: bool, resume: u32) -> Result {
-        let room =
-            4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
-        let table = self.mode.table();
-        let (rotation, mask) = tlb_index(table);
-        if self.source.host.bmi2 {
-            self.asm.rorx(Gpr::RCX, Gpr::RAX, rotation);
-        } else {
-            self.asm.mov(Gpr::RCX, Gpr::RAX);
-            self.asm.shr(Gpr::RCX, rotation);
-        }
-        self.asm.op32_imm(Op::And, Gpr::RCX, mask.cast_signed());
-        let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
-        self.asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tag);
-        self.asm.op_imm(Op::Cmp, Gpr::RAX, room);
-        let miss = self.asm.jcc(Condition::ABOVE);
-        self.leave_by(miss, self.at, Exit::Miss { write, resume }, Before::Address(tag));
-        self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, at::tlb(table) + at::BASE);
+    /// RAX, a linear address, becomes its offset in the anchor's page if `bytes` bytes there lie in it. Else a cold path
+    /// comes back to where [`Emitter::come_back`] is called next, RAX the host address, or leaves.
+    fn anchored(&mut self, anchor: i32, bytes: usize, write: bool, exit: Exit) -> Result {
+        let bytes = u16::try_from(bytes).map_err(|_| Unsupported)?;
+        let (_, limit) = SPANS
+            .into_iter()
+            .zip((anchor + at::ANCHOR_LIMIT..).step_by(8))
+            .find(|&(span, _)| bytes <= span)
+            .ok_or(Unsupported)?;
+        self.asm.gs_op(Op::Sub, Gpr::RAX, anchor + at::ANCHOR_PAGE);
+        self.asm.gs_op(Op::Cmp, Gpr::RAX, limit);
+        let other = self.asm.jcc(Condition::ABOVE_EQUAL);
+        let table = self.mode.table() as i32;
+        let routine = at::ROUTINES + 16 * table + if write { 8 } else { 0 };
+        let look_up = LookUp { anchor, room: 4096 - i32::from(bytes), routine, back: 0 };
+        self.leave_by(other, self.at, exit, Before::LookUp(look_up));
         Ok(())
+    }
+
+    fn come_back(&mut self) {
+        let here = self.asm.here();
+        if let Some(Cold { before: Before::LookUp(look_up), .. }) = self.cold.last_mut() {
+            look_up.back = here;
+        }
+    }
+
+    /// The displacement of an anchor that this block has not used, as far as there are enough.
+    fn new_anchor(&mut self, write: bool) -> i32 {
+        self.anchors = self.anchors.wrapping_add(1);
+        let number = self.source.seed.wrapping_mul(5).wrapping_add(self.anchors);
+        let half = u32::try_from(ANCHORS / 2).unwrap_or(1);
+        // The first pair is the stack's.
+        self.anchor(1 + number % (half - 1), write)
+    }
+
+    fn anchor(&self, pair: u32, write: bool) -> i32 {
+        let number = pair.cast_signed() * 2 + i32::from(write);
+        at::anchors(self.mode.table()) + number * i32::try_from(ANCHOR_BYTES).unwrap_or(0)
+    }
+
+    /// RCX = what to add to a linear address of the group's range to get the host's. The first time the range is
+    /// checked; flags are saved then, and RAX is lost.
+    pub(crate) fn reach(&mut self, member: Member, carried: Option<u8>) -> Result {
+        let Some(group) = self.groups.groups.get(usize::from(member.group)).copied() else {
+            return Err(Unsupported);
+        };
+        let bit = 1u64 << (member.group & 63);
+        if self.checked & bit == 0 {
+            let pair = if group.base == Gpr::RSP { 0 } else { self.spread(member.group) };
+            let anchor = self.anchor(pair, group.write);
+            self.free_flags();
+            let low = group.low.checked_sub(member.shift).ok_or(Unsupported)?;
+            let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
+            let base = self.read(group.base, Gpr::RAX);
+            self.asm.lea(Gpr::RAX, base, low);
+            self.anchored(anchor, span, group.write, Exit::Plain)?;
+            self.come_back();
+            self.group_anchor[usize::from(member.group & 63)] = anchor;
+            self.checked |= bit;
+        } else if carried == Some(member.group) {
+            return Ok(());
+        }
+        let anchor = self.group_anchor[usize::from(member.group & 63)];
+        self.asm.gs_load(Gpr::RCX, anchor + at::ANCHOR_DELTA);
+        Ok(())
+    }
+
+    /// The anchor pair of a group. Groups of one block have different ones: what one has checked must stay.
+    fn spread(&self, group: u8) -> u32 {
+        let half = u32::try_from(ANCHORS / 2).unwrap_or(1);
+        // Those of single accesses are counted from the other end; a block has fewer than there are.
+        1 + self.source.seed.wrapping_mul(5).wrapping_sub(u32::from(group)) % (half - 1)
     }
 
     /// Appends an instruction of the guest's, its operands already the host's.
@@ -282,6 +370,18 @@ impl<'a> Emitter<'a> {
             bytes
         });
         Ok(())
+    }
+
+    fn look_up(&mut self, look_up: &LookUp, mut site: Site, block: &mut Block) {
+        self.asm.gs_op(Op::Add, Gpr::RAX, look_up.anchor + at::ANCHOR_PAGE);
+        site.number_at = self.asm.gs_store_imm32(at::SITE, 0);
+        block.sites.push(site);
+        self.asm.gs_store_imm(at::ROOM, look_up.room);
+        self.asm.gs_store(at::KEPT + 24, Gpr::RCX);
+        self.asm.mov_imm32(Gpr::RCX, look_up.anchor.cast_unsigned());
+        self.asm.gs_call(look_up.routine);
+        let back = self.asm.jmp();
+        self.asm.fill(back, look_up.back);
     }
 
     fn leave(&mut self, mut site: Site, block: &mut Block) {
@@ -299,7 +399,10 @@ impl<'a> Emitter<'a> {
             self.asm.fill(cold.from, start);
             match cold.before {
                 Before::Nothing => {}
-                Before::Address(tag) => self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tag),
+                Before::LookUp(look_up) => {
+                    self.look_up(&look_up, cold.site, &mut block);
+                    continue;
+                }
                 Before::SaveFlags => self.save_flags(),
             }
             self.leave(cold.site, &mut block);

@@ -22,7 +22,9 @@ pub mod context;
 mod copy;
 mod emit;
 mod flags;
+mod groups;
 pub mod host;
+pub mod routines;
 mod special;
 mod stack;
 mod system;
@@ -30,4 +32,5 @@ mod translate;
 
 pub use block::{Block, Exit, Form, HostFeatures, Mode, Site, Source, UNFORESEEN};
 pub use context::Context;
-pub use translate::{translate, unforeseen_exit};
+pub use routines::{Routines, routines};
+pub use translate::translate;

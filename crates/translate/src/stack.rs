@@ -25,22 +25,44 @@ pub(crate) fn below(e: &mut Emitter<'_>) -> Result<Gpr> {
     Ok(stack)
 }
 
+/// RAX = the host address of the eight bytes at `offset` from the stack pointer, for an instruction whose access of
+/// the stack may be a group's.
+pub(crate) fn slot(e: &mut Emitter<'_>, offset: i32, write: bool) -> Result<Gpr> {
+    let stack = Gpr::RSP.home().ok_or(Unsupported)?;
+    let carried = e.delta.take();
+    if let Some(member) = e.member {
+        e.reach(member, carried)?;
+        e.delta = Some(member.group);
+        e.asm.lea_indexed(true, Gpr::RAX, Some(stack), Gpr::RCX, 0, offset);
+        return Ok(stack);
+    }
+    e.free_flags();
+    e.asm.lea(Gpr::RAX, stack, offset);
+    e.check(8, write)?;
+    e.delta = carried;
+    Ok(stack)
+}
+
 fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     match insn.op0_kind() {
         OpKind::Register => {
             let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
-            let stack = below(e)?;
+            let stack = slot(e, -8, true)?;
+            if guest.home().is_none() {
+                e.delta = None;
+            }
             let value = e.read(guest, Gpr::RCX);
             e.asm.store(Gpr::RAX, 0, value);
             e.asm.lea(stack, stack, -8);
         }
         OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
             let value = i32::try_from(insn.immediate(0).cast_signed()).map_err(|_| Unsupported)?;
-            let stack = below(e)?;
+            let stack = slot(e, -8, true)?;
             e.asm.store_imm(Gpr::RAX, 0, value);
             e.asm.lea(stack, stack, -8);
         }
         OpKind::Memory => {
+            e.delta = None;
             e.free_flags();
             e.linear_address(insn)?;
             e.check(8, false)?;
@@ -61,19 +83,17 @@ fn pop(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
         return Err(Unsupported);
     }
     let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
-    let stack = Gpr::RSP.home().ok_or(Unsupported)?;
-    e.free_flags();
-    e.asm.mov(Gpr::RAX, stack);
-    e.check(8, false)?;
+    let stack = slot(e, 0, false)?;
     // POP RSP: the increment comes before the value.
     e.asm.lea(stack, stack, 8);
-    let to = guest.home().unwrap_or(Gpr::RCX);
+    let to = guest.home().unwrap_or(Gpr::RAX);
     e.asm.load(to, Gpr::RAX, 0);
     e.write(guest, to);
     Ok(())
 }
 
 fn leave(e: &mut Emitter<'_>) -> Result {
+    e.delta = None;
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
     e.asm.mov(Gpr::RAX, Gpr::RBP);

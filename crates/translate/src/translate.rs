@@ -7,14 +7,13 @@
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use crate::asm::Asm;
-use crate::block::{Block, Form, Mode, Source, UNFORESEEN};
+use crate::block::{Block, Form, Mode, Source};
 use crate::branch::{Flow, branch, go_to};
 use crate::catalogue;
-use crate::context::at;
 use crate::copy::{copy, lea};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::flags::{effect, is_invalid};
+use crate::groups::Groups;
 use crate::special::special;
 use crate::stack::stack;
 use crate::system::system;
@@ -34,8 +33,12 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
     let mut e = Emitter::new(source);
     let mut block = Block::default();
     begin(&mut e, &run, &mut block);
+    if !source.mode.has(Mode::PLAIN) {
+        e.groups = Groups::find(&run, &mut e.info);
+    }
     let mut flow = Flow::Next;
-    for insn in &run {
+    for (number, insn) in run.iter().enumerate() {
+        e.member = e.groups.member(number);
         e.at = page_offset(insn.ip());
         e.next = page_offset(insn.next_ip());
         block.map.push((e.asm.here(), e.at));
@@ -59,14 +62,6 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
         go_to(&mut e, i64::from(source.offset) + i64::from(block.guest_bytes)).ok()?;
     }
     Some(e.finish(block))
-}
-
-/// The exit numbered [`UNFORESEEN`]: what a return arrives at that pops the bottom of a shadow stack.
-pub fn unforeseen_exit() -> Vec<u8> {
-    let mut asm = Asm::default();
-    asm.gs_store_imm32(at::SITE, UNFORESEEN);
-    asm.gs_jmp(at::EXIT);
-    asm.finish()
 }
 
 /// Offsets in a page are below 4096, the one past its end included they fit.
@@ -173,6 +168,12 @@ fn instruction(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     }
     if insn.is_stack_instruction() && stack(e, insn).is_ok() {
         return Ok(Flow::Next);
+    }
+    if is_silent(insn) {
+        return Ok(Flow::Next);
+    }
+    if !insn.is_jcc_short_or_near() {
+        e.delta = None;
     }
     if special(e, insn).is_ok() {
         return Ok(Flow::Next);

@@ -86,7 +86,6 @@ fn gs_forms() {
         a.gs_jmp(0x30);
         a.gs_jmp_at(Gpr::RCX, 0x1008);
         a.gs_call(0x1008);
-        a.gs_test32(0x28, 0x200);
     });
     let want = [
         "mov r12,[gs:1000h]",
@@ -100,7 +99,6 @@ fn gs_forms() {
         "jmp qword [gs:30h]",
         "jmp qword [gs:rcx+1008h]",
         "call qword [gs:1008h]",
-        "test dword [gs:28h],200h",
     ];
     assert_eq!(got, want);
 }

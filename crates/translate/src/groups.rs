@@ -1,0 +1,257 @@
+//! Accesses near each other: one check for all.
+//!
+//! Compiled code reads and writes several fields of one structure, pushes and pops several registers, uses several
+//! slots of one stack frame. Accesses of a block that are relative to the same register, as long as that is only changed by
+//! constants, form a *group*. The first of them checks that the whole range they span lies in one page that allows
+//! them; the others are the guest's own instruction with the page's displacement as an index, and nothing else.
+//!
+//! When the check fails, because the range crosses into another page or the page is not (or may not be) cached, the
+//! block is left for a *plain* translation of the rest of it, in which every access is checked by itself. So a fault
+//! is raised by the access that causes it, and never because of one that would have come later.
+//!
+//! A group that begins with reads takes in a write only if nothing can leave the block in between: else pages that are only
+//! read would have to be writable.
+
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::catalogue;
+use crate::context::SPANS;
+use crate::host::Gpr;
+
+/// Accesses with one check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) base: Gpr,
+    /// The range, relative to what the base held at the block's beginning (or since it was last set).
+    pub(crate) low: i32,
+    pub(crate) high: i32,
+    pub(crate) write: bool,
+    members: u8,
+    /// The block could have been left since its first access.
+    branched: bool,
+}
+
+/// An access of an instruction that belongs to a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) group: u8,
+    /// How much the base has been changed since the range's origin.
+    pub(crate) shift: i32,
+}
+
+/// The groups of a block.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    pub(crate) groups: Vec<Group>,
+    /// By instruction.
+    members: Vec<Option<Member>>,
+}
+
+/// An access relative to a register.
+struct Access {
+    base: Gpr,
+    offset: i32,
+    bytes: i32,
+    write: bool,
+}
+
+/// The most that a group may span, in bytes.
+const MAX_SPAN: i32 = SPANS[2] as i32;
+
+impl Groups {
+    /// Finds the groups of a run of instructions.
+    pub(crate) fn find(run: &[Instruction], info: &mut InstructionInfoFactory) -> Self {
+        let mut finder = Finder::default();
+        for insn in run {
+            let member = access(insn, info).and_then(|access| finder.join(&access));
+            finder.members.push(member);
+            finder.follow(insn, info);
+        }
+        Self { groups: finder.groups, members: finder.members }
+    }
+
+    /// The group of an instruction's access, if it shares it with others.
+    pub(crate) fn member(&self, instruction: usize) -> Option<Member> {
+        let member = (*self.members.get(instruction)?)?;
+        (self.groups.get(usize::from(member.group))?.members >= 2).then_some(member)
+    }
+}
+
+#[derive(Default)]
+struct Finder {
+    groups: Vec<Group>,
+    members: Vec<Option<Member>>,
+    /// By base register: the group that may still grow, and what has been added to the register since its origin.
+    open: [Option<u8>; 16],
+    shift: [i32; 16],
+}
+
+impl Finder {
+    fn join(&mut self, access: &Access) -> Option<Member> {
+        let number = usize::from(access.base.number());
+        let shift = self.shift[number];
+        let low = shift.checked_add(access.offset)?;
+        let high = low.checked_add(access.bytes)?;
+        if let Some(open) = self.open[number]
+            && self.groups[usize::from(open)].takes(low, high, access.write)
+        {
+            return Some(Member { group: open, shift });
+        }
+        let group = u8::try_from(self.groups.len()).ok().filter(|&group| group < 64)?;
+        self.open[number] = Some(group);
+        self.groups.push(Group {
+            base: access.base,
+            low,
+            high,
+            write: access.write,
+            members: 1,
+            branched: false,
+        });
+        Some(Member { group, shift })
+    }
+
+    /// Takes note of what an instruction does to registers and to control.
+    fn follow(&mut self, insn: &Instruction, info: &mut InstructionInfoFactory) {
+        if insn.flow_control() != FlowControl::Next {
+            for group in &mut self.groups {
+                group.branched = true;
+            }
+        }
+        if matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac) {
+            self.open = [None; 16];
+            return;
+        }
+        let constant = constant_change(insn);
+        for used in info.info(insn).used_registers() {
+            let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+            let Some(register) = Gpr::of(used.register()).filter(|_| writes) else { continue };
+            let number = usize::from(register.number());
+            match constant {
+                Some((changed, by)) if changed == register => match self.shift[number].checked_add(by) {
+                    Some(shift) => self.shift[number] = shift,
+                    None => self.forget(number),
+                },
+                _ => self.forget(number),
+            }
+        }
+    }
+
+    fn forget(&mut self, number: usize) {
+        self.open[number] = None;
+        self.shift[number] = 0;
+    }
+}
+
+impl Group {
+    fn takes(&mut self, low: i32, high: i32, write: bool) -> bool {
+        let (low, high) = (self.low.min(low), self.high.max(high));
+        let too_late = write && !self.write && self.branched;
+        if high.checked_sub(low).is_none_or(|span| span > MAX_SPAN) || too_late || self.members == u8::MAX {
+            return false;
+        }
+        (self.low, self.high) = (low, high);
+        self.write |= write;
+        self.members += 1;
+        true
+    }
+}
+
+/// The constant that an instruction adds to a register, all 64 bits of it.
+fn constant_change(insn: &Instruction) -> Option<(Gpr, i32)> {
+    use Mnemonic as M;
+    let mnemonic = insn.mnemonic();
+    if insn.is_stack_instruction() && mnemonic != M::Leave {
+        // POP RSP sets it.
+        let sets = insn.op_count() == 1 && insn.op0_register() == Register::RSP && mnemonic == M::Pop;
+        return (!sets).then(|| (Gpr::RSP, insn.stack_pointer_increment()));
+    }
+    if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != 8 {
+        return None;
+    }
+    let register = Gpr::of(insn.op0_register())?;
+    let immediate = || i32::try_from(insn.immediate(1).cast_signed()).ok();
+    match mnemonic {
+        M::Add if insn.op1_kind() != OpKind::Register && insn.op1_kind() != OpKind::Memory => {
+            Some((register, immediate()?))
+        }
+        M::Sub if insn.op1_kind() != OpKind::Register && insn.op1_kind() != OpKind::Memory => {
+            Some((register, immediate()?.checked_neg()?))
+        }
+        M::Inc => Some((register, 1)),
+        M::Dec => Some((register, -1)),
+        M::Lea if insn.memory_base() == insn.op0_register() && insn.memory_index() == Register::None => {
+            let by = i32::try_from(insn.memory_displacement64().cast_signed()).ok()?;
+            Some((register, by))
+        }
+        _ => None,
+    }
+}
+
+/// The access of an instruction that can be a member: of a copied instruction with a plain address, or of the stack.
+fn access(insn: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access> {
+    let on_stack = |offset, write| Some(Access { base: Gpr::RSP, offset, bytes: 8, write });
+    let register_or_immediate = insn.op_count() == 0 || insn.op0_kind() != OpKind::Memory;
+    match insn.mnemonic() {
+        Mnemonic::Push if insn.stack_pointer_increment() == -8 && register_or_immediate => {
+            return on_stack(-8, true);
+        }
+        Mnemonic::Pop if insn.stack_pointer_increment() == 8 && register_or_immediate => {
+            return on_stack(0, false);
+        }
+        Mnemonic::Call if insn.is_call_near() => return on_stack(-8, true),
+        Mnemonic::Ret if insn.stack_pointer_increment() >= 8 => return on_stack(0, false),
+        _ => {}
+    }
+    catalogue::implicit(insn)?;
+    if !(0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
+        return None;
+    }
+    let base = insn.memory_base();
+    let plain = base.is_gpr64() && insn.memory_index() == Register::None;
+    if !plain || matches!(insn.memory_segment(), Register::FS | Register::GS) {
+        return None;
+    }
+    let bytes = i32::try_from(insn.memory_size().size()).ok().filter(|&bytes| bytes > 0)?;
+    let offset = i32::try_from(insn.memory_displacement64().cast_signed()).ok()?;
+    Some(Access { base: Gpr::of(base)?, offset, bytes, write: catalogue::writes_memory(info, insn) })
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn groups(bytes: &[u8]) -> (Vec<Option<Member>>, Vec<(i32, i32, bool)>) {
+        let run: Vec<_> = Decoder::new(64, bytes, DecoderOptions::NONE).iter().collect();
+        let found = Groups::find(&run, &mut InstructionInfoFactory::new());
+        let members = (0..run.len()).map(|i| found.member(i)).collect();
+        (members, found.groups.iter().map(|g| (g.low, g.high, g.write)).collect())
+    }
+
+    #[test]
+    fn a_prologue_is_one_group() {
+        // push rbp; push rbx; sub rsp, 0x18; mov [rsp+8], rax
+        let (members, groups) = groups(&[0x55, 0x53, 0x48, 0x83, 0xec, 0x18, 0x48, 0x89, 0x44, 0x24, 0x08]);
+        let member = |shift| Some(Member { group: 0, shift });
+        assert_eq!(members, [member(0), member(-8), None, member(-40)]);
+        assert_eq!(groups, [(-32, 0, true)]);
+    }
+
+    #[test]
+    fn a_register_that_is_set_ends_its_group() {
+        // mov rax, [rdi]; mov rdi, [rdi+8]; mov rcx, [rdi]
+        let (members, groups) = groups(&[0x48, 0x8b, 0x07, 0x48, 0x8b, 0x7f, 0x08, 0x48, 0x8b, 0x0f]);
+        assert_eq!(members[..2], [Some(Member { group: 0, shift: 0 }), Some(Member { group: 0, shift: 0 })]);
+        assert_eq!((members[2], groups[0]), (None, (0, 16, false)));
+    }
+
+    #[test]
+    fn a_write_behind_a_branch_is_another_group() {
+        // mov rax, [rdi]; mov rcx, [rdi+8]; je +0; mov [rdi], rax; mov [rdi+8], rax
+        let (members, groups) =
+            groups(&[0x48, 0x8b, 0x07, 0x48, 0x8b, 0x4f, 8, 0x74, 0, 0x48, 0x89, 0x07, 0x48, 0x89, 0x47, 8]);
+        assert_eq!(members[3], Some(Member { group: 1, shift: 0 }));
+        assert_eq!(groups, [(0, 16, false), (0, 16, true)]);
+    }
+}
