@@ -33,7 +33,7 @@ enum Task {
     Fuzz(fuzz::FuzzArgs),
     /// Count what vCPUs see of each other, against the memory model of the processor
     Litmus(litmus::LitmusArgs),
-    /// Compare random instructions on the interpreter with the processor itself
+    /// Compare random instructions on an engine with the processor itself
     Oracle(oracle::OracleArgs),
 }
 

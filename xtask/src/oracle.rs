@@ -1,17 +1,23 @@
-//! `cargo xtask oracle`: random instructions on an engine against the processor itself.
+//! `cargo xtask oracle`: random instructions, or sequences of them, on an engine against the processor itself.
 //!
 //! The run is cut into slices so that progress shows and each processor of the host can take its share. Every case is made from the
 //! seed and its number, so the numbers of a mismatch make it again: `--seed S --first N --cases 1`.
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use testkit::oracle::{Options, Report, run};
+use testkit::oracle::{Options, Report, run, sequence};
 
 /// Arguments of the task.
 #[derive(Debug, Args)]
 pub(crate) struct OracleArgs {
+    /// The engine
+    #[arg(long, default_value = "interp")]
+    engine: String,
+    /// Sequences with branches, loops, faults and changing code instead of single instructions
+    #[arg(long)]
+    sequences: bool,
     /// How many cases; K and M are thousands and millions
     #[arg(long, default_value = "1M", value_parser = count)]
     cases: u64,
@@ -73,5 +79,7 @@ pub(crate) fn task(args: &OracleArgs) -> Result<()> {
 
 fn slice(args: &OracleArgs, first: u64, cases: u64) -> Result<Report> {
     let options = Options { seed: args.seed, first, cases, only: args.only.clone() };
-    run(&interp::Interp, &options).context("the oracle cannot run")
+    let engine = testkit::engines::by_name(&args.engine).map_err(|problem| anyhow!(problem))?;
+    let report = if args.sequences { sequence::run(&*engine, &options) } else { run(&*engine, &options) };
+    report.context("the oracle cannot run")
 }

@@ -14,6 +14,7 @@ pub mod forms;
 pub mod guest;
 mod handlers;
 pub mod random;
+pub mod sequence;
 pub mod undefined;
 pub mod vendor;
 

@@ -26,10 +26,17 @@ impl Host {
     }
 
     /// Whether the last x87 instruction's pointers and opcode are kept. AMD's processors keep them only while an
-    /// unmasked exception waits (APM vol. 5, FXSAVE).
-    pub const fn keeps_pointers(self, after: &Registers) -> bool {
+    /// unmasked exception waits (APM vol. 5, FXSAVE); what was there `alone` before an only instruction is still known.
+    pub const fn keeps_pointers(self, after: &Registers, alone: bool) -> bool {
         const EXCEPTION: u16 = 0x80;
-        !self.amd || after.fsw & EXCEPTION != 0
+        !self.amd || alone && after.fsw & EXCEPTION != 0
+    }
+
+    /// Whether the processor got into a state that the engine's model refuses: with MXCSR.MM, which lets SSE operands be
+    /// misaligned (APM vol. 1, 4.2.2), and which is reserved on Intel's.
+    pub const fn is_beyond(self, after: &Registers) -> bool {
+        const MISALIGNED: u32 = 1 << 17;
+        self.amd && after.mxcsr & MISALIGNED != 0
     }
 
     /// Whether `instruction` does the same on every processor when it completes.
