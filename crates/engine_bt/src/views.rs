@@ -350,7 +350,7 @@ impl Views {
     /// The context.
     pub(crate) fn context(&mut self) -> &mut Context {
         // SAFETY: every view begins with a context, zero when new, which is a valid one. Translated code of this vCPU does
-        // not run meanwhile, and `go`, which other threads write, is read and written through `go` only.
+        // not run meanwhile, and the word that other threads write lies behind the context.
         unsafe { &mut *self.base().cast::<Context>() }
     }
 

@@ -52,8 +52,6 @@ pub struct Context {
     pub status: u64,
     /// The linear address of the page that holds the running code.
     pub page: u64,
-    /// Nonzero as long as nobody wants the vCPU's attention.
-    pub go: u32,
     /// Which site of which block left, by number.
     pub site: u32,
     /// RAX and RCX, the scratch registers, at an exit.
@@ -212,13 +210,16 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; GO: go; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; ROOM: room; ROUTINES: routines;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; ROOM: room; ROUTINES: routines;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
         KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset;
     }
 
+    /// The word that is nonzero as long as nobody wants the vCPU's attention. Other threads write it at any time, so it
+    /// lies in a cache line of its own, outside of [`Context`], which its owner may borrow exclusively.
+    pub const GO: i32 = disp(CONTEXT_BYTES - 64);
     /// The second of [`Context::fast_selectors`].
     pub const SYSRET_SELECTORS: i32 = SYSCALL_SELECTORS + 4;
     /// Start of the part that all views share, behind the context.
@@ -327,7 +328,7 @@ pub(crate) const fn gpr_at(register: Gpr) -> i32 {
 }
 
 const _: () = {
-    assert!(size_of::<Context>() <= CONTEXT_BYTES);
+    assert!(size_of::<Context>() <= at::GO as usize);
     assert!(size_of::<TlbEntry>() == ENTRY_BYTES && 1 << ENTRY_SHIFT == ENTRY_BYTES);
     assert!(size_of::<JumpEntry>() == JUMP_BYTES);
     assert!(size_of::<Anchor>() == ANCHOR_BYTES);
