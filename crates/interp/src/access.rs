@@ -359,10 +359,7 @@ impl Cpu {
         self.check_access(seg, va, size, align, false)?;
         let slot = self.slot(va, size, Access::Read, self.privilege)?;
         self.copy_block(slot, size, |cpu, place, at, len| {
-            for (i, word) in (0..).zip(buffer[at..at + len].chunks_mut(8)) {
-                let value = cpu.read_place(step(place, i * 8), word.len() as u64);
-                word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
-            }
+            cpu.read_chunk(place, &mut buffer[at..at + len]);
         });
         Ok(())
     }
@@ -416,6 +413,16 @@ impl Cpu {
                 copy(self, slot.first, 0, before);
                 copy(self, second, before, total - before);
             }
+        }
+    }
+
+    fn read_chunk(&mut self, place: Place, buffer: &mut [u8]) {
+        if let Place::Frame { mfn, offset, .. } = place {
+            return self.memory.frames().copy_out(mfn, offset, buffer);
+        }
+        for (i, word) in (0..).zip(buffer.chunks_mut(8)) {
+            let value = self.read_place(step(place, i * 8), word.len() as u64);
+            word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
         }
     }
 

@@ -23,13 +23,13 @@ pub(super) fn select(insn: &Instruction, op: &mut Op) -> Option<(Handler, bool)>
         .map(|handler| (handler, true))
 }
 
-/// What executes as no operation.
+/// What executes as no operation, and MFENCE.
 fn hint(insn: &Instruction) -> Option<Handler> {
     Some(match insn.mnemonic() {
         Mnemonic::Nop
         | Mnemonic::Pause
+        // Loads and stores are the host's own, in program order, and none of them is non-temporal.
         | Mnemonic::Lfence
-        | Mnemonic::Mfence
         | Mnemonic::Sfence
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchw
@@ -44,6 +44,7 @@ fn hint(insn: &Instruction) -> Option<Handler> {
         | Mnemonic::Endbr64
         | Mnemonic::Rdsspd
         | Mnemonic::Rdsspq => misc::nop,
+        Mnemonic::Mfence => misc::mfence,
         _ => return None,
     })
 }

@@ -10,6 +10,7 @@ use x86::{Gva, Mode};
 
 use crate::cpu::Cpu;
 use crate::op::{Break, MEMORY, Op, Step};
+use crate::system::misc::drain_stores;
 
 /// CR0 bits whose change empties the TLB and re-reads the PDPTEs (SDM vol. 3, 4.4.1).
 const CR0_PAGING: u64 = cr0::PG | cr0::CD | cr0::NW;
@@ -154,6 +155,7 @@ pub(crate) fn read_register(cpu: &Cpu, op: &Op) -> u64 {
 
 /// MOV to a control register; [`Op::dst`] is its number.
 pub(crate) fn write(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     cpu.require_cpl0()?;
     let value = read_register(cpu, op);
     match op.dst {
@@ -203,6 +205,7 @@ pub(crate) fn smsw(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// INVLPG: an address that is not canonical does nothing (SDM vol. 2, INVLPG).
 pub(crate) fn invlpg(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     cpu.require_cpl0()?;
     let base = cpu.bases[op.mem.seg as usize % 8];
     let va = Gva(cpu.offset_of(&op.mem).wrapping_add(base));
@@ -215,6 +218,7 @@ pub(crate) fn invlpg(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// INVPCID: the type is in the register, PCID and address are in memory.
 pub(crate) fn invpcid(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     cpu.require_cpl0()?;
     let kind = if cpu.flat { cpu.reg(op.dst) } else { cpu.get_reg::<u32>(op.dst) };
     let offset = cpu.offset_of(&op.mem);

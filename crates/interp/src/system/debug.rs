@@ -11,6 +11,7 @@ use x86::{Exception, bits::high32};
 use crate::cpu::Cpu;
 use crate::op::{Break, Op, Step};
 use crate::system::control::{read_register, write_register};
+use crate::system::misc::drain_stores;
 
 /// What a breakpoint register watches (the R/W field of DR7).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,6 +136,7 @@ pub(crate) fn read(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// MOV to a debug register.
 pub(crate) fn write(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     let number = cpu.debug_register(op.dst)?;
     let value = read_register(cpu, op);
     if number >= 6 && high32(value) != 0 {

@@ -5,6 +5,7 @@ use x86::{Mode, SegmentIndex, Selector};
 
 use crate::cpu::Cpu;
 use crate::op::{Break, Op, Step};
+use crate::system::misc::drain_stores;
 use crate::system::segment::v86_segment;
 
 const CS: usize = SegmentIndex::Cs as usize;
@@ -126,6 +127,7 @@ impl Cpu {
 
 /// IRET, IRETD, IRETQ.
 pub(crate) fn iret(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     let result: Result<(), Break> = cpu.transact(|cpu| match cpu.mode {
         Mode::Real => cpu.iret_real(op.size),
         Mode::V86 => cpu.iret_v86(op.size),

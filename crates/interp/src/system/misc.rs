@@ -1,5 +1,7 @@
 //! CPUID, time stamps, random numbers, segment bases, HLT and MWAIT.
 
+use std::sync::atomic::{Ordering, fence};
+
 use x86::bits::{high32, low32};
 use x86::control::cr4;
 use x86::cpuid::Dynamic;
@@ -16,8 +18,22 @@ pub(crate) fn nop(_: &mut Cpu, _: &Op) -> Step {
     Ok(())
 }
 
+/// MFENCE.
+pub(crate) fn mfence(_: &mut Cpu, _: &Op) -> Step {
+    drain_stores();
+    Ok(())
+}
+
+/// What MFENCE and every serializing instruction do (SDM vol. 3A, 10.2.5 and 10.3): stores before are visible to all before
+/// loads after.
+#[inline]
+pub(crate) fn drain_stores() {
+    fence(Ordering::SeqCst);
+}
+
 /// CPUID.
 pub(crate) fn cpuid(cpu: &mut Cpu, _: &Op) -> Step {
+    drain_stores();
     let vcpu = Dynamic { apic_id: cpu.id.0, osxsave: cpu.cr4 & cr4::OSXSAVE != 0, xcr0: cpu.xcr0 };
     let [eax, ebx, ecx, edx] = cpu.cpuid.query(low32(cpu.reg(0)), low32(cpu.reg(1)), vcpu);
     for (slot, value) in [(0, eax), (3, ebx), (1, ecx), (2, edx)] {
@@ -144,5 +160,6 @@ pub(crate) fn flush_line(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// INVD, WBINVD: privileged, and without effect on coherent caches.
 pub(crate) fn wbinvd(cpu: &mut Cpu, _: &Op) -> Step {
+    drain_stores();
     cpu.require_cpl0()
 }

@@ -8,6 +8,7 @@ use x86::{Gva, SegmentIndex};
 
 use crate::cpu::Cpu;
 use crate::op::{Break, Op, Step};
+use crate::system::misc::drain_stores;
 
 const FS: usize = SegmentIndex::Fs as usize;
 const GS: usize = SegmentIndex::Gs as usize;
@@ -172,6 +173,7 @@ pub(crate) fn rdmsr(cpu: &mut Cpu, _: &Op) -> Step {
 
 /// WRMSR.
 pub(crate) fn wrmsr(cpu: &mut Cpu, _: &Op) -> Step {
+    drain_stores();
     cpu.require_cpl0()?;
     let value = cpu.get_reg::<u32>(2) << 32 | cpu.get_reg::<u32>(0);
     cpu.write_msr(low32(cpu.reg(1)), value)

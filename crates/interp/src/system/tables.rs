@@ -9,6 +9,7 @@ use x86::{DescriptorTable, Exception, Gva, Segment, Selector};
 use crate::cpu::Cpu;
 use crate::op::{Break, MEMORY, Op, Step};
 use crate::operand::{Source, SrcAny};
+use crate::system::misc::drain_stores;
 use crate::system::segment::Descriptor;
 
 impl Cpu {
@@ -66,12 +67,14 @@ fn load_table(cpu: &mut Cpu, op: &Op) -> Result<DescriptorTable, Break> {
 
 /// LGDT.
 pub(crate) fn lgdt(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     cpu.gdtr = load_table(cpu, op)?;
     Ok(())
 }
 
 /// LIDT.
 pub(crate) fn lidt(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     cpu.idtr = load_table(cpu, op)?;
     Ok(())
 }
@@ -105,6 +108,7 @@ fn selector_operand(cpu: &mut Cpu, op: &Op) -> Result<Selector, Break> {
 
 /// LLDT.
 pub(crate) fn lldt(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     cpu.require_protected()?;
     cpu.require_cpl0()?;
     let selector = selector_operand(cpu, op)?;
@@ -129,6 +133,7 @@ pub(crate) fn lldt(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// LTR: the TSS becomes busy.
 pub(crate) fn ltr(cpu: &mut Cpu, op: &Op) -> Step {
+    drain_stores();
     cpu.require_protected()?;
     cpu.require_cpl0()?;
     let selector = selector_operand(cpu, op)?;
