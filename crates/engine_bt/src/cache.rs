@@ -231,22 +231,23 @@ impl Cache {
         self.code.write(at as usize, &target.wrapping_sub(at + 4).to_le_bytes())
     }
 
-    /// The code of a frame has been written: its blocks are stale. False if it has none.
-    pub(crate) fn make_stale(&mut self, mfn: Mfn) -> Result<bool, HostError> {
-        let Some(numbers) = self.frames.remove(&mfn.0) else { return Ok(false) };
+    /// The code of a frame has been written: its blocks are stale, and `tell` hears of each.
+    pub(crate) fn make_stale(&mut self, mfn: Mfn, mut tell: impl FnMut(Key)) -> Result<(), HostError> {
+        let Some(numbers) = self.frames.remove(&mfn.0) else { return Ok(()) };
         for &number in &numbers {
             let Some(block) = self.blocks.get_mut(number as usize) else { continue };
             block.stale = true;
             let block = *block;
             self.index.remove(&block.key.number());
             self.stats.stale += 1;
+            tell(block.key);
             self.replaceable.insert(block.key.number(), number);
             self.divert(block.start + block.entry_memory, block.start + block.stale_memory)?;
             if block.entry_host != block.entry_memory {
                 self.divert(block.start + block.entry_host, block.start + block.stale_host)?;
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// What leads to the stale block of a key leads to its successor from now on.

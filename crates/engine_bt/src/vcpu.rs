@@ -150,7 +150,8 @@ impl BtVcpu {
                 Change::Everything => everything = true,
                 Change::Watched(mfn) => self.views.drop_writable(memory, Some(mfn)),
                 Change::Written(mfn) => {
-                    self.cache.make_stale(mfn)?;
+                    let heat = &mut self.heat;
+                    self.cache.make_stale(mfn, |key| heat.cool(key))?;
                 }
             }
         }
@@ -286,11 +287,24 @@ impl BtVcpu {
         let source =
             Source { code, offset: key.offset, mode: key.mode, offered: &offered, host: self.host, seed };
         let Some(block) = translate::translate(&source) else { return Ok(None) };
+        if !self.still_there(&key, source.code.get(..block.guest_bytes.into()).unwrap_or_default()) {
+            return Ok(None);
+        }
         if !self.cache.has_room(block.code.len()) {
             self.empty_shadows(Stale { supervisor: true, user: true });
             self.drop_code()?;
         }
         self.cache.place(key, block).map(Some)
+    }
+
+    /// Marks code as translated. False if it is no longer what it was when it was read.
+    fn still_there(&self, key: &Key, code: &[u8]) -> bool {
+        let memory = self.slow.memory();
+        memory.mark_code(key.mfn, key.offset.into(), code.len() as u64);
+        let mut now = [0; PAGE_SIZE as usize];
+        let Some(now) = now.get_mut(..code.len()) else { return false };
+        memory.frames().copy_out(key.mfn, key.offset.into(), now);
+        now == code
     }
 
     // ---- running it ----------------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ impl Cpu {
                     8 => frames.write(mfn, offset, value),
                     _ => return self.write_bytes(place, size, value),
                 }
-                self.wrote(gfn, mfn, note);
+                self.wrote(gfn, mfn, note, offset, size);
             }
             Place::Device(gpa) => self.write_device(gpa, size, value),
             Place::Nowhere => {}
@@ -305,9 +305,9 @@ impl Cpu {
 
     /// After a write to a frame: dirty log and decoded code.
     #[inline]
-    fn wrote(&mut self, gfn: Gfn, mfn: Mfn, note: Note) {
+    fn wrote(&mut self, gfn: Gfn, mfn: Mfn, note: Note, offset: u64, len: u64) {
         if note != Note::Nothing {
-            self.memory.note_write(gfn, mfn);
+            self.memory.note_write_at(gfn, mfn, offset, len);
         }
         if note == Note::Code {
             self.budget = 0;
@@ -430,7 +430,7 @@ impl Cpu {
         match place {
             Place::Frame { mfn, offset, gfn, note } => {
                 self.memory.frames().copy_in(mfn, offset, bytes);
-                self.wrote(gfn, mfn, note);
+                self.wrote(gfn, mfn, note, offset, bytes.len() as u64);
             }
             Place::Device(gpa) => {
                 for (i, word) in (0..).zip(bytes.chunks(8)) {
@@ -483,7 +483,7 @@ impl Cpu {
         match slot {
             Slot { first: Place::Frame { mfn, offset, gfn, note }, second: None } => {
                 self.memory.frames().write::<W>(mfn, offset, W::from_u64(value));
-                self.wrote(gfn, mfn, note);
+                self.wrote(gfn, mfn, note, offset, W::SIZE);
             }
             _ => self.write_slot(slot, W::SIZE, value),
         }
@@ -497,7 +497,7 @@ impl Cpu {
             Slot { first: Place::Frame { mfn, offset, gfn, note }, second: None } => {
                 let frames = self.memory.frames();
                 let result = frames.compare_exchange(mfn, offset, W::from_u64(old), W::from_u64(new));
-                self.wrote(gfn, mfn, note);
+                self.wrote(gfn, mfn, note, offset, W::SIZE);
                 result.map(|_| ()).map_err(W::into_u64)
             }
             _ => {
@@ -535,7 +535,7 @@ impl Cpu {
         match slot.first {
             Place::Frame { mfn, offset, gfn, note } => {
                 let result = self.memory.frames().compare_exchange_128(mfn, offset, old, new);
-                self.wrote(gfn, mfn, note);
+                self.wrote(gfn, mfn, note, offset, 16);
                 result.map(|_| ())
             }
             place => {

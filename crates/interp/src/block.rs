@@ -174,7 +174,10 @@ impl Blocks {
             let lowered = crossing(cpu, va, code, privilege)?;
             return Ok(self.put_passing(lowered));
         }
-        let len = ops.iter().map(|op| u64::from(op.len)).sum();
+        let len: u64 = ops.iter().map(|op| u64::from(op.len)).sum();
+        if !still_there(cpu, fetch.mfn, va % PAGE_SIZE, &code[..index(len).min(left)]) {
+            return self.look_up(cpu, va);
+        }
         Ok(self.put(fetch.slot(va), Block { key: fetch.key(va), version, len, ops: ops.into_boxed_slice() }))
     }
 
@@ -190,6 +193,15 @@ impl Blocks {
         let len = u64::from(lowered.op.len);
         self.put(SLOTS, Block { key: NO_KEY, version: 0, len, ops: Box::new([lowered.op]) })
     }
+}
+
+/// Marks the code at `offset` of a frame as decoded. False if it is no longer what it was when it was read.
+fn still_there(cpu: &Cpu, mfn: Mfn, offset: u64, code: &[u8]) -> bool {
+    let mut now = [0; MAX_OPS * MAX_LEN];
+    let Some(now) = now.get_mut(..code.len()) else { return false };
+    cpu.memory.mark_code(mfn, offset, code.len() as u64);
+    cpu.memory.frames().copy_out(mfn, offset, now);
+    now == code
 }
 
 /// Code in a device or in nothing: the bus answers with ones, and FF FF is no instruction.

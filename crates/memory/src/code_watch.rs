@@ -13,11 +13,16 @@
 //! * *changes*: raised by one when a watched frame is written, which also ends the watch.
 //!
 //! The **version** that engines compare is the whole word. An engine gets it from [`CodeWatch::watch`], with *watched*
-//! set; it stays the same until the frame is written, and never comes back afterwards, because *changes* has grown by the
+//! set; it stays the same until the frame's code is written, and never comes back afterwards, because *changes* has grown by the
 //! time *watched* is set again. (It comes back after 2^30 further writes, each to a frame watched anew in between, to an
 //! engine that has not looked once meanwhile; such a guest runs its own stale code and harms nobody else.)
 
-use std::sync::atomic::{AtomicU32, Ordering};
+//!
+//! A frame may hold data beside its code. So engines say where the code is that they hold ([`CodeWatch::mark`]), in
+//! granules of 64 bytes, before they take its bytes for good; a write elsewhere in a watched frame changes nothing. Marks
+//! are taken away before the version is raised: who marks in between finds its version outdated.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use x86::Mfn;
 use x86::bits::index;
@@ -25,6 +30,8 @@ use x86::bits::index;
 use crate::MemoryError;
 use crate::zeroed::Table;
 
+/// Bytes of a granule.
+const GRANULE: u64 = 64;
 const WATCHED: u32 = 1;
 const WRITABLE: u32 = 2;
 /// From watched to "not watched, one change more".
@@ -33,12 +40,24 @@ const CHANGED: u32 = 4 - WATCHED;
 #[derive(Debug)]
 pub(crate) struct CodeWatch {
     frames: Table<AtomicU32>,
+    /// By frame: the granules that hold code.
+    marks: Table<AtomicU64>,
+}
+
+/// The granules of a range of a frame, as bits.
+const fn granules(offset: u64, len: u64) -> u64 {
+    if len == 0 {
+        return 0;
+    }
+    let (first, last) = (offset / GRANULE, (offset + len - 1) / GRANULE);
+    let last = if last > 63 { 63 } else { last };
+    if first > last { 0 } else { (u64::MAX >> (63 - last)) & (u64::MAX << first) }
 }
 
 impl CodeWatch {
     /// Nothing is watched. Costs memory only where frames are.
     pub(crate) fn new(frames: u64) -> Result<Self, MemoryError> {
-        Ok(Self { frames: Table::new(frames)? })
+        Ok(Self { frames: Table::new(frames)?, marks: Table::new(frames)? })
     }
 
     #[inline(always)]
@@ -61,9 +80,28 @@ impl CodeWatch {
         (before & !WRITABLE | WATCHED, before & WRITABLE != 0)
     }
 
-    /// The frame's bytes were changed, before this call. True if that ended a watch.
-    pub(crate) fn written(&self, mfn: Mfn) -> bool {
-        let Some(word) = self.frames.get(index(mfn.0)) else { return false };
+    /// Says that code in this range of a watched frame is going to be kept.
+    pub(crate) fn mark(&self, mfn: Mfn, offset: u64, len: u64) {
+        if let Some(marks) = self.marks.get(index(mfn.0)) {
+            // A full barrier: the caller's reads of the code come after writers can see the marks.
+            marks.fetch_or(granules(offset, len), Ordering::SeqCst);
+        }
+    }
+
+    /// Bytes of the frame were changed, before this call: those of a range, or unknown ones. True if that ended a watch.
+    pub(crate) fn written(&self, mfn: Mfn, range: Option<(u64, u64)>) -> bool {
+        let (Some(word), Some(marks)) = (self.frames.get(index(mfn.0)), self.marks.get(index(mfn.0))) else {
+            return false;
+        };
+        if word.load(Ordering::Acquire) & WATCHED == 0 {
+            return false;
+        }
+        if let Some((offset, len)) = range
+            && marks.load(Ordering::Acquire) & granules(offset, len) == 0
+        {
+            return false;
+        }
+        marks.store(0, Ordering::SeqCst);
         word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
             (old & WATCHED != 0).then(|| old.wrapping_add(CHANGED))
         })
@@ -91,10 +129,29 @@ mod tests {
         let watch = CodeWatch::new(8).unwrap();
         let (first, _) = watch.watch(M);
         assert_eq!((watch.version(M), watch.watch(M).0, watch.is_watched(M)), (first, first, true));
-        watch.written(M);
+        watch.written(M, None);
         assert!(watch.version(M) != first && !watch.is_watched(M));
         let (second, _) = watch.watch(M);
         assert!(second != first && watch.version(M) == second);
+    }
+
+    #[test]
+    fn writes_beside_the_code_change_nothing() {
+        let watch = CodeWatch::new(8).unwrap();
+        let (version, _) = watch.watch(M);
+        watch.mark(M, 100, 30);
+        for (offset, len) in [(0, 64), (192, 8), (4088, 8), (63, 1), (70, 0)] {
+            assert!(!watch.written(M, Some((offset, len))), "{offset}+{len}");
+        }
+        assert_eq!(watch.version(M), version);
+        // To the granule, not to the byte.
+        assert!(watch.written(M, Some((64, 1))));
+        assert_ne!(watch.version(M), version);
+        let (version, _) = watch.watch(M);
+        assert!(!watch.written(M, Some((100, 8))) && watch.version(M) == version, "marks end with the watch");
+        watch.mark(M, 4000, 96);
+        assert!(watch.written(M, None));
+        assert_eq!((granules(0, 4096), granules(64, 64), granules(63, 2)), (u64::MAX, 2, 3));
     }
 
     #[test]
@@ -103,8 +160,8 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for round in 0..1000 {
             assert!(seen.insert(watch.watch(M).0));
-            watch.written(M);
-            watch.written(M);
+            watch.written(M, None);
+            watch.written(M, None);
             if round % 3 == 0 {
                 assert!(watch.allow_writable(M));
             }
@@ -117,7 +174,7 @@ mod tests {
         let watch = CodeWatch::new(8).unwrap();
         assert!(!watch.watch(M).1);
         assert!(!watch.allow_writable(M));
-        watch.written(M);
+        watch.written(M, None);
         assert!(watch.allow_writable(M) && watch.allow_writable(M));
         assert!(watch.watch(M).1);
         assert!(!watch.watch(M).1);
@@ -128,7 +185,7 @@ mod tests {
         let watch = CodeWatch::new(8).unwrap();
         let outside = Mfn(8);
         assert_eq!(watch.watch(outside), (0, false));
-        watch.written(outside);
+        watch.written(outside, None);
         assert!(!watch.allow_writable(outside) && !watch.is_watched(outside));
     }
 }

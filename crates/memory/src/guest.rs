@@ -43,8 +43,8 @@
 //! Suppose instead a translation is looked up after the change: it sees the changed table.
 //!
 //! # Self-modifying code
-//! An engine calls [`GuestMemory::watch_code`] *before* it reads the bytes that it decodes, keeps the version beside what it
-//! made of them, and before running that again compares [`GuestMemory::code_version`]. Writers change the bytes first and
+//! An engine calls [`GuestMemory::watch_code`] *before* it reads the bytes that it decodes, marks those it is going to keep
+//! ([`GuestMemory::mark_code`]) and sees that they are still the same, keeps the version beside what it made of them, and before running that again compares [`GuestMemory::code_version`]. Writers change the bytes first and
 //! raise the version after, with a full barrier in between on either side: so if the decoder missed the bytes, the writer
 //! sees the watch and raises the version (the classical argument of Dekker). On the vCPU that writes, the version is up
 //! before its next instruction, which is what SDM vol. 3A, 10.1.3 asks for self-modifying code, if blocks end at writes
@@ -163,10 +163,11 @@ impl GuestMemory {
     pub fn write(&self, gpa: Gpa, from: &[u8]) -> Result<(), MemoryError> {
         for piece in pieces(gpa, from.len() as u64)? {
             let mfn = self.writable(piece.gpa)?;
+            let len = piece.bytes.len() as u64;
             if let Some(part) = from.get(piece.bytes) {
                 self.frames.copy_in(mfn, piece.gpa.offset(), part);
             }
-            self.note_write(piece.gpa.frame(), mfn);
+            self.note_write_at(piece.gpa.frame(), mfn, piece.gpa.offset(), len);
         }
         Ok(())
     }
@@ -179,7 +180,7 @@ impl GuestMemory {
         for piece in pieces(gpa, len)? {
             let mfn = self.writable(piece.gpa)?;
             self.frames.fill(mfn, piece.gpa.offset(), piece.bytes.len(), byte);
-            self.note_write(piece.gpa.frame(), mfn);
+            self.note_write_at(piece.gpa.frame(), mfn, piece.gpa.offset(), piece.bytes.len() as u64);
         }
         Ok(())
     }
@@ -211,7 +212,7 @@ impl GuestMemory {
         if inside_one_frame(gpa, W::BYTES) {
             let mfn = self.writable(gpa)?;
             self.frames.write(mfn, gpa.offset(), value);
-            self.note_write(gpa.frame(), mfn);
+            self.note_write_at(gpa.frame(), mfn, gpa.offset(), W::BYTES as u64);
             return Ok(());
         }
         let bytes = value.into_u64().to_le_bytes();
@@ -236,7 +237,7 @@ impl GuestMemory {
         let mfn = self.writable(gpa)?;
         let outcome = self.frames.compare_exchange(mfn, gpa.offset(), expected, new);
         if outcome.is_ok() {
-            self.note_write(gpa.frame(), mfn);
+            self.note_write_at(gpa.frame(), mfn, gpa.offset(), W::BYTES as u64);
         }
         Ok(outcome)
     }
@@ -297,7 +298,17 @@ impl GuestMemory {
         // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
         fence(Ordering::SeqCst);
         self.log_write(gfn);
-        if self.code.written(mfn) {
+        if self.code.written(mfn, None) {
+            self.changes.push(Change::Written(mfn));
+        }
+    }
+
+    /// As [`GuestMemory::note_write`], for who knows which bytes of the frame were written.
+    pub fn note_write_at(&self, gfn: Gfn, mfn: Mfn, offset: u64, len: u64) {
+        // As in `note_write`.
+        fence(Ordering::SeqCst);
+        self.log_write(gfn);
+        if self.code.written(mfn, Some((offset, len))) {
             self.changes.push(Change::Written(mfn));
         }
     }
@@ -321,8 +332,14 @@ impl GuestMemory {
         version
     }
 
-    /// The version of a frame's code: equal to what [`GuestMemory::watch_code`] returned as long as the frame was not
-    /// written since.
+    /// Says which bytes of a watched frame the caller has decoded and is going to keep what it made of them. To be called
+    /// before the bytes are read for the last time: writes elsewhere in the frame leave its version alone.
+    pub fn mark_code(&self, mfn: Mfn, offset: u64, len: u64) {
+        self.code.mark(mfn, offset, len);
+    }
+
+    /// The version of a frame's code: equal to what [`GuestMemory::watch_code`] returned as long as no marked code of
+    /// the frame was written since.
     #[inline(always)]
     pub fn code_version(&self, mfn: Mfn) -> u32 {
         self.code.version(mfn)
