@@ -28,11 +28,19 @@ pub(crate) struct ShortHole(u32);
 pub(crate) struct Condition(pub(crate) u8);
 
 impl Condition {
+    pub(crate) const BELOW: Self = Self(2);
     pub(crate) const ABOVE_EQUAL: Self = Self(3);
     pub(crate) const EQUAL: Self = Self(4);
     pub(crate) const NOT_EQUAL: Self = Self(5);
     pub(crate) const BELOW_EQUAL: Self = Self(6);
     pub(crate) const ABOVE: Self = Self(7);
+}
+
+/// How a string instruction is repeated, as its prefix; of those that compare nothing, either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    WhileUnequal = 0xf2,
+    WhileEqual = 0xf3,
 }
 
 /// Two-operand instructions with the opcode `register ← register op register/memory`.
@@ -253,6 +261,38 @@ impl Asm {
         self.based(to.number(), base, disp);
     }
 
+    /// NEG r32.
+    pub(crate) fn neg32(&mut self, to: Gpr) {
+        self.rex(false, 0, 0, to.number());
+        self.raw(&[0xf7]);
+        self.direct(3, to.number());
+    }
+
+    /// XCHG r64, r64.
+    pub(crate) fn xchg(&mut self, a: Gpr, b: Gpr) {
+        self.rex(true, a.number(), 0, b.number());
+        self.raw(&[0x87]);
+        self.direct(a.number(), b.number());
+    }
+
+    /// CMOVcc r64, r64.
+    pub(crate) fn cmov(&mut self, condition: Condition, to: Gpr, from: Gpr) {
+        self.rex(true, to.number(), 0, from.number());
+        self.raw(&[0x0f, 0x40 | condition.0]);
+        self.direct(to.number(), from.number());
+    }
+
+    /// A repeated string instruction by its opcode for wide elements and the logarithm of an element's bytes.
+    pub(crate) fn string(&mut self, opcode: u8, shift: u8, repeat: Repeat) {
+        self.raw(&[repeat as u8]);
+        match shift {
+            0 => self.raw(&[opcode & !1]),
+            1 => self.raw(&[0x66, opcode]),
+            2 => self.raw(&[opcode]),
+            _ => self.raw(&[0x48, opcode]),
+        }
+    }
+
     // ---- memory --------------------------------------------------------------------------------------------------
 
     /// MOV to, [base + disp].
@@ -402,6 +442,13 @@ impl Asm {
         self.raw(&[GS, 0x48, 0x81]);
         self.absolute(op.digit(), disp);
         self.imm32(value);
+    }
+
+    /// TEST dword gs:[disp], imm32.
+    pub(crate) fn gs_test32(&mut self, disp: i32, value: u32) {
+        self.raw(&[GS, 0xf7]);
+        self.absolute(0, disp);
+        self.raw(&value.to_le_bytes());
     }
 
     /// TEST r8, imm8, of RAX to RBX.

@@ -6,7 +6,8 @@
 //! - [`block`](Block): what goes in and what comes out; [`context`]: what the code finds at run time, behind GS;
 //! - `host`: which host register holds which guest register;
 //! - `emit`: flags, exits, and the check before every memory access;
-//! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `branch`, `system`: those that do not;
+//! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `branch`, `system`: those
+//!   that do not;
 //! - `asm`: the bytes of the translator's own sequences.
 //!
 //! Translated code is a copy of the guest's with other register names wherever that is possible: decoded once, written
@@ -27,6 +28,7 @@ pub mod host;
 pub mod routines;
 mod special;
 mod stack;
+mod strings;
 mod system;
 mod translate;
 

@@ -6,6 +6,7 @@ use crate::asm::{Condition, Op};
 use crate::block::Form;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
+use crate::strings::string;
 
 /// Translates one of them; `Err` if it is none.
 pub(crate) fn special(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
@@ -32,6 +33,7 @@ pub(crate) fn special(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
             direction(e, insn.mnemonic() == M::Std);
             Ok(())
         }
+        _ if insn.is_string_instruction() => string(e, insn),
         _ => Err(Unsupported),
     }
 }

@@ -116,3 +116,19 @@ fn holes_are_relative_to_their_end() {
     });
     assert_eq!(got, ["ja near 9", "jrcxz 9", "ret", "push r10"]);
 }
+
+#[test]
+fn strings_and_what_counts_them() {
+    let got = text(|a| {
+        a.neg32(Gpr::RAX);
+        a.xchg(Gpr::RAX, Gpr::RDI);
+        a.cmov(Condition::ABOVE, Gpr::RAX, Gpr::R11);
+        a.string(0xa5, 0, Repeat::WhileEqual);
+        a.string(0xab, 1, Repeat::WhileEqual);
+        a.string(0xaf, 2, Repeat::WhileUnequal);
+        a.string(0xa7, 3, Repeat::WhileEqual);
+    });
+    let want =
+        ["neg eax", "xchg rax,rdi", "cmova rax,r11", "rep movsb", "rep stosw", "repne scasd", "repe cmpsq"];
+    assert_eq!(got, want);
+}
