@@ -84,6 +84,8 @@ pub mod efer {
     pub const LMA: u64 = 1 << 10;
     /// No-execute pages.
     pub const NXE: u64 = 1 << 11;
+    /// Automatic IBRS (AMD). Stored, and without effect.
+    pub const AUTOIBRS: u64 = 1 << 21;
 }
 
 /// XCR0 (SDM vol. 1, 13.3).

@@ -3,7 +3,7 @@
 use mmu::Invpcid;
 use x86::bits::{high32, low8, low16};
 use x86::control::{cr0, cr3, cr4, efer};
-use x86::cpuid::Feature;
+use x86::cpuid::{Feature, Vendor};
 use x86::descriptor::system;
 use x86::paging::PagingMode;
 use x86::{Gva, Mode};
@@ -117,6 +117,9 @@ impl Cpu {
         let mut known = efer::SCE | efer::LME | efer::LMA;
         if self.has(Feature::Nx) {
             known |= efer::NXE;
+        }
+        if self.has(Feature::AutoIbrs) && self.cpuid.vendor() == Vendor::Amd {
+            known |= efer::AUTOIBRS;
         }
         let lme_changes = (value ^ self.msrs.efer) & efer::LME != 0;
         if value & !known != 0 || lme_changes && self.cr0 & cr0::PG != 0 {

@@ -171,6 +171,12 @@ features! {
     Rdtscp         "rdtscp"             []                      0x8000_0001:0 Edx 27  Engine    Every   [Tsc, Msr];
     Lm             "lm"                 []                      0x8000_0001:0 Edx 29  Engine    V1      [Pae, Msr];
     InvariantTsc   "nonstop_tsc"        ["invtsc"]              0x8000_0007:0 Edx 8   Host      Host    [Tsc];
+    // What AMD's processors say about speculation (AMD 24594, 3.E; Linux, amd.c): a kernel need not work around it. Its
+    // work-arounds, made of particular returns and jumps, would mean nothing once translated.
+    AutoIbrs       "autoibrs"           []                      0x8000_0021:0 Eax 8   Engine    Every   [Msr];
+    SrsoNo         "srso_no"            []                      0x8000_0021:0 Eax 29  Engine    Every   [];
+    TsaSqNo        "tsa_sq_no"          []                      0x8000_0021:0 Ecx 1   Engine    Every   [];
+    TsaL1No        "tsa_l1_no"          []                      0x8000_0021:0 Ecx 2   Engine    Every   [];
 }
 
 impl Feature {

@@ -13,6 +13,8 @@ use crate::control::xcr0;
 
 const HIGHEST_BASIC: u32 = 0x16;
 const HIGHEST_EXTENDED: u32 = 0x8000_0008;
+/// The same for AMD's.
+const HIGHEST_EXTENDED_AMD: u32 = 0x8000_0021;
 /// The leaves that a hypervisor may define (SDM vol. 2A: 40000000H to 4FFFFFFFH are never a processor's).
 const HYPERVISOR: core::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 /// The last of KVM's leaves: frequencies.
@@ -135,7 +137,7 @@ impl CpuidTable {
             return self.kvm_leaf(leaf);
         }
         let exists = match leaf {
-            0x8000_0000.. => leaf <= HIGHEST_EXTENDED,
+            0x8000_0000.. => leaf <= self.highest_extended(),
             _ => leaf <= HIGHEST_BASIC,
         };
         match (exists, self.vendor()) {
@@ -143,6 +145,10 @@ impl CpuidTable {
             (false, Vendor::Amd) => [0; 4],
             (false, _) => self.leaf(HIGHEST_BASIC, subleaf, vcpu),
         }
+    }
+
+    fn highest_extended(&self) -> u32 {
+        if self.vendor() == Vendor::Amd { HIGHEST_EXTENDED_AMD } else { HIGHEST_EXTENDED }
     }
 
     fn leaf(&self, leaf: u32, subleaf: u32, vcpu: Dynamic) -> [u32; 4] {
@@ -164,7 +170,7 @@ impl CpuidTable {
             }
             0x8000_0000 => {
                 let [_, b, c, d] = self.vendor_leaf(0);
-                [HIGHEST_EXTENDED, if amd { b } else { 0 }, if amd { c } else { 0 }, if amd { d } else { 0 }]
+                [self.highest_extended(), if amd { b } else { 0 }, if amd { c } else { 0 }, if amd { d } else { 0 }]
             }
             0x8000_0001 => self.leaf_8000_0001(),
             0x8000_0002..=0x8000_0004 => self.brand_leaf(leaf - 0x8000_0002),
