@@ -44,8 +44,10 @@ pub(crate) fn implicit(insn: &Instruction) -> Option<Implicit> {
         M::Mul => rax(BOTH),
         M::Imul if insn.op_count() == 1 => rax(BOTH),
         M::Pcmpistri | M::Vpcmpistri => Implicit { rax: None, rcx: WRITTEN },
-        M::Pcmpestrm | M::Vpcmpestrm => rax(READ),
-        M::Pcmpestri | M::Vpcmpestri => Implicit { rax: READ, rcx: WRITTEN },
+        M::Pcmpestrm | M::Vpcmpestrm | M::Pcmpestrm64 | M::Vpcmpestrm64 => rax(READ),
+        M::Pcmpestri | M::Vpcmpestri | M::Pcmpestri64 | M::Vpcmpestri64 => {
+            Implicit { rax: READ, rcx: WRITTEN }
+        }
         _ if is_plain_integer(insn) || is_plain_vector(insn) => none,
         _ => return None,
     })
@@ -215,6 +217,8 @@ pub(crate) fn alignment_mask(insn: &Instruction) -> Option<u8> {
                     | M::Lddqu
                     | M::Pcmpestri
                     | M::Pcmpestrm
+                    | M::Pcmpestri64
+                    | M::Pcmpestrm64
                     | M::Pcmpistri
                     | M::Pcmpistrm
             );
@@ -268,5 +272,56 @@ fn general_code(code: Code) -> Code {
         Mov_EAX_moffs32 => Mov_r32_rm32, Mov_RAX_moffs64 => Mov_r64_rm64,
         Mov_moffs8_AL => Mov_rm8_r8, Mov_moffs16_AX => Mov_rm16_r16,
         Mov_moffs32_EAX => Mov_rm32_r32, Mov_moffs64_RAX => Mov_rm64_r64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RAX and RCX as the instruction uses them without naming them, by the decoder's account.
+    fn unnamed(insn: &Instruction) -> Vec<Gpr> {
+        let mut factory = InstructionInfoFactory::new();
+        let named = |register| {
+            (0..insn.op_count()).any(|i| {
+                insn.op_kind(i) == OpKind::Register && Gpr::of(insn.op_register(i)) == Some(register)
+            })
+        };
+        let mut found = Vec::new();
+        for used in factory.info(insn).used_registers() {
+            if let Some(register @ (Gpr::RAX | Gpr::RCX)) = Gpr::of(used.register())
+                && !named(register)
+                && !found.contains(&register)
+            {
+                found.push(register);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_unnamed_register_is_known() {
+        for code in Code::values().filter(|code| code.op_code().is_instruction() && code.op_code().mode64()) {
+            let mut insn = Instruction::default();
+            insn.set_code(code);
+            for operand in 0..code.op_code().op_count() {
+                use iced_x86::OpCodeOperandKind as K;
+                let register = match code.op_code().op_kind(operand) {
+                    K::al => Register::AL,
+                    K::ax => Register::AX,
+                    K::cl => Register::CL,
+                    K::eax => Register::EAX,
+                    K::rax => Register::RAX,
+                    kind if format!("{kind:?}").starts_with("imm") => continue,
+                    kind if format!("{kind:?}").contains("mm_") => Register::XMM1,
+                    _ => Register::RBX,
+                };
+                insn.set_op_kind(operand, OpKind::Register);
+                insn.set_op_register(operand, register);
+            }
+            let Some(known) = implicit(&insn) else { continue };
+            let missing: Vec<_> = unnamed(&insn).into_iter().filter(|&used| !known.uses(used)).collect();
+            assert!(missing.is_empty(), "{code:?}: {missing:?}");
+        }
     }
 }
