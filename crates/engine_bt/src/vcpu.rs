@@ -343,6 +343,7 @@ impl BtVcpu {
         let registers = self.slow.registers();
         let mxcsr = self.slow.vector().mxcsr;
         let system = self.slow.system_registers();
+        let tsc_offset = self.slow.tsc_offset();
         // With interrupts on whoever waits has been let in.
         let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
         let context = self.views.context();
@@ -359,6 +360,8 @@ impl BtVcpu {
         context.fast_selectors = fast_selectors(system.star);
         context.lstar = system.lstar;
         context.flag_keep = !system.fmask;
+        context.tsc_offset = tsc_offset;
+        context.tsc_aux = low32(system.tsc_aux).into();
     }
 
     /// And back, with RIP as it is at an exit.

@@ -38,6 +38,7 @@ pub struct SystemRegisters {
     pub lstar: u64,
     pub fmask: u64,
     pub star: u64,
+    pub tsc_aux: u64,
 }
 
 /// What decides how the code at RIP executes.
@@ -179,6 +180,7 @@ impl InterpVcpu {
             lstar: msrs.lstar,
             fmask: msrs.sfmask,
             star: msrs.star,
+            tsc_aux: msrs.tsc_aux,
         }
     }
 

@@ -261,6 +261,24 @@ impl Asm {
         self.based(to.number(), base, disp);
     }
 
+    /// RDTSC.
+    pub(crate) fn rdtsc(&mut self) {
+        self.raw(&[0x0f, 0x31]);
+    }
+
+    /// LFENCE.
+    pub(crate) fn lfence(&mut self) {
+        self.raw(&[0x0f, 0xae, 0xe8]);
+    }
+
+    /// SHL r64, imm8.
+    pub(crate) fn shl(&mut self, to: Gpr, count: u8) {
+        self.rex(true, 0, 0, to.number());
+        self.raw(&[0xc1]);
+        self.direct(4, to.number());
+        self.raw(&[count]);
+    }
+
     /// NEG r32.
     pub(crate) fn neg32(&mut self, to: Gpr) {
         self.rex(false, 0, 0, to.number());
@@ -442,6 +460,12 @@ impl Asm {
         self.raw(&[GS, 0x48, 0x81]);
         self.absolute(op.digit(), disp);
         self.imm32(value);
+    }
+
+    /// LDMXCSR gs:[disp].
+    pub(crate) fn gs_ldmxcsr(&mut self, disp: i32) {
+        self.raw(&[GS, 0x0f, 0xae]);
+        self.absolute(2, disp);
     }
 
     /// TEST dword gs:[disp], imm32.

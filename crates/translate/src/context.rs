@@ -102,6 +102,8 @@ pub struct Context {
     pub kernel_gs_base: u64,
     /// What to add to the host's time stamp counter.
     pub tsc_offset: u64,
+    /// IA32_TSC_AUX, 32 bits of it.
+    pub tsc_aux: u64,
 }
 
 /// Values of [`Context::segments`].
@@ -214,7 +216,7 @@ pub mod at {
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
-        KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset;
+        KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset; TSC_AUX: tsc_aux;
     }
 
     /// The word that is nonzero as long as nobody wants the vCPU's attention. Other threads write it at any time, so it

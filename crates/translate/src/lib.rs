@@ -6,8 +6,8 @@
 //! - [`block`](Block): what goes in and what comes out; [`context`]: what the code finds at run time, behind GS;
 //! - `host`: which host register holds which guest register;
 //! - `emit`: flags, exits, and the check before every memory access;
-//! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `branch`, `system`: those
-//!   that do not;
+//! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
+//!   `system`: those that do not;
 //! - `asm`: the bytes of the translator's own sequences.
 //!
 //! Translated code is a copy of the guest's with other register names wherever that is possible: decoded once, written
@@ -19,12 +19,16 @@ mod asm;
 mod block;
 mod branch;
 mod catalogue;
+mod clock;
 pub mod context;
 mod copy;
 mod emit;
 mod flags;
 mod groups;
 pub mod host;
+#[cfg(test)]
+mod listing;
+mod mxcsr;
 pub mod routines;
 mod special;
 mod stack;

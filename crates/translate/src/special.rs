@@ -3,9 +3,11 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use crate::asm::{Condition, Op};
-use crate::block::Form;
+use crate::block::{Form, Mode};
+use crate::clock::{processor_id, time_stamp};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
+use crate::mxcsr::mxcsr;
 use crate::strings::string;
 
 /// Translates one of them; `Err` if it is none.
@@ -33,6 +35,9 @@ pub(crate) fn special(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
             direction(e, insn.mnemonic() == M::Std);
             Ok(())
         }
+        M::Ldmxcsr | M::Stmxcsr | M::Vldmxcsr | M::Vstmxcsr => mxcsr(e, insn),
+        M::Rdtsc | M::Rdtscp if e.mode.has(Mode::TSC) => time_stamp(e, insn.mnemonic() == M::Rdtscp),
+        M::Rdpid => processor_id(e, insn),
         _ if insn.is_string_instruction() => string(e, insn),
         _ => Err(Unsupported),
     }

@@ -118,6 +118,17 @@ fn holes_are_relative_to_their_end() {
 }
 
 #[test]
+fn control_registers_and_counters() {
+    let got = text(|a| {
+        a.rdtsc();
+        a.lfence();
+        a.shl(Gpr::RDX, 32);
+        a.gs_ldmxcsr(0x100);
+    });
+    assert_eq!(got, ["rdtsc", "lfence", "shl rdx,20h", "ldmxcsr [gs:100h]"]);
+}
+
+#[test]
 fn strings_and_what_counts_them() {
     let got = text(|a| {
         a.neg32(Gpr::RAX);

@@ -1,34 +1,5 @@
-use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
-
-use crate::block::{Block, Exit, HostFeatures, Mode, Source};
-use crate::translate;
-
-/// The translation of an instruction and a HLT.
-fn block(bytes: &[u8]) -> Block {
-    let mut code = bytes.to_vec();
-    code.push(0xf4);
-    let host = HostFeatures { bmi2: true };
-    let source = Source { code: &code, offset: 0x123, mode: Mode::new(), offered: &|_| true, host, seed: 0 };
-    translate(&source).unwrap()
-}
-
-/// What the block's code is.
-fn text(block: &Block) -> Vec<String> {
-    let mut formatter = NasmFormatter::new();
-    let decoder = Decoder::with_ip(64, &block.code, 0, DecoderOptions::NONE);
-    let format = |insn| {
-        let mut out = String::new();
-        formatter.format(&insn, &mut out);
-        out
-    };
-    decoder.into_iter().map(format).collect()
-}
-
-/// How often the instruction is left, and what for.
-fn exits(bytes: &[u8]) -> Vec<Exit> {
-    let block = block(bytes);
-    block.sites.iter().filter(|site| site.guest == 0x123).map(|site| site.exit).collect()
-}
+use crate::listing::{exits, text};
+use crate::{Exit, Mode};
 
 #[test]
 fn the_host_repeats_its_own() {
@@ -43,7 +14,7 @@ fn the_host_repeats_its_own() {
         (&[0xf3, 0x48, 0xa7], "repe cmpsq"),
     ];
     for (bytes, name) in cases {
-        let text = text(&block(bytes));
+        let text = text(Mode::new(), bytes);
         assert!(text.iter().any(|line| line.starts_with(name)), "{name}: {text:#?}");
     }
 }
@@ -53,13 +24,13 @@ fn what_is_rare_is_left() {
     let cases: [&[u8]; 5] =
         [&[0x67, 0xf3, 0xa4], &[0x64, 0xf3, 0xa4], &[0x65, 0xa5], &[0xf3, 0xad], &[0xf3, 0x6c]];
     for bytes in cases {
-        assert_eq!(exits(bytes), [Exit::Interpret, Exit::Stale], "{bytes:x?}");
+        assert_eq!(exits(Mode::new(), bytes), [Exit::Interpret, Exit::Stale], "{bytes:x?}");
     }
 }
 
 #[test]
 fn pieces_are_checked_and_give_way() {
-    let got = exits(&[0xf3, 0xa4]);
+    let got = exits(Mode::new(), &[0xf3, 0xa4]);
     let misses: Vec<bool> = got
         .iter()
         .filter_map(|exit| match exit {
@@ -73,8 +44,9 @@ fn pieces_are_checked_and_give_way() {
 
 #[test]
 fn single_elements_have_a_check_per_operand() {
-    let misses =
-        |bytes: &[u8]| exits(bytes).into_iter().filter(|exit| matches!(exit, Exit::Miss { .. })).count();
+    let misses = |bytes: &[u8]| {
+        exits(Mode::new(), bytes).into_iter().filter(|exit| matches!(exit, Exit::Miss { .. })).count()
+    };
     assert_eq!(misses(&[0xa4]), 2, "movsb");
     assert_eq!(misses(&[0x48, 0xab]), 1, "stosq");
     assert_eq!(misses(&[0x66, 0xad]), 1, "lodsw");
