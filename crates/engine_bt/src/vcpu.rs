@@ -8,13 +8,15 @@
 //! # Why nothing stale runs
 //! Before translated code is entered, all changes of memory and all invalidations that have happened have been acted on
 //! ([`BtVcpu::catch_up`]). While it runs, this vCPU changes no mapping and writes no code that has been translated: such a
-//! write misses the TLB and leaves. Changes by others are acted on when this vCPU is next called, which they do.
+//! write misses the TLB and leaves. Others call this vCPU when they change something; a call ends the run of translated
+//! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
+//! is followed by a look at changes without being called ([`memory::shootdown`]).
 
 use engine::{EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::Instruction;
 use interp::{InterpVcpu, Regime, Registers};
-use memory::Change;
+use memory::{Change, Seat};
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::{Table, fast_segments};
 use translate::{Exit, HostFeatures, Mode, Source};
@@ -40,6 +42,7 @@ pub struct BtVcpu {
     gate: Gate,
     go: Go,
     kick: Kick,
+    seat: Seat,
     host: HostFeatures,
     /// The mode of the code that runs.
     mode: Mode,
@@ -74,6 +77,8 @@ impl BtVcpu {
         let caller = go.clone();
         let kick = Kick::with_interrupt(move || caller.call());
         let seen = setup.memory.epoch();
+        let caller = kick.clone();
+        let seat = setup.memory.seat(move || caller.kick());
         let slow = InterpVcpu::with_kick(setup, kick.clone())?;
         let mut vcpu = Self {
             slow,
@@ -84,6 +89,7 @@ impl BtVcpu {
             gate: Gate::new(),
             go,
             kick,
+            seat,
             host,
             mode: Mode::new(),
             modes: [Mode::new(); 3],
@@ -102,6 +108,17 @@ impl BtVcpu {
         context.routines = routines;
         context.shadow_top = tops;
         context.shadow = tops;
+    }
+
+    /// Goes round the loop until there is an exit.
+    fn go_round(&mut self) -> Result<VcpuExit, HostError> {
+        self.catch_up()?;
+        loop {
+            if let Some(exit) = self.turn()? {
+                self.catch_up()?;
+                return Ok(exit);
+            }
+        }
     }
 
     /// Goes round the loop once; an exit if there is one.
@@ -161,6 +178,9 @@ impl BtVcpu {
             self.empty_shadows(Stale { supervisor: true, user: true });
             self.drop_code()?;
         }
+        self.slow.sync_memory();
+        // Both caches of translations have heard at least this.
+        self.seat.hear(now);
         Ok(())
     }
 
@@ -270,12 +290,16 @@ impl BtVcpu {
     }
 
     fn translate(&mut self, key: Key) -> Result<Option<u32>, HostError> {
-        // Once the frame is watched and everything that could still write it unnoticed has been dropped, its bytes
-        // are what they are until somebody says otherwise.
-        let version = self.slow.memory().watch_code(key.mfn);
-        self.slow.tlb().sync_epoch();
-        self.catch_up()?;
-        if self.slow.memory().code_version(key.mfn) != version {
+        // Once everything that could still write the frame unnoticed has been dropped, its bytes are what they are until
+        // somebody says otherwise. To drop it counts as a write, which ends the watch: hence the attempts.
+        let mut watch = self.slow.memory().watch_code(key.mfn);
+        for _ in 0..2 {
+            self.catch_up()?;
+            if !watch.settled {
+                watch = self.slow.memory().watch_code(key.mfn);
+            }
+        }
+        if !watch.settled || self.slow.memory().code_version(key.mfn) != watch.version {
             return Ok(None);
         }
         let mut bytes = [0; PAGE_SIZE as usize];
@@ -444,9 +468,9 @@ impl BtVcpu {
         self.catch_up()?;
         let Some(resolved) = self.slow.resolve(va, access) else { return Ok(Next::Dispatch) };
         self.catch_up()?;
-        // What the block has checked before holds only as long as nothing has been dropped.
-        if self.fill(va, write, &resolved)
-            && drops == self.views.drops()
+        // What the block has checked before, and what was resolved, holds only as long as nothing has been dropped.
+        if drops == self.views.drops()
+            && self.fill(va, write, &resolved)
             && let Some(block) = self.cache.block(block)
             && !block.stale
         {
@@ -540,16 +564,13 @@ impl engine::Vcpu for BtVcpu {
         // Both may have moved since the last time: the vCPU in memory, its thread to another.
         self.views.context().vector = self.slow.vector().ymm.as_mut_ptr() as u64;
         self.use_gs();
-        loop {
-            match self.turn() {
-                Ok(None) => {}
-                Ok(Some(exit)) => return exit,
-                Err(error) => {
-                    self.failure = Some(error);
-                    return VcpuExit::Shutdown;
-                }
-            }
-        }
+        self.seat.enter(self.seen);
+        let exit = self.go_round();
+        self.seat.leave();
+        exit.unwrap_or_else(|error| {
+            self.failure = Some(error);
+            VcpuExit::Shutdown
+        })
     }
 
     fn kick_handle(&self) -> Kick {

@@ -6,11 +6,13 @@
 //!
 //! The cache is direct-mapped and bounded; a block that loses its slot is decoded again when it is met again. Writes to
 //! decoded code are noticed through the frame's version ([`memory::GuestMemory::watch_code`]): the version is taken
-//! before the bytes are read, and a block runs only while it is unchanged.
+//! before the bytes are read, and a block runs only while it is unchanged. As long as others may still write the frame
+//! without saying so ([`memory::shootdown`]), instructions are decoded one by one and not kept.
 //!
 //! An instruction that crosses into the next page depends on two mappings and is decoded each time it runs.
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use memory::Watch;
 use mmu::{Access, Privilege};
 use x86::bits::{index, low32};
 use x86::{Gva, Mfn, Mode, PAGE_SHIFT, PAGE_SIZE};
@@ -158,27 +160,30 @@ impl Blocks {
     #[inline(never)]
     fn decode(&mut self, cpu: &mut Cpu, va: u64, privilege: Privilege) -> Result<usize, Break> {
         let fetch = cpu.fetch;
-        let version = cpu.memory.watch_code(fetch.mfn);
-        if cpu.tlb.sync_epoch() {
-            // Somebody could still write the frame, and dropping that translation counts as a write: begin again. Now
-            // that the frame is watched, nobody can.
-            cpu.forget_fetch();
-            return self.look_up(cpu, va);
-        }
+        let watch = watch_code(cpu, fetch.mfn);
+        let count = if watch.settled { MAX_OPS } else { 1 };
         let mut bytes = [0; index(PAGE_SIZE)];
-        let left = (bytes.len() - index(va % PAGE_SIZE)).min(MAX_OPS * MAX_LEN);
+        let left = (bytes.len() - index(va % PAGE_SIZE)).min(count * MAX_LEN);
         let Some(code) = bytes.get_mut(..left) else { return Err(cpu.gp0()) };
         cpu.memory.frames().copy_out(fetch.mfn, va % PAGE_SIZE, code);
-        let ops = decode_run(code, cpu);
+        let mut ops = decode_run(code, count, cpu);
         if ops.is_empty() {
             let lowered = crossing(cpu, va, code, privilege)?;
             return Ok(self.put_passing(lowered));
         }
-        let len: u64 = ops.iter().map(|op| u64::from(op.len)).sum();
-        if !still_there(cpu, fetch.mfn, va % PAGE_SIZE, &code[..index(len).min(left)]) {
-            return self.look_up(cpu, va);
+        let kept: u64 = ops.iter().map(|op| u64::from(op.len)).sum();
+        let is_kept =
+            watch.settled && still_there(cpu, fetch.mfn, va % PAGE_SIZE, &code[..index(kept).min(left)]);
+        if !is_kept {
+            // What has been read is current, but only now.
+            ops.truncate(1);
         }
-        Ok(self.put(fetch.slot(va), Block { key: fetch.key(va), version, len, ops: ops.into_boxed_slice() }))
+        let len = ops.iter().map(|op| u64::from(op.len)).sum();
+        let ops = ops.into_boxed_slice();
+        if !is_kept {
+            return Ok(self.put(SLOTS, Block { key: NO_KEY, version: 0, len, ops }));
+        }
+        Ok(self.put(fetch.slot(va), Block { key: fetch.key(va), version: watch.version, len, ops }))
     }
 
     fn put(&mut self, slot: usize, block: Block) -> usize {
@@ -215,12 +220,26 @@ fn decoder<'a>(code: &'a [u8], cpu: &Cpu) -> Decoder<'a> {
     Decoder::with_ip(bitness(cpu.mode), code, 0, options)
 }
 
-/// Decodes until the block ends or the bytes run out; empty if already the first instruction needs more bytes.
-fn decode_run(code: &[u8], cpu: &Cpu) -> Vec<Op> {
+/// Watches a frame to decode its code. This vCPU itself may hold the translation that has to go; dropping it counts as a
+/// write, which ends the watch, so it takes three attempts until a vCPU that is alone has heard everything.
+fn watch_code(cpu: &mut Cpu, mfn: Mfn) -> Watch {
+    for _ in 0..2 {
+        let watch = cpu.memory.watch_code(mfn);
+        if watch.settled {
+            return watch;
+        }
+        cpu.sync_memory();
+    }
+    cpu.memory.watch_code(mfn)
+}
+
+/// Decodes until the block ends, or there are `count` instructions, or the bytes run out; empty if already the first
+/// instruction needs more bytes.
+fn decode_run(code: &[u8], count: usize, cpu: &Cpu) -> Vec<Op> {
     let mut decoder = decoder(code, cpu);
     let mut ops = Vec::new();
     let mut insn = Instruction::default();
-    while ops.len() < MAX_OPS && decoder.can_decode() {
+    while ops.len() < count && decoder.can_decode() {
         let start = decoder.position();
         decoder.decode_out(&mut insn);
         let rest = code.get(start..).unwrap_or(&[]);
@@ -287,11 +306,38 @@ impl Cpu {
         self.fetch = FetchPage::NONE;
     }
 
-    /// Acts on changes of guest memory.
+    /// Acts on changes of guest memory, between two instructions.
     #[inline(always)]
     pub(crate) fn sync_memory(&mut self) {
-        if self.tlb.sync_epoch() {
-            self.forget_fetch();
+        if self.memory.epoch() != self.heard {
+            self.hear_changes();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hear_changes(&mut self) {
+        self.tlb.sync_epoch();
+        self.forget_fetch();
+        self.heard = self.tlb.seen();
+        if let Some(seat) = &self.seat {
+            seat.hear(self.heard);
+        }
+    }
+
+    /// Guest code is about to run.
+    pub(crate) fn enter(&mut self) {
+        if let Some(seat) = &self.seat {
+            seat.enter(self.heard);
+        }
+        self.sync_memory();
+    }
+
+    /// No guest code runs until [`Cpu::enter`].
+    pub(crate) fn leave(&mut self) {
+        self.sync_memory();
+        if let Some(seat) = &self.seat {
+            seat.leave();
         }
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use engine::{Kick, Platform, VcpuId, VcpuSetup, VcpuStats};
-use memory::GuestMemory;
+use memory::{GuestMemory, Seat};
 use mmu::{PagingContext, PagingFeatures, Privilege, Tlb};
 use native::{NativeError, Processor};
 use x86::control::{cr0, cr4, dr7};
@@ -61,6 +61,10 @@ pub(crate) struct Cpu {
     pub(crate) native: Processor,
     pub(crate) tlb: Tlb,
     pub(crate) memory: Arc<GuestMemory>,
+    /// This vCPU's, unless another engine has its own.
+    pub(crate) seat: Option<Seat>,
+    /// The epoch of memory that was acted on at a block boundary.
+    pub(crate) heard: u64,
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) id: VcpuId,
     pub(crate) cpuid: Arc<CpuidTable>,
@@ -97,6 +101,8 @@ impl Cpu {
     pub(crate) fn new(setup: VcpuSetup) -> Result<Self, NativeError> {
         let s = CpuState::reset();
         let paging_features = PagingFeatures::from(&*setup.cpuid);
+        let kick = Kick::polled();
+        let caller = kick.clone();
         let mut cpu = Self {
             regs: [0; FILE],
             flags: s.rflags,
@@ -118,11 +124,13 @@ impl Cpu {
             watch_hits: 0,
             native: Processor::new()?,
             tlb: Tlb::new(setup.memory.clone()),
+            heard: setup.memory.epoch(),
+            seat: Some(setup.memory.seat(move || caller.kick())),
             memory: setup.memory,
             platform: setup.platform,
             id: setup.id,
             cpuid: setup.cpuid,
-            kick: Kick::polled(),
+            kick,
             stats: VcpuStats::default(),
             seg: s.seg,
             ldtr: s.ldtr,

@@ -76,13 +76,15 @@ pub fn offers(insn: &Instruction, features: &FeatureSet) -> bool {
 }
 
 impl InterpVcpu {
-    /// A vCPU in the reset state that looks at a kick of the caller's and logs its TLB's invalidations.
+    /// A vCPU in the reset state that looks at a kick of the caller's, logs its TLB's invalidations, and leaves it to the
+    /// caller to take a seat.
     ///
     /// # Errors
     /// If the host refuses memory for the arithmetic unit's code.
     pub fn with_kick(setup: VcpuSetup, kick: Kick) -> Result<Self, engine::EngineError> {
         let mut vcpu = crate::Interp.vcpu(setup)?;
         vcpu.cpu.kick = kick;
+        vcpu.cpu.seat = None;
         vcpu.cpu.tlb.log_invalidations();
         Ok(vcpu)
     }
@@ -91,6 +93,11 @@ impl InterpVcpu {
     #[inline]
     pub fn look(&mut self) -> Option<Exit> {
         if self.cpu.look || self.cpu.kick.is_raised() { self.attend() } else { None }
+    }
+
+    /// Acts on changes of guest memory.
+    pub fn sync_memory(&mut self) {
+        self.cpu.sync_memory();
     }
 
     /// Executes a block of instructions.

@@ -36,16 +36,19 @@ impl InterpVcpu {
     /// instruction is one; `None` if it could go on. Where it stops depends on nothing but the guest, as a kick's place
     /// does not: for what has to be repeatable.
     pub fn run_for(&mut self, blocks: u64) -> Option<Exit> {
+        self.cpu.enter();
+        let mut exit = None;
         for _ in 0..blocks {
-            let exit = self.attend();
+            exit = self.attend();
             if exit.is_some() {
-                return exit;
+                break;
             }
             // String instructions look at nothing else.
             self.cpu.kick.kick();
             self.execute();
         }
-        None
+        self.cpu.leave();
+        exit
     }
 
     /// Looks at kicks and pending events; returns an exit if there is one.
@@ -246,14 +249,17 @@ impl Cpu {
 
 impl engine::Vcpu for InterpVcpu {
     fn run(&mut self) -> Exit {
-        loop {
+        self.cpu.enter();
+        let exit = loop {
             if (self.cpu.look || self.cpu.kick.is_raised())
                 && let Some(exit) = self.attend()
             {
-                return exit;
+                break exit;
             }
             self.execute();
-        }
+        };
+        self.cpu.leave();
+        exit
     }
 
     fn kick_handle(&self) -> Kick {

@@ -47,7 +47,8 @@ impl ChangeLog {
         self.count.load(Ordering::Acquire)
     }
 
-    pub(crate) fn push(&self, change: Change) {
+    /// Adds an event; returns the epoch that includes it.
+    pub(crate) fn push(&self, change: Change) -> u64 {
         let (kind, frame) = match change {
             Change::Everything => (0, 0),
             Change::Watched(mfn) => (1, mfn.0),
@@ -58,6 +59,7 @@ impl ChangeLog {
         if let Some(slot) = self.slots.get(x86::bits::index(number) % SLOTS) {
             slot.store(word, Ordering::Release);
         }
+        number.wrapping_add(1)
     }
 
     /// The events from epoch `seen` to epoch `now`.

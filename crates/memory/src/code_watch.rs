@@ -3,24 +3,25 @@
 //! One 32-bit word per machine frame:
 //!
 //! ```text
-//!   31       2     1          0
-//!  | changes | writable | watched |
+//!   31       3      2          1          0
+//!  | changes | clearing | writable | watched |
 //! ```
 //!
 //! * *watched*: an engine holds code of this frame. Writes to it must not be cached in translations.
-//! * *writable*: while not watched, some vCPU was allowed to cache a writable translation. Tells whether watching the
-//!   frame has to make vCPUs drop translations. Never set together with *watched*.
+//! * *writable*: while not watched, some vCPU was allowed to cache a writable translation. Together with *watched*: such
+//!   translations have to be dropped before code of the frame may be kept ([`crate::shootdown`]).
+//! * *clearing*: the watch has ended, and the marks (below) are being taken away; until then nobody can watch again, so
+//!   that only marks of the watch that has ended go.
 //! * *changes*: raised by one when a watched frame is written, which also ends the watch.
 //!
-//! The **version** that engines compare is the whole word. An engine gets it from [`CodeWatch::watch`], with *watched*
-//! set; it stays the same until the frame's code is written, and never comes back afterwards, because *changes* has grown by the
-//! time *watched* is set again. (It comes back after 2^30 further writes, each to a frame watched anew in between, to an
+//! The **version** that engines compare is the word without *writable*. An engine gets it from [`CodeWatch::watch`],
+//! with *watched* set; it stays the same until the frame's code is written, and never comes back afterwards, because
+//! *changes* has grown by the time *watched* is set again. (It comes back after 2^29 further writes, each to a frame watched anew in between, to an
 //! engine that has not looked once meanwhile; such a guest runs its own stale code and harms nobody else.)
-
 //!
 //! A frame may hold data beside its code. So engines say where the code is that they hold ([`CodeWatch::mark`]), in
 //! granules of 64 bytes, before they take its bytes for good; a write elsewhere in a watched frame changes nothing. Marks
-//! are taken away before the version is raised: who marks in between finds its version outdated.
+//! are taken away after the version is raised, by who raised it: who marks in between finds its version outdated.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -34,8 +35,9 @@ use crate::zeroed::Table;
 const GRANULE: u64 = 64;
 const WATCHED: u32 = 1;
 const WRITABLE: u32 = 2;
-/// From watched to "not watched, one change more".
-const CHANGED: u32 = 4 - WATCHED;
+const CLEARING: u32 = 4;
+/// From watched to "not watched, clearing, one change more".
+const CHANGED: u32 = 8 + CLEARING - WATCHED;
 
 #[derive(Debug)]
 pub(crate) struct CodeWatch {
@@ -62,6 +64,11 @@ impl CodeWatch {
 
     #[inline(always)]
     pub(crate) fn version(&self, mfn: Mfn) -> u32 {
+        self.word(mfn) & !WRITABLE
+    }
+
+    #[inline(always)]
+    fn word(&self, mfn: Mfn) -> u32 {
         self.frames.get(index(mfn.0)).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
@@ -70,14 +77,27 @@ impl CodeWatch {
         self.version(mfn) & WATCHED != 0
     }
 
-    /// Starts to watch a frame. Returns the version, and whether writable translations of it may be cached somewhere.
-    pub(crate) fn watch(&self, mfn: Mfn) -> (u32, bool) {
-        let Some(word) = self.frames.get(index(mfn.0)) else { return (0, false) };
+    /// Starts to watch a frame, or goes on. Returns the version, and whether writable translations of it may be cached
+    /// somewhere; `None` if it cannot be watched at this moment.
+    pub(crate) fn watch(&self, mfn: Mfn) -> Option<(u32, bool)> {
+        let Some(word) = self.frames.get(index(mfn.0)) else { return Some((0, false)) };
         // A read-modify-write is a full barrier on x86: the caller's reads of the code come after the watch is seen.
-        let before =
-            word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(old & !WRITABLE | WATCHED));
-        let before = before.unwrap_or_else(|old| old);
-        (before & !WRITABLE | WATCHED, before & WRITABLE != 0)
+        let watched = |old| (old & CLEARING == 0).then_some(old | WATCHED);
+        let before = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, watched).ok()?;
+        Some((before & !WRITABLE | WATCHED, before & WRITABLE != 0))
+    }
+
+    /// Whether the watch of this version still goes on, and writable translations from before may be cached somewhere.
+    pub(crate) fn is_unsettled(&self, mfn: Mfn, version: u32) -> bool {
+        self.word(mfn) == version | WRITABLE
+    }
+
+    /// No translation from before the watch of this version is cached any more.
+    pub(crate) fn settle(&self, mfn: Mfn, version: u32) {
+        if let Some(word) = self.frames.get(index(mfn.0)) {
+            // If the frame was written meanwhile, translations may have been made since.
+            let _ = word.compare_exchange(version | WRITABLE, version, Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 
     /// Says that code in this range of a watched frame is going to be kept.
@@ -101,11 +121,16 @@ impl CodeWatch {
         {
             return false;
         }
-        marks.store(0, Ordering::SeqCst);
-        word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
-            (old & WATCHED != 0).then(|| old.wrapping_add(CHANGED))
-        })
-        .is_ok()
+        let ended = word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
+                (old & WATCHED != 0).then(|| old.wrapping_add(CHANGED))
+            })
+            .is_ok();
+        if ended {
+            marks.store(0, Ordering::Release);
+            word.fetch_and(!CLEARING, Ordering::AcqRel);
+        }
+        ended
     }
 
     /// Asks to cache a writable translation of the frame: refused while it is watched.
@@ -127,18 +152,18 @@ mod tests {
     #[test]
     fn a_version_lasts_until_the_first_write() {
         let watch = CodeWatch::new(8).unwrap();
-        let (first, _) = watch.watch(M);
-        assert_eq!((watch.version(M), watch.watch(M).0, watch.is_watched(M)), (first, first, true));
+        let (first, _) = watch.watch(M).unwrap();
+        assert_eq!((watch.version(M), watch.watch(M).unwrap().0, watch.is_watched(M)), (first, first, true));
         watch.written(M, None);
         assert!(watch.version(M) != first && !watch.is_watched(M));
-        let (second, _) = watch.watch(M);
+        let (second, _) = watch.watch(M).unwrap();
         assert!(second != first && watch.version(M) == second);
     }
 
     #[test]
     fn writes_beside_the_code_change_nothing() {
         let watch = CodeWatch::new(8).unwrap();
-        let (version, _) = watch.watch(M);
+        let (version, _) = watch.watch(M).unwrap();
         watch.mark(M, 100, 30);
         for (offset, len) in [(0, 64), (192, 8), (4088, 8), (63, 1), (70, 0)] {
             assert!(!watch.written(M, Some((offset, len))), "{offset}+{len}");
@@ -147,7 +172,7 @@ mod tests {
         // To the granule, not to the byte.
         assert!(watch.written(M, Some((64, 1))));
         assert_ne!(watch.version(M), version);
-        let (version, _) = watch.watch(M);
+        let (version, _) = watch.watch(M).unwrap();
         assert!(!watch.written(M, Some((100, 8))) && watch.version(M) == version, "marks end with the watch");
         watch.mark(M, 4000, 96);
         assert!(watch.written(M, None));
@@ -159,7 +184,7 @@ mod tests {
         let watch = CodeWatch::new(8).unwrap();
         let mut seen = std::collections::HashSet::new();
         for round in 0..1000 {
-            assert!(seen.insert(watch.watch(M).0));
+            assert!(seen.insert(watch.watch(M).unwrap().0));
             watch.written(M, None);
             watch.written(M, None);
             if round % 3 == 0 {
@@ -170,21 +195,38 @@ mod tests {
     }
 
     #[test]
-    fn watching_reports_writable_translations_once() {
+    fn watching_reports_writable_translations_until_it_is_settled() {
         let watch = CodeWatch::new(8).unwrap();
-        assert!(!watch.watch(M).1);
+        assert!(!watch.watch(M).unwrap().1);
         assert!(!watch.allow_writable(M));
         watch.written(M, None);
         assert!(watch.allow_writable(M) && watch.allow_writable(M));
-        assert!(watch.watch(M).1);
-        assert!(!watch.watch(M).1);
+        let (version, writable) = watch.watch(M).unwrap();
+        assert!(writable && watch.is_unsettled(M, version) && !watch.allow_writable(M));
+        assert_eq!((watch.watch(M).unwrap(), watch.version(M)), ((version, true), version));
+        watch.settle(M, version);
+        assert!(!watch.is_unsettled(M, version));
+        assert_eq!((watch.watch(M).unwrap(), watch.version(M)), ((version, false), version));
+    }
+
+    #[test]
+    fn a_watch_that_has_ended_cannot_be_settled() {
+        let watch = CodeWatch::new(8).unwrap();
+        assert!(watch.allow_writable(M));
+        let (version, _) = watch.watch(M).unwrap();
+        watch.written(M, None);
+        watch.settle(M, version);
+        let (next, writable) = watch.watch(M).unwrap();
+        assert!(writable && next != version);
+        watch.settle(M, version);
+        assert!(watch.is_unsettled(M, next));
     }
 
     #[test]
     fn frames_outside_are_never_code_and_never_writable() {
         let watch = CodeWatch::new(8).unwrap();
         let outside = Mfn(8);
-        assert_eq!(watch.watch(outside), (0, false));
+        assert_eq!(watch.watch(outside), Some((0, false)));
         watch.written(outside, None);
         assert!(!watch.allow_writable(outside) && !watch.is_watched(outside));
     }

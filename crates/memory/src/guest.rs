@@ -44,11 +44,12 @@
 //!
 //! # Self-modifying code
 //! An engine calls [`GuestMemory::watch_code`] *before* it reads the bytes that it decodes, marks those it is going to keep
-//! ([`GuestMemory::mark_code`]) and sees that they are still the same, keeps the version beside what it made of them, and before running that again compares [`GuestMemory::code_version`]. Writers change the bytes first and
-//! raise the version after, with a full barrier in between on either side: so if the decoder missed the bytes, the writer
-//! sees the watch and raises the version (the classical argument of Dekker). On the vCPU that writes, the version is up
-//! before its next instruction, which is what SDM vol. 3A, 10.1.3 asks for self-modifying code, if blocks end at writes
-//! that raise it. On other vCPUs it is up at the latest when the writer reaches a block boundary.
+//! ([`GuestMemory::mark_code`]) and sees that they are still the same, keeps the version beside what it made of them, and
+//! before running that again compares [`GuestMemory::code_version`]. Writers change the bytes first and raise the version after, with a full barrier in between on either side: so if the decoder missed the bytes, the writer
+//! sees the watch and raises the version (the classical argument of Dekker). The version is up before the writer's next
+//! instruction. That is what SDM vol. 3A, 10.1.3 asks for self-modifying code, if blocks end at writes that raise it; and
+//! for cross-modifying code, if nothing is kept that was made of a frame whose watch is not [`Watch::settled`], and vCPUs
+//! take a [`Seat`]: [`crate::shootdown`] says how and why.
 
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
@@ -61,7 +62,18 @@ use crate::code_watch::CodeWatch;
 use crate::dirty::DirtyLog;
 use crate::layout::Layout;
 use crate::p2m::P2m;
-use crate::{FrameKind, Frames, MemoryError, P2mEntry, RamRange, SavedP2m, Word};
+use crate::shootdown::{Seats, Shootdowns};
+use crate::{FrameKind, Frames, MemoryError, P2mEntry, RamRange, SavedP2m, Seat, Word};
+
+/// What [`GuestMemory::watch_code`] says of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// To compare with [`GuestMemory::code_version`] later, of a settled frame.
+    pub version: u32,
+    /// What is made of the frame's bytes from now on may be kept as long as the version lasts. Otherwise somebody may still
+    /// write them without anybody being told: the bytes may be executed, but nothing may be kept.
+    pub settled: bool,
+}
 
 /// The memory of one guest: machine frames, the map to them, the dirty log, the watch over code.
 #[derive(Debug)]
@@ -71,6 +83,8 @@ pub struct GuestMemory {
     p2m: P2m,
     code: CodeWatch,
     dirty: DirtyLog,
+    seats: Seats,
+    shootdowns: Shootdowns,
     layout: Layout,
 }
 
@@ -87,6 +101,8 @@ impl GuestMemory {
             p2m: P2m::new(&layout)?,
             code: CodeWatch::new(layout.frames())?,
             dirty: DirtyLog::new(layout.frames())?,
+            seats: Seats::default(),
+            shootdowns: Shootdowns::default(),
             layout,
         })
     }
@@ -299,7 +315,7 @@ impl GuestMemory {
         fence(Ordering::SeqCst);
         self.log_write(gfn);
         if self.code.written(mfn, None) {
-            self.changes.push(Change::Written(mfn));
+            self.announce(Change::Written(mfn));
         }
     }
 
@@ -309,7 +325,7 @@ impl GuestMemory {
         fence(Ordering::SeqCst);
         self.log_write(gfn);
         if self.code.written(mfn, Some((offset, len))) {
-            self.changes.push(Change::Written(mfn));
+            self.announce(Change::Written(mfn));
         }
     }
 
@@ -321,15 +337,38 @@ impl GuestMemory {
         }
     }
 
-    /// Announces that the caller is about to read code of a frame in order to cache what it makes of it. Returns the
-    /// version to compare with [`GuestMemory::code_version`] later. Raises the epoch if a writable translation of the
-    /// frame may be cached somewhere.
-    pub fn watch_code(&self, mfn: Mfn) -> u32 {
-        let (version, writable) = self.code.watch(mfn);
-        if writable {
-            self.changes.push(Change::Watched(mfn));
-        }
-        version
+    /// Announces that the caller is about to read code of a frame in order to cache what it makes of it. If writable
+    /// translations of the frame may be cached somewhere, the caller's included, that raises the epoch once; who asks
+    /// again when all have heard of it finds the frame settled.
+    pub fn watch_code(&self, mfn: Mfn) -> Watch {
+        let Some((version, writable)) = self.code.watch(mfn) else {
+            return Watch { version: 0, settled: false };
+        };
+        Watch { version, settled: !writable || self.shoot_down(mfn, version) }
+    }
+
+    #[cold]
+    fn shoot_down(&self, mfn: Mfn, version: u32) -> bool {
+        self.shootdowns.advance(
+            &self.seats,
+            (mfn, version),
+            |over| self.code.settle(over.mfn, over.version),
+            || self.code.is_unsettled(mfn, version),
+            || self.announce(Change::Watched(mfn)),
+        )
+    }
+
+    /// A vCPU's seat; `call` makes it reach a block boundary soon if it runs. Whoever caches writable translations while
+    /// others run needs one.
+    pub fn seat(&self, call: impl Fn() + Send + Sync + 'static) -> Seat {
+        self.seats.take(Box::new(call))
+    }
+
+    /// Raises the epoch, and returns it.
+    fn announce(&self, change: Change) -> u64 {
+        let epoch = self.changes.push(change);
+        self.seats.call(epoch);
+        epoch
     }
 
     /// Says which bytes of a watched frame the caller has decoded and is going to keep what it made of them. To be called
@@ -364,7 +403,7 @@ impl GuestMemory {
     }
 
     fn raise_epoch(&self) {
-        self.changes.push(Change::Everything);
+        self.announce(Change::Everything);
     }
 
     // ---- the saved form ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 //! | [`p2m`] | what each guest frame is at the moment, and which machine frame stands behind it |
 //! | `dirty` | which guest frames were written since one last asked |
 //! | `code_watch` | which machine frames hold code that an engine has cached |
+//! | [`shootdown`] | how translations are taken away from other vCPUs before code is cached |
 //! | `changes` | what happened that caches must hear of |
 //! | [`guest`] | [`GuestMemory`]: all of it together, and the *epoch* that keeps cached translations honest |
 //! | [`saved`] | the saved form of the map |
@@ -24,14 +25,16 @@ pub mod guest;
 pub mod layout;
 pub mod p2m;
 pub mod saved;
+pub mod shootdown;
 pub mod word;
 mod zeroed;
 
 pub use changes::Change;
 pub use error::MemoryError;
 pub use frames::Frames;
-pub use guest::GuestMemory;
+pub use guest::{GuestMemory, Watch};
 pub use layout::RamRange;
 pub use p2m::{FrameKind, P2mEntry};
 pub use saved::SavedP2m;
+pub use shootdown::Seat;
 pub use word::Word;

@@ -371,6 +371,11 @@ impl Tlb {
 
     // ---- invalidation --------------------------------------------------------------------------------------------
 
+    /// The epoch up to which changes of guest memory have been acted on.
+    pub const fn seen(&self) -> u64 {
+        self.seen
+    }
+
     /// Acts on changes of guest memory: compares its epoch, and if it has changed, drops everything. True if it did.
     #[inline(always)]
     pub fn sync_epoch(&mut self) -> bool {

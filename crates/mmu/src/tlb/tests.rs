@@ -183,12 +183,16 @@ fn targets_by_kind_of_frame() {
 #[test]
 fn writes_to_code_are_not_cached() {
     let mut m = Machine::new(0);
-    let version = m.memory.watch_code(Mfn(48));
+    let watch = m.memory.watch_code(Mfn(48));
     let target = m.fill(0, Access::Write).unwrap();
     assert_eq!(target, Target::Ram { mfn: Mfn(48), gfn: Gfn(48), cached: false });
     assert_eq!(m.lookup(0, Access::Write, Privilege::Supervisor), None);
     assert!(m.hits(0), "reads are");
-    assert_eq!(m.memory.code_version(Mfn(48)), version, "the engine notes the write after it has written");
+    assert_eq!(
+        m.memory.code_version(Mfn(48)),
+        watch.version,
+        "the engine notes the write after it has written"
+    );
 }
 
 #[test]
@@ -196,10 +200,10 @@ fn writes_through_cached_translations_are_not_lost() {
     let mut m = Machine::new(0);
     m.fill(0, Access::Write).unwrap();
     // Another thread decodes the frame; a write that goes through the cached translation still raises the version.
-    let version = m.memory.watch_code(Mfn(48));
+    let watch = m.memory.watch_code(Mfn(48));
     m.memory.frames().write(Mfn(48), 0, 0x90u8);
     m.tlb.flush_all();
-    assert_ne!(m.memory.code_version(Mfn(48)), version);
+    assert_ne!(m.memory.code_version(Mfn(48)), watch.version);
     assert_eq!(m.tlb.stats().epochs, 1);
 
     m.memory.start_dirty_log();

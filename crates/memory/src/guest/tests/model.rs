@@ -216,7 +216,8 @@ fn apply(memory: &GuestMemory, model: &mut Model, op: Op) {
         Op::Watch(gfn) => {
             if model.frames.contains_key(&gfn) {
                 let mfn = memory.entry(Gfn(gfn)).mfn;
-                let version = memory.watch_code(mfn);
+                let Watch { version, settled } = memory.watch_code(mfn);
+                assert!(settled, "nobody has a seat");
                 memory.mark_code(mfn, 0, 4096);
                 model.raised = model.writable.remove(&gfn);
                 assert_eq!(*model.watched.entry(gfn).or_insert(version), version);
