@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use spec::{CpuCount, EngineChoice, MemorySize, Name};
+use spec::{CodeCacheSize, CpuCount, EngineChoice, MemorySize, Name};
 use x86::cpuid::CpuRequest;
 
-use crate::{duration, help};
+use crate::{duration, help, number};
 
 /// The colours of help, used on a terminal only.
 const STYLES: Styles = Styles::styled()
@@ -37,6 +37,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     Fetch(FetchArgs),
     Doctor(DoctorArgs),
+    Debug(DebugArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -81,6 +82,19 @@ pub(crate) struct RunArgs {
     /// Show the kernel's messages, and figures at the end
     #[arg(short, long)]
     pub(crate) verbose: bool,
+
+    /// Print on standard error what was counted, when the VM has stopped
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub(crate) stats: Option<StatsFormat>,
+}
+
+/// How `--stats` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatsFormat {
+    /// A line for each counter, with what it counts
+    Table,
+    /// One line of JSON
+    Json,
 }
 
 /// What the machine is made of.
@@ -102,9 +116,20 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "MODEL[,±FEATURE…][,vendor=NAME]", allow_hyphen_values = true)]
     pub(crate) cpu: Option<CpuRequest>,
 
-    /// What executes the guest's instructions: auto or interp
+    /// What executes the guest's instructions: auto, bt or interp
+    ///
+    /// bt translates them to the host's, which is several times as fast as interp, the interpreter. auto is bt where
+    /// the host allows it, else interp; 'umbra doctor' says which.
     #[arg(long, value_name = "ENGINE", default_value_t)]
     pub(crate) engine: EngineChoice,
+
+    /// Room for translated code, for each virtual CPU
+    #[arg(long, value_name = "SIZE", default_value_t)]
+    pub(crate) code_cache: CodeCacheSize,
+
+    /// Name translated code for perf(1), in /tmp/perf-PID.map
+    #[arg(long)]
+    pub(crate) perf_map: bool,
 
     /// The VM's name, also the guest's host name
     #[arg(long, value_name = "NAME", default_value_t)]
@@ -136,6 +161,56 @@ pub(crate) struct FetchArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::DOCTOR)]
 pub(crate) struct DoctorArgs {}
+
+/// Look at how umbra works
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DebugArgs {
+    #[command(subcommand)]
+    pub(crate) what: DebugWhat,
+}
+
+/// What to look at.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DebugWhat {
+    Block(BlockArgs),
+}
+
+/// Translate guest code and print it beside its translation
+///
+/// One block of 64-bit code is translated as 'umbra run' does it: from the first instruction to one that ends the
+/// block, or to the end of the page. Offsets of host code are from the block's beginning.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::DEBUG_BLOCK)]
+pub(crate) struct BlockArgs {
+    /// The code in hexadecimal, with spaces or without
+    #[arg(value_name = "HEX", required_unless_present = "file", conflicts_with = "file")]
+    pub(crate) code: Vec<String>,
+
+    /// A file that holds the code instead
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Where in the file it begins
+    #[arg(long, value_name = "OFFSET", default_value = "0", requires = "file", value_parser = number::parse)]
+    pub(crate) offset: u64,
+
+    /// The address at which the guest runs it
+    #[arg(long, value_name = "ADDRESS", default_value = "0x401000", value_parser = number::parse)]
+    pub(crate) at: u64,
+
+    /// Whose code it is; by its address unless given
+    #[arg(long, value_name = "WHOSE")]
+    pub(crate) mode: Option<Whose>,
+}
+
+/// Whose code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Whose {
+    /// A program's: CPL 3
+    User,
+    /// The kernel's: CPL 0
+    Kernel,
+}
 
 /// Print a completion script for a shell
 #[derive(Debug, ClapArgs)]

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use host::{CodeMemory, Memfd};
+use vm::Automatic;
 use x86::cpuid::{CpuModel, CpuRequest, HostCpuid};
 
 use crate::debian::{Cache, Wanted};
@@ -45,7 +46,7 @@ impl Verdict {
 /// # Errors
 /// If standard output cannot be written.
 pub(crate) fn run() -> Result<Status> {
-    let findings = [processor(), models(), memory(), memfd(), code_memory(), kvm(), apt(), cache()];
+    let findings = [processor(), models(), engine(), memory(), memfd(), code_memory(), kvm(), apt(), cache()];
     let mut text = format!("umbra {} on {}\n", env!("CARGO_PKG_VERSION"), system());
     for finding in &findings {
         text += &format!("  {:8} {:12} {}\n", finding.verdict.word(), finding.subject, finding.text);
@@ -97,6 +98,17 @@ fn models() -> Finding {
     Finding { verdict, subject: "features", text }
 }
 
+/// What `--engine auto` comes to.
+fn engine() -> Finding {
+    let (verdict, text) = match vm::automatic() {
+        Automatic::Bt => {
+            (Verdict::Good, "bt: guests run as translated code (--engine interp works, too)".to_owned())
+        }
+        Automatic::Interp(why) => (Verdict::Note, format!("interp, the interpreter, which is slow: {why}")),
+    };
+    Finding { verdict, subject: "engine", text }
+}
+
 fn memory() -> Finding {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let mib = |name: &str| -> Option<u64> {
@@ -144,9 +156,7 @@ fn kvm() -> Finding {
     let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     let text = match opened {
         Ok(_) => "/dev/kvm can be opened, but this version does not use it yet".to_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            "no /dev/kvm, and none needed: guests run in the interpreter".to_owned()
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "no /dev/kvm, and none needed".to_owned(),
         Err(error) => format!("/dev/kvm cannot be opened ({error}); this version does not use it anyway"),
     };
     Finding { verdict: Verdict::Note, subject: "kvm", text }

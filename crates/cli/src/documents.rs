@@ -31,12 +31,16 @@ pub(crate) fn man(dir: Option<&Path>) -> Result<Status> {
     command.build();
     let Some(dir) = dir else { return write_out(&page(&command)?) };
     fs::create_dir_all(dir).with_context(|| format!("cannot make '{}'", dir.display()))?;
-    for command in command.get_subcommands().chain([&command]) {
-        let name = command.get_display_name().unwrap_or_else(|| command.get_name());
-        let path = dir.join(format!("{name}.1"));
-        fs::write(&path, page(command)?).with_context(|| format!("cannot write '{}'", path.display()))?;
-    }
+    write_pages(&command, dir)?;
     Ok(Status::OK)
+}
+
+/// The page of a command, and those of the commands below it.
+fn write_pages(command: &clap::Command, dir: &Path) -> Result<()> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+    let path = dir.join(format!("{name}.1"));
+    fs::write(&path, page(command)?).with_context(|| format!("cannot write '{}'", path.display()))?;
+    command.get_subcommands().try_for_each(|below| write_pages(below, dir))
 }
 
 /// The man page of a command. What stands below its help becomes sections of their own.
@@ -110,5 +114,6 @@ mod tests {
         }
         assert!(page.contains(".SH \"EXIT STATUS\"") && page.contains(".SH \"EXAMPLES\""));
         assert!(dir.path().join("umbra.1").is_file() && dir.path().join("umbra-doctor.1").is_file());
+        assert!(dir.path().join("umbra-debug-block.1").is_file());
     }
 }

@@ -21,6 +21,13 @@ Console:
   stops the VM. In a pipe it is transparent: bytes go through as they are, end of input reaches CMD,
   and the kernel's messages and CMD's standard error go to standard error.
 
+Profiling:
+  With --perf-map, perf(1) knows translated code by the address at which the guest first ran it:
+  guest:user:0x401000, guest:kernel:0xffffffff81000000. Record from the start, in the same /tmp:
+    perf record -g umbra run --perf-map -- CMD; perf report --sort symbol
+  When the code cache is full everything in it is translated anew, and old names blur; a larger
+  --code-cache helps. --stats counts what engine and MMU did; cache.flushes says whether that happened.
+
 Exit status:
   0     the guest powered off
   N     CMD's own status, where there is a CMD; 127 if the guest has no such command
@@ -56,6 +63,15 @@ Exit status:
   0     'umbra run' has all it needs
   1     something is missing
   125   umbra itself failed";
+
+/// Below `umbra debug block --help`.
+pub(crate) const DEBUG_BLOCK: &str = "\
+Examples:
+  umbra debug block 48 8b 07 48 01 c3 c3
+  umbra debug block --at 0xffffffff81000000 --file vmlinux --offset 0x200000
+
+Exit status:
+  0, or 125 with one sentence on standard error";
 
 /// Below `umbra completions --help`.
 pub(crate) const COMPLETIONS: &str = "\

@@ -5,7 +5,9 @@
 
 mod args;
 mod console;
+mod counters;
 mod debian;
+mod debug;
 mod doctor;
 mod documents;
 mod duration;
@@ -13,6 +15,7 @@ mod files;
 mod help;
 mod initramfs;
 mod message;
+mod number;
 mod plan;
 mod progress;
 mod report;
@@ -53,6 +56,7 @@ fn execute(command: Command) -> Result<Status> {
         Command::Run(args) => run::run(*args),
         Command::Fetch(args) => fetch(&args),
         Command::Doctor(_) => doctor::run(),
+        Command::Debug(args) => debug::run(&args.what),
         Command::Completions(args) => documents::completions(args.shell),
         Command::Man(args) => documents::man(args.dir.as_deref()),
     }

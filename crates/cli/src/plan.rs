@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use spec::{BootSpec, VmSpec};
+use spec::{BootSpec, TranslatorSpec, VmSpec};
 
-use crate::args::{MachineArgs, RunArgs};
+use crate::args::{MachineArgs, RunArgs, StatsFormat};
 use crate::initramfs::Session;
 
 /// What to run and how.
@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) timeout: Option<Duration>,
     /// Whether to show the kernel's messages and figures.
     pub(crate) verbose: bool,
+    /// How to print what was counted, if at all.
+    pub(crate) stats: Option<StatsFormat>,
 }
 
 /// Whose root file system the kernel gets.
@@ -88,6 +90,7 @@ impl Plan {
             command_line,
             timeout: args.timeout,
             verbose: args.verbose,
+            stats: args.stats,
         })
     }
 
@@ -104,6 +107,7 @@ impl Plan {
             cpus: machine.cpus,
             cpu: machine.cpu.unwrap_or_default(),
             engine: machine.engine,
+            translator: TranslatorSpec { code_cache: machine.code_cache, perf_map: machine.perf_map },
             boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
             debug_exit: machine.debug_exit,
         }
@@ -153,6 +157,21 @@ mod tests {
         let with_root = plan(&["--kernel", "./k", "--", "true"]).unwrap();
         assert!(matches!(with_root.guest, Guest::Ours { .. }));
         assert_eq!(plan(&["k", "--append", "x=1"]).unwrap().command_line, "x=1");
+    }
+
+    #[test]
+    fn counters_are_a_table_unless_said_otherwise() {
+        let stats = |words: &[&str]| plan(words).unwrap().stats;
+        assert_eq!(stats(&[]), None);
+        assert_eq!(stats(&["--stats", "k"]), Some(StatsFormat::Table));
+        assert_eq!(stats(&["--stats=json", "k"]), Some(StatsFormat::Json));
+    }
+
+    #[test]
+    fn the_translator_is_set_up() {
+        let plan = plan(&["k", "--code-cache", "8M", "--perf-map"]).unwrap();
+        let translator = plan.describe("k".into()).translator;
+        assert_eq!((translator.code_cache.bytes(), translator.perf_map), (8 << 20, true));
     }
 
     #[test]

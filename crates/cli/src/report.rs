@@ -11,11 +11,13 @@ pub(crate) fn print(stats: &Stats, ready: Option<Duration>) {
     if let Some(ready) = ready {
         message::note(&format!("user space reached after {:.2} s", ready.as_secs_f64()));
     }
-    let instructions: u64 = stats.vcpus.iter().map(|vcpu| vcpu.instructions).sum();
+    // Not every engine counts them.
+    let instructions: Option<u64> = stats.vcpus.iter().map(|vcpu| vcpu.common.instructions).sum();
+    let instructions = instructions.map_or_else(String::new, |count| format!("{count} instructions in "));
     let seconds = Duration::from_nanos(stats.guest_time_ns).as_secs_f64();
     message::note(&format!(
-        "{instructions} instructions in {seconds:.2} s of guest time, {} resets",
-        stats.resets
+        "engine {}: {instructions}{seconds:.2} s of guest time, {} resets",
+        stats.engine, stats.resets
     ));
     message::note(&format!(
         "{} MiB of {} MiB guest memory in use, {} MiB by this process at most",

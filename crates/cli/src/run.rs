@@ -15,7 +15,7 @@ use crate::debian::{self, Cache, Freshness, Wanted};
 use crate::initramfs::{self, Contents, Session};
 use crate::plan::{Guest, Plan};
 use crate::status::Status;
-use crate::{files, message, report};
+use crate::{counters, files, message, report};
 
 /// How long a guest whose command has ended may take to power off.
 const GRACE: Duration = Duration::from_secs(10);
@@ -67,6 +67,9 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     console.close();
     if plan.verbose {
         report::print(&vm.stats(), watch.ready);
+    }
+    if let Some(format) = plan.stats {
+        message::block(&counters::text(&vm.stats(), format));
     }
     let reported = watch.reported.filter(|_| plan.has_command());
     // A reset is how a panic ends; a shell's user may also have asked for one.

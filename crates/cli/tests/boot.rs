@@ -38,11 +38,25 @@ exit 42
 
 #[test]
 fn debians_kernels_run_a_command() {
-    for package in KERNELS {
+    for (package, engine) in [(KERNELS[0], "auto"), (KERNELS[0], "interp"), (KERNELS[1], "auto")] {
         let Some(kernel) = debian_kernel(package) else { continue };
         let input: Vec<u8> = (0..30_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        let output =
-            run(umbra(&["run", "--kernel", &kernel, "--timeout", "10m", "--", "sh", "-c", WORK]), &input);
+        let output = run(
+            umbra(&[
+                "run",
+                "--engine",
+                engine,
+                "--kernel",
+                &kernel,
+                "--timeout",
+                "10m",
+                "--",
+                "sh",
+                "-c",
+                WORK,
+            ]),
+            &input,
+        );
         let text = complaint(&output);
         assert_eq!(output.status.code(), Some(42), "{package}: {text}");
         assert_eq!(text, "to-stderr\n", "{package}: the kernel or umbra said more");

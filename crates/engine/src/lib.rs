@@ -19,6 +19,8 @@
 //! bounded stretch of guest code (50 µs), or returns. A kick that arrives while the vCPU is outside `run` makes the
 //! next `run` notice at once. Kicks are never lost and may be merged.
 
+mod counter;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,6 +28,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use memory::GuestMemory;
 use x86::cpuid::CpuidTable;
 use x86::{CpuState, Gpa};
+
+pub use counter::Counter;
 
 /// The index of a vCPU in its VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -72,6 +76,9 @@ pub trait Vcpu: Send {
 
     /// What the engine counted since it was created.
     fn stats(&self) -> VcpuStats;
+
+    /// What it counted besides, under names of its own and in the order in which they are best read.
+    fn counters(&self) -> Vec<Counter>;
 }
 
 /// Why [`Vcpu::run`] returned.
@@ -240,8 +247,8 @@ impl fmt::Debug for Kick {
 /// Counters that every engine has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VcpuStats {
-    /// Guest instructions executed.
-    pub instructions: u64,
+    /// Guest instructions executed, if the engine counts them.
+    pub instructions: Option<u64>,
     /// Interrupts and NMIs delivered.
     pub interrupts: u64,
     /// Exceptions delivered, software interrupts not included.

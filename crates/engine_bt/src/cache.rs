@@ -9,10 +9,15 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 
 use host::{CodeMemory, HostError};
+use iced_x86::Mnemonic;
 use translate::{Block, Exit, Form, Mode, Routines};
 use x86::Mfn;
+
+use crate::left::mnemonic;
+use crate::stats::CacheStats;
 
 /// Mixes a number that is all the key there is.
 #[derive(Default)]
@@ -74,23 +79,8 @@ pub(crate) struct PlacedSite {
     /// Page offset of the guest instruction, or of the target.
     pub(crate) guest: u16,
     pub(crate) exit: Exit,
-}
-
-/// What was counted since the cache was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheStats {
-    /// Blocks translated.
-    pub blocks: u64,
-    /// Guest instructions in them.
-    pub instructions: u64,
-    /// Bytes of host code made.
-    pub bytes: u64,
-    /// Direct jumps linked.
-    pub links: u64,
-    /// Blocks dropped because their code was written.
-    pub stale: u64,
-    /// Times that everything was dropped for want of room.
-    pub flushes: u64,
+    /// Of [`Exit::Interpret`], which instruction is.
+    pub(crate) mnemonic: Mnemonic,
 }
 
 pub(crate) struct Cache {
@@ -148,7 +138,8 @@ impl Cache {
         self.blocks.clear();
         self.sites.clear();
         // Number zero is the exit that no block has.
-        self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit: Exit::Lookup });
+        let exit = Exit::Lookup;
+        self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit, mnemonic: Mnemonic::INVALID });
         self.index.clear();
         self.frames.clear();
         self.replaceable.clear();
@@ -172,8 +163,8 @@ impl Cache {
         self.sites.get(number as usize).copied()
     }
 
-    /// Puts a block in place; there is room.
-    pub(crate) fn place(&mut self, key: Key, mut block: Block) -> Result<u32, HostError> {
+    /// Puts the translation of `code`, which goes on to the end of its page, in place; there is room.
+    pub(crate) fn place(&mut self, key: Key, code: &[u8], mut block: Block) -> Result<u32, HostError> {
         let number = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
         let start = self.used.next_multiple_of(ALIGNMENT);
         for site in &block.sites {
@@ -182,7 +173,11 @@ impl Cache {
             if let Some(slot) = block.code.get_mut(at..at + 4) {
                 slot.copy_from_slice(&site_number.to_le_bytes());
             }
-            self.sites.push(PlacedSite { block: number, guest: site.guest, exit: site.exit });
+            let mnemonic = match site.exit {
+                Exit::Interpret => mnemonic(code, usize::from(site.guest.wrapping_sub(key.offset))),
+                _ => Mnemonic::INVALID,
+            };
+            self.sites.push(PlacedSite { block: number, guest: site.guest, exit: site.exit, mnemonic });
         }
         self.code.write(start, &block.code)?;
         self.used = start + block.code.len();
@@ -269,9 +264,15 @@ impl Cache {
         self.code.write(from as usize, &[JMP, distance[0], distance[1], distance[2], distance[3]])
     }
 
-    /// Blocks by the order in which they were made.
-    pub(crate) fn blocks(&self) -> &[Placed] {
-        &self.blocks
+    /// Where the code that all blocks share is executed.
+    pub(crate) fn shared(&self) -> Range<u64> {
+        let start = self.code.exec_ptr(0) as u64;
+        start..start + self.routines.code.len() as u64
+    }
+
+    /// Where a block's code is executed.
+    pub(crate) fn range(&self, block: &Placed) -> Range<u64> {
+        self.address(block, 0)..self.address(block, block.bytes)
     }
 }
 

@@ -5,7 +5,8 @@
 //! - `vcpu`: the loop, exits, and how nothing stale ever runs;
 //! - `cache`: translations and how they are found; `heat`: when code is worth one;
 //! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
-//! - `enter`: the assembly between Rust and translated code.
+//! - `enter`: the assembly between Rust and translated code;
+//! - `stats` and `left`: what is counted; `names`: what profilers call translated code.
 //!
 //! What a translation looks like is the crate `translate`'s business; whatever it does not translate, and everything
 //! that happens between instructions, is [`interp`]'s.
@@ -15,12 +16,15 @@
 mod cache;
 mod enter;
 mod heat;
+mod left;
+mod names;
 mod shadow;
+mod stats;
 mod status;
 mod vcpu;
 mod views;
 
-pub use cache::CacheStats;
+pub use stats::{BtStats, CacheStats};
 pub use vcpu::BtVcpu;
 
 use engine::{Engine, EngineError, Vcpu, VcpuSetup};
@@ -35,39 +39,14 @@ pub struct Options {
     pub code_cache: u64,
     /// How often code is interpreted before it is translated.
     pub hot_after: u8,
+    /// Whether to tell `perf` what translated code is: see [`host::perf`].
+    pub perf_map: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot_after: 16 }
+        Self { code_cache: 64 << 20, hot_after: 16, perf_map: false }
     }
-}
-
-/// What a vCPU counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BtStats {
-    /// Times that translated code was entered.
-    pub entries: u64,
-    /// TLB misses.
-    pub misses: u64,
-    /// Misses whose access could not be cached: devices, code, operands across two pages.
-    pub slow_accesses: u64,
-    /// Instructions that translated code left to the interpreter.
-    pub callouts: u64,
-    /// Jumps met before they were linked.
-    pub unlinked: u64,
-    /// Jumps whose target was not in the jump cache.
-    pub lookups: u64,
-    /// Exits because somebody wanted attention.
-    pub attentions: u64,
-    /// Groups of accesses that were not all in one cached page.
-    pub plain: u64,
-    /// Entries of blocks whose code had been written.
-    pub stale_entries: u64,
-    /// Blocks interpreted.
-    pub interpreted: u64,
-    /// The code cache.
-    pub cache: CacheStats,
 }
 
 /// The engine.

@@ -12,7 +12,7 @@
 //! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
-use engine::{EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
+use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::Instruction;
 use interp::{InterpVcpu, Regime, Registers};
@@ -27,6 +27,8 @@ use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 use crate::cache::{Cache, Key};
 use crate::enter::{Gate, set_gs};
 use crate::heat::Heat;
+use crate::left::Left;
+use crate::names::Names;
 use crate::shadow::Shadows;
 use crate::status;
 use crate::views::{Go, Stale, Views};
@@ -51,6 +53,8 @@ pub struct BtVcpu {
     /// The epoch of memory that everything here is as good as.
     seen: u64,
     stats: BtStats,
+    left: Left,
+    names: Names,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -72,6 +76,7 @@ impl BtVcpu {
         let host = HostFeatures { bmi2: host::cpu::has_bmi2() };
         let cache = Cache::new(options.code_cache, host.bmi2).map_err(refused)?;
         let shadows = Shadows::new(cache.unforeseen()).map_err(refused)?;
+        let names = Names::new(options.perf_map, &cache).map_err(refused)?;
         let go = views.go();
         go.reset();
         let caller = go.clone();
@@ -95,6 +100,8 @@ impl BtVcpu {
             modes: [Mode::new(); 3],
             seen,
             stats: BtStats::default(),
+            left: Left::new(),
+            names,
             failure: None,
         };
         vcpu.prepare_context();
@@ -286,10 +293,10 @@ impl BtVcpu {
         if self.heat.is_cold(key) {
             return Ok(None);
         }
-        self.translate(key)
+        self.translate(key, rip)
     }
 
-    fn translate(&mut self, key: Key) -> Result<Option<u32>, HostError> {
+    fn translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
         // Once everything that could still write the frame unnoticed has been dropped, its bytes are what they are until
         // somebody says otherwise. To drop it counts as a write, which ends the watch: hence the attempts.
         let mut watch = self.slow.memory().watch_code(key.mfn);
@@ -318,7 +325,9 @@ impl BtVcpu {
             self.empty_shadows(Stale { supervisor: true, user: true });
             self.drop_code()?;
         }
-        self.cache.place(key, block).map(Some)
+        let number = self.cache.place(key, code, block)?;
+        self.names.placed(&self.cache, number, rip);
+        Ok(Some(number))
     }
 
     /// Marks code as translated. False if it is no longer what it was when it was read.
@@ -428,6 +437,7 @@ impl BtVcpu {
                 return self.miss(rax, write, site.block, resume);
             }
             Exit::Interpret => {
+                self.left.count(site.mnemonic);
                 self.stats.callouts += 1;
                 self.slow.execute_one();
             }
@@ -503,7 +513,7 @@ impl BtVcpu {
         let key = Key { mfn: block.key.mfn, offset: low16(rip & PAGE_MASK), mode };
         let number = match self.cache.find(key) {
             Some(number) => Some(number),
-            None => self.translate(key)?,
+            None => self.translate(key, rip)?,
         };
         let block = number.and_then(|number| self.cache.block(number)).filter(|block| !block.stale);
         if let Some(block) = block {
@@ -586,6 +596,16 @@ impl engine::Vcpu for BtVcpu {
     }
 
     fn stats(&self) -> VcpuStats {
-        engine::Vcpu::stats(&self.slow)
+        // Those of translated code are not counted.
+        VcpuStats { instructions: None, ..engine::Vcpu::stats(&self.slow) }
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        let mut counters = self.bt_stats().counters();
+        let interpreted = engine::Vcpu::stats(&self.slow).instructions.unwrap_or(0);
+        counters.push(Counter::new("interpreted", interpreted, "instructions interpreted"));
+        counters.extend(engine::Vcpu::counters(&self.slow));
+        counters.extend(self.left.counters());
+        counters
     }
 }

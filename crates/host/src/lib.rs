@@ -1,5 +1,5 @@
 //! The only crate that talks to Linux (bar `/dev/kvm`): anonymous files and mappings, clocks, CPU identification,
-//! code memory, signals, threads.
+//! code memory, signals, threads, profilers.
 //!
 //! Everything here is safe to call unless marked otherwise; the reasons why the unsafe blocks inside are right stand
 //! beside each of them. Nothing here knows what a guest is.
@@ -9,6 +9,7 @@
 pub mod code;
 pub mod cpu;
 pub mod mem;
+pub mod perf;
 pub mod random;
 mod shelter;
 pub mod signal;
@@ -59,6 +60,14 @@ pub enum HostError {
     Signal {
         /// The signal's number.
         signal: i32,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The profiler's map could not be made.
+    #[error("cannot write '{path}'")]
+    PerfMap {
+        /// Where it would have been.
+        path: std::path::PathBuf,
         /// What the kernel said.
         source: std::io::Error,
     },

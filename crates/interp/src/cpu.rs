@@ -69,7 +69,10 @@ pub(crate) struct Cpu {
     pub(crate) id: VcpuId,
     pub(crate) cpuid: Arc<CpuidTable>,
     pub(crate) kick: Kick,
+    /// All but the instructions.
     pub(crate) stats: VcpuStats,
+    /// Instructions executed.
+    pub(crate) instructions: u64,
 
     // The rest of the architectural state.
     pub(crate) seg: [Segment; 6],
@@ -132,6 +135,7 @@ impl Cpu {
             cpuid: setup.cpuid,
             kick,
             stats: VcpuStats::default(),
+            instructions: 0,
             seg: s.seg,
             ldtr: s.ldtr,
             tr: s.tr,

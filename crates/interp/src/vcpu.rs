@@ -7,7 +7,7 @@
 //! An interrupt is seen at the next block boundary after its kick: within 32 instructions, or 1024 elements of a
 //! string instruction.
 
-use engine::{Event, Exit, Kick, VcpuSetup, VcpuStats};
+use engine::{Counter, Event, Exit, Kick, VcpuSetup, VcpuStats};
 use x86::exception::vector;
 use x86::rflags::{IF, RF, TF};
 use x86::state::Activity;
@@ -173,7 +173,7 @@ impl Cpu {
                 break;
             }
         }
-        self.stats.instructions += done as u64;
+        self.instructions += done as u64;
         result
     }
 
@@ -275,6 +275,18 @@ impl engine::Vcpu for InterpVcpu {
     }
 
     fn stats(&self) -> VcpuStats {
-        self.cpu.stats
+        VcpuStats { instructions: Some(self.cpu.instructions), ..self.cpu.stats }
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        let tlb = self.cpu.tlb.stats();
+        vec![
+            Counter::new("tlb.fills", tlb.fills, "TLB misses that a page walk resolved"),
+            Counter::new("tlb.faults", tlb.faults, "TLB misses that became page faults"),
+            Counter::new("tlb.flushes", tlb.flushes, "times that an address space, or all, was emptied"),
+            Counter::new("tlb.invalidations", tlb.invalidations, "single pages invalidated"),
+            Counter::new("tlb.switches", tlb.switches, "switches of address space"),
+            Counter::new("tlb.epochs", tlb.epochs, "times that memory changed beneath the TLB"),
+        ]
     }
 }

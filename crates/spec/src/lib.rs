@@ -10,6 +10,7 @@ mod cpus;
 mod engine;
 mod name;
 mod size;
+mod translator;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub use cpus::CpuCount;
 pub use engine::EngineChoice;
 pub use name::Name;
 pub use size::{ByteSize, MemorySize};
+pub use translator::{CodeCacheSize, TranslatorSpec};
 
 /// A VM, described.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct VmSpec {
     pub cpu: CpuRequest,
     /// What executes its instructions.
     pub engine: EngineChoice,
+    /// How it does that, if it translates.
+    pub translator: TranslatorSpec,
     /// What it boots.
     pub boot: BootSpec,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
@@ -108,10 +112,20 @@ pub enum SpecError {
         count: u32,
     },
     /// An engine nobody knows.
-    #[error("engine '{text}' does not exist: use auto or interp")]
+    #[error("engine '{text}' does not exist: use auto, bt or interp")]
     UnknownEngine {
         /// What was given.
         text: String,
+    },
+    /// A code cache that nothing fits into, or in which jumps do not reach everywhere.
+    #[error("a code cache of {size} is not possible: it has {min} to {max}")]
+    CodeCache {
+        /// What was asked for.
+        size: ByteSize,
+        /// The least.
+        min: ByteSize,
+        /// The most.
+        max: ByteSize,
     },
     /// A name that would not do as a host name.
     #[error(

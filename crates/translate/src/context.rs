@@ -209,6 +209,8 @@ pub mod at {
         ($($name:ident: $field:ident;)*) => {
             $(#[doc = concat!("[`Context::", stringify!($field), "`].")]
             pub const $name: i32 = disp(offset_of!(Context, $field));)*
+            /// Those of the context's fields, with their names.
+            pub(crate) const FIELDS: &[(i32, &str)] = &[$(($name, stringify!($field)),)*];
         };
     }
     field_offsets! {

@@ -8,7 +8,8 @@
 //! - `emit`: flags, exits, and the check before every memory access;
 //! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
 //!   `system`: those that do not;
-//! - `asm`: the bytes of the translator's own sequences.
+//! - `asm`: the bytes of the translator's own sequences;
+//! - `side_by_side`: a block for people to read.
 //!
 //! Translated code is a copy of the guest's with other register names wherever that is possible: decoded once, written
 //! once, no intermediate form.
@@ -30,6 +31,7 @@ pub mod host;
 mod listing;
 mod mxcsr;
 pub mod routines;
+mod side_by_side;
 mod special;
 mod stack;
 mod strings;
@@ -39,4 +41,5 @@ mod translate;
 pub use block::{Block, Exit, Form, HostFeatures, Mode, Site, Source, UNFORESEEN};
 pub use context::Context;
 pub use routines::{Routines, routines};
+pub use side_by_side::side_by_side;
 pub use translate::translate;

@@ -14,12 +14,11 @@ use chipset::fw_cfg::FwCfgContents;
 use engine::{Engine, VcpuId, VcpuSetup};
 use firmware::MemoryMap;
 use memory::GuestMemory;
-use spec::{EngineChoice, VmSpec};
+use spec::VmSpec;
 use state::Record;
 use x86::CpuState;
 use x86::cpuid::{CpuModel, CpuidTable, HostCpuid};
 
-use crate::VmError;
 use crate::alarms::Alarms;
 use crate::chips::{ChipOptions, Chips, Foundation, assemble};
 use crate::clock::{HostTime, VmClock};
@@ -30,6 +29,7 @@ use crate::machine::{BootImages, BootPlan, Machine, next_record};
 use crate::platform::MachinePlatform;
 use crate::serial::SerialSink;
 use crate::vcpu_thread::VcpuCell;
+use crate::{VmError, engines};
 
 /// Builds a machine from its description and from what the front door attaches to it.
 pub struct Builder {
@@ -100,19 +100,11 @@ impl Builder {
     }
 
     fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
-        let engine = self.engine.unwrap_or_else(|| engine_of(self.spec.engine));
+        let engine = self.engine.unwrap_or_else(|| engines::of(&self.spec));
         let ground = ground(&self.spec)?;
         let options =
             ChipOptions { serial: self.serial, debug_exit: self.spec.debug_exit, facts: facts(&self.spec) };
         ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*engine, self.on_reset)
-    }
-}
-
-/// The engine of a name.
-fn engine_of(choice: EngineChoice) -> Arc<dyn Engine> {
-    match choice {
-        EngineChoice::Bt => Arc::new(engine_bt::Bt::default()),
-        EngineChoice::Auto | EngineChoice::Interp => Arc::new(interp::Interp),
     }
 }
 
@@ -224,6 +216,7 @@ impl Loaded {
             router,
             power: chips.power,
             serial: chips.serial,
+            engine: engine.name(),
             vcpus,
             boot,
             on_reset,

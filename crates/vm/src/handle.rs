@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::VcpuStats;
+use engine::{Counter, VcpuStats};
 use state::Record;
 
 use crate::VmError;
@@ -53,11 +53,22 @@ pub enum OnReset {
     Stop,
 }
 
+/// What one vCPU counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VcpuFigures {
+    /// What every engine counts.
+    pub common: VcpuStats,
+    /// What this one counts besides.
+    pub counters: Vec<Counter>,
+}
+
 /// What was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// The engine's name.
+    pub engine: &'static str,
     /// By vCPU, since the start.
-    pub vcpus: Vec<VcpuStats>,
+    pub vcpus: Vec<VcpuFigures>,
     /// How long the VM has run, times of pause not counted.
     pub guest_time_ns: u64,
     /// The size of the guest's RAM.

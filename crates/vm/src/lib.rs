@@ -3,6 +3,7 @@
 //! | module | concept |
 //! |---|---|
 //! | `build` | from a description to a machine, in named stages |
+//! | `engines` | engines by their choice, and what is chosen where nobody does |
 //! | `chips` | every chip, made and wired |
 //! | `machine` | the built machine, and what can be done to all of it |
 //! | `platform` | the machine as a vCPU sees it |
@@ -20,6 +21,7 @@ mod chips;
 mod clock;
 mod driver;
 mod dump;
+mod engines;
 mod error;
 mod events;
 mod gate;
@@ -32,7 +34,8 @@ mod vcpu_thread;
 
 pub use build::Builder;
 pub use dump::Dump;
+pub use engines::{Automatic, automatic};
 pub use error::VmError;
-pub use handle::{OnReset, State, Stats, Stopped, VmHandle};
+pub use handle::{OnReset, State, Stats, Stopped, VcpuFigures, VmHandle};
 pub use machine::{BootImages, Initrd, Machine};
 pub use serial::{SerialInput, SerialSink};

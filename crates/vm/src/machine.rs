@@ -96,6 +96,8 @@ pub struct Machine {
     pub(crate) router: Arc<Router>,
     pub(crate) power: Arc<Mutex<AcpiPm>>,
     pub(crate) serial: [Option<SerialPort>; 4],
+    /// Its name.
+    pub(crate) engine: &'static str,
     pub(crate) vcpus: Vec<VcpuCell>,
     pub(crate) boot: BootPlan,
     pub(crate) on_reset: OnReset,
@@ -204,7 +206,8 @@ impl Machine {
     /// What was counted; resets are the driver's to count.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
-            vcpus: self.vcpus.iter().map(|vcpu| vcpu.lock().stats()).collect(),
+            engine: self.engine,
+            vcpus: self.vcpus.iter().map(VcpuCell::figures).collect(),
             guest_time_ns: self.clock.now().0,
             ram_bytes: self.memory.ram_bytes(),
             // A kernel that cannot say what a file costs is not worth failing for.

@@ -14,6 +14,7 @@ use host::Shelter;
 use crate::VmError;
 use crate::events::{Event, EventSink, Watch};
 use crate::gate::Doorbell;
+use crate::handle::VcpuFigures;
 
 /// A vCPU that its thread and the driver share; never at the same time.
 #[derive(Clone)]
@@ -33,6 +34,12 @@ impl VcpuCell {
     /// The vCPU. The driver calls this only while the gate is empty, and so never waits.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Box<dyn Vcpu>> {
         self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it counted; as [`VcpuCell::lock`].
+    pub(crate) fn figures(&self) -> VcpuFigures {
+        let vcpu = self.lock();
+        VcpuFigures { common: vcpu.stats(), counters: vcpu.counters() }
     }
 
     /// Which vCPU this is.

@@ -3,7 +3,7 @@
 //! The kernels are those that `umbra` keeps in its cache (`umbra run` with no source fetches one). Where there is none
 //! the test says so and passes. User space is one program of a few instructions, assembled here: it writes a line to
 //! the console, waits for one, and switches the machine off. While it waits, the whole machine is saved and goes on in
-//! another VM.
+//! another VM, on another engine: state is nobody's but the architecture's.
 
 mod common;
 
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use common::*;
 use iced_x86::code_asm::*;
-use vm::{BootImages, Builder, Initrd, OnReset, Stopped};
+use spec::EngineChoice;
+use vm::{Automatic, BootImages, Builder, Initrd, OnReset, Stopped};
 
 /// The kernels in the cache, by name.
 fn cached_kernels() -> Vec<PathBuf> {
@@ -103,8 +104,11 @@ fn initramfs() -> Vec<u8> {
 }
 
 /// The kernel with our user space, about to be built, with a screen on COM1.
-fn debian(kernel: &Path) -> (Builder, Screen) {
+fn debian(kernel: &Path, engine: EngineChoice) -> (Builder, Screen) {
     let mut spec = spec();
+    spec.engine = engine;
+    // Much too little for a kernel's boot: the code cache is emptied many times.
+    spec.translator.code_cache = "1M".parse().unwrap();
     spec.memory = "256M".parse().unwrap();
     spec.boot.command_line = "console=ttyS0 panic=-1".into();
     let screen = Screen::default();
@@ -126,26 +130,55 @@ fn debian_kernels_reach_user_space_move_and_power_off() {
     if kernels.is_empty() {
         eprintln!("skipped: no Debian kernel in the cache; `umbra run` with no source fetches one");
     }
-    for kernel in kernels {
-        let (builder, screen) = debian(&kernel);
-        let vm = builder.build().unwrap().start().unwrap();
-        screen.wait_until(|bytes| has(bytes, b"greetings from user space"));
-        vm.pause().unwrap();
-        let (records, time) = (vm.save().unwrap(), vm.stats().guest_time_ns);
-        vm.stop();
-        let text = screen.text();
-        // Time is told, not measured.
-        for measured in ["pit: ", "Fast TSC calibration", "APIC timer calibration"] {
-            assert!(!text.contains(measured), "a calibration loop: {text}");
+    let engines = match vm::automatic() {
+        Automatic::Bt => vec![EngineChoice::Interp, EngineChoice::Bt],
+        Automatic::Interp(why) => {
+            eprintln!("skipped: the translator: {why}");
+            vec![EngineChoice::Interp]
         }
-
-        let (builder, screen) = debian(&kernel);
-        let vm = builder.restore(&records).unwrap().start().unwrap();
-        assert!(vm.serial_input(0).unwrap().send(b"\n"));
-        let end = vm.wait_timeout(PATIENCE);
-        let text = screen.text();
-        assert!(matches!(end, Some(Stopped::PowerOff)), "{}: {end:?}\n{text}", kernel.display());
-        assert!(!text.contains("greetings") && text.contains("Power down"), "{text}");
-        assert!(vm.stats().guest_time_ns > time);
+    };
+    for kernel in kernels {
+        for (engine, next) in engines.iter().zip(engines.iter().cycle().skip(1)) {
+            boot_move_and_power_off(&kernel, *engine, *next);
+        }
     }
+}
+
+/// Boots on one engine and goes on on another.
+fn boot_move_and_power_off(kernel: &Path, engine: EngineChoice, next: EngineChoice) {
+    let (builder, screen) = debian(kernel, engine);
+    let vm = builder.build().unwrap().start().unwrap();
+    screen.wait_until(|bytes| has(bytes, b"greetings from user space"));
+    vm.pause().unwrap();
+    if engine == EngineChoice::Bt {
+        check_counters(&vm.stats());
+    }
+    let (records, time) = (vm.save().unwrap(), vm.stats().guest_time_ns);
+    vm.stop();
+    let text = screen.text();
+    // Time is told, not measured.
+    for measured in ["pit: ", "Fast TSC calibration", "APIC timer calibration"] {
+        assert!(!text.contains(measured), "a calibration loop: {text}");
+    }
+
+    let (builder, screen) = debian(kernel, next);
+    let vm = builder.restore(&records).unwrap().start().unwrap();
+    assert!(vm.serial_input(0).unwrap().send(b"\n"));
+    let end = vm.wait_timeout(PATIENCE);
+    let text = screen.text();
+    assert!(matches!(end, Some(Stopped::PowerOff)), "{}: {end:?}\n{text}", kernel.display());
+    assert!(!text.contains("greetings") && text.contains("Power down"), "{text}");
+    assert!(vm.stats().guest_time_ns > time);
+}
+
+/// What a boot on the translator must have counted, with a cache of 1 MiB.
+fn check_counters(stats: &vm::Stats) {
+    assert_eq!((stats.engine, stats.vcpus[0].common.instructions), ("bt", None));
+    let counters = &stats.vcpus[0].counters;
+    let value = |name: &str| counters.iter().find(|counter| counter.name == name).unwrap().value;
+    for name in ["cache.blocks", "cache.links", "cache.flushes", "exits.miss", "exits.lookup", "tlb.fills"] {
+        assert!(value(name) > 0, "{name} in {counters:?}");
+    }
+    let left = counters.iter().filter(|counter| counter.name.starts_with("left."));
+    assert_eq!(left.map(|counter| counter.value).sum::<u64>(), value("exits.interpret"));
 }

@@ -1,6 +1,6 @@
 //! The tests on the interpreter; and that model, text and runner are right.
 
-use engine::{EngineError, Exit, Kick, Vcpu, VcpuSetup, VcpuStats};
+use engine::{Counter, EngineError, Exit, Kick, Vcpu, VcpuSetup, VcpuStats};
 use interp::Interp;
 use x86::CpuState;
 
@@ -126,6 +126,10 @@ impl Vcpu for LameVcpu {
     }
     fn stats(&self) -> VcpuStats {
         self.0.stats()
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        self.0.counters()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use engine::{
-    Engine, EngineError, Event, Exit, Kick, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup, VcpuStats,
+    Counter, Engine, EngineError, Event, Exit, Kick, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup, VcpuStats,
 };
 use x86::CpuState;
 
@@ -70,7 +70,7 @@ impl Vcpu for ScriptedVcpu {
             }
             let cpu = Cpu { platform: &*self.platform, step: self.step };
             self.step += 1;
-            self.stats.instructions += 1;
+            *self.stats.instructions.get_or_insert(0) += 1;
             if let Some(exit) = (self.script)(&cpu) {
                 return exit;
             }
@@ -93,6 +93,10 @@ impl Vcpu for ScriptedVcpu {
     fn stats(&self) -> VcpuStats {
         self.stats
     }
+
+    fn counters(&self) -> Vec<Counter> {
+        vec![Counter::new("steps", self.step, "steps since the last reset")]
+    }
 }
 
 fn spec() -> spec::VmSpec {
@@ -102,6 +106,7 @@ fn spec() -> spec::VmSpec {
         cpus: spec::CpuCount::ONE,
         cpu: x86::cpuid::CpuRequest::default(),
         engine: spec::EngineChoice::Auto,
+        translator: spec::TranslatorSpec::default(),
         boot: spec::BootSpec { kernel: "guest".into(), initrds: Vec::new(), command_line: String::new() },
         debug_exit: true,
     }
@@ -201,7 +206,7 @@ fn pauses_from_any_state_and_counts() {
         vm.pause().unwrap();
         assert!(matches!(vm.stop(), Stopped::Killed));
         assert!(matches!(vm.resume(), Err(VmError::Stopped)));
-        assert!(vm.stats().vcpus[0].instructions > 0);
+        assert!(vm.stats().vcpus[0].common.instructions > Some(0));
     }
 }
 

@@ -193,6 +193,7 @@ pub(crate) fn spec() -> spec::VmSpec {
         cpus: spec::CpuCount::ONE,
         cpu: x86::cpuid::CpuRequest::default(),
         engine: spec::EngineChoice::Interp,
+        translator: spec::TranslatorSpec::default(),
         boot: spec::BootSpec { kernel: "guest".into(), initrds: Vec::new(), command_line: String::new() },
         debug_exit: true,
     }

@@ -170,7 +170,12 @@ impl CpuidTable {
             }
             0x8000_0000 => {
                 let [_, b, c, d] = self.vendor_leaf(0);
-                [self.highest_extended(), if amd { b } else { 0 }, if amd { c } else { 0 }, if amd { d } else { 0 }]
+                [
+                    self.highest_extended(),
+                    if amd { b } else { 0 },
+                    if amd { c } else { 0 },
+                    if amd { d } else { 0 },
+                ]
             }
             0x8000_0001 => self.leaf_8000_0001(),
             0x8000_0002..=0x8000_0004 => self.brand_leaf(leaf - 0x8000_0002),

@@ -1,0 +1,66 @@
+//! What `--stats` prints: every counter of every vCPU, under the engine's own names.
+
+use serde_json::{Map, Value, json};
+use vm::{Stats, VcpuFigures};
+
+use crate::args::StatsFormat;
+
+/// The text, without a line break at its end.
+pub(crate) fn text(stats: &Stats, format: StatsFormat) -> String {
+    match format {
+        StatsFormat::Table => table(stats),
+        StatsFormat::Json => json(stats).to_string(),
+    }
+}
+
+/// A line: name, number, what it counts.
+fn line(name: &str, value: u64, help: &str) -> String {
+    format!("  {name:<22} {value:>16}  {help}\n")
+}
+
+fn table(stats: &Stats) -> String {
+    let mut text = String::new();
+    for (number, vcpu) in stats.vcpus.iter().enumerate() {
+        text += &format!("vCPU {number}, engine {}\n", stats.engine);
+        let common = &vcpu.common;
+        if let Some(instructions) = common.instructions {
+            text += &line("instructions", instructions, "guest instructions executed");
+        }
+        text += &line("interrupts", common.interrupts, "interrupts delivered");
+        text += &line("exceptions", common.exceptions, "exceptions delivered");
+        text += &line("io_accesses", common.io_accesses, "accesses to ports and memory-mapped registers");
+        for counter in &vcpu.counters {
+            text += &line(&counter.name, counter.value, counter.help);
+        }
+    }
+    text += "VM\n";
+    text += &line("guest_time_ns", stats.guest_time_ns, "time that the guest saw pass");
+    text += &line("resets", stats.resets, "resets by the guest");
+    text += &line("ram_bytes", stats.ram_bytes, "guest memory");
+    text + line("ram_resident_bytes", stats.ram_resident_bytes, "what of it the host had to provide")
+        .trim_end()
+}
+
+fn json(stats: &Stats) -> Value {
+    json!({
+        "engine": stats.engine,
+        "guest_time_ns": stats.guest_time_ns,
+        "resets": stats.resets,
+        "ram_bytes": stats.ram_bytes,
+        "ram_resident_bytes": stats.ram_resident_bytes,
+        "vcpus": stats.vcpus.iter().map(vcpu).collect::<Vec<_>>(),
+    })
+}
+
+/// `instructions` is null where the engine does not count them.
+fn vcpu(figures: &VcpuFigures) -> Value {
+    let own =
+        figures.counters.iter().map(|counter| (counter.name.clone().into_owned(), counter.value.into()));
+    json!({
+        "instructions": figures.common.instructions,
+        "interrupts": figures.common.interrupts,
+        "exceptions": figures.common.exceptions,
+        "io_accesses": figures.common.io_accesses,
+        "counters": own.collect::<Map<String, Value>>(),
+    })
+}

@@ -1,0 +1,81 @@
+//! What a vCPU counts.
+
+use engine::Counter;
+
+/// What a vCPU counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BtStats {
+    /// Times that translated code was entered.
+    pub entries: u64,
+    /// TLB misses.
+    pub misses: u64,
+    /// Misses whose access could not be cached: devices, code, operands across two pages.
+    pub slow_accesses: u64,
+    /// Instructions that translated code left to the interpreter.
+    pub callouts: u64,
+    /// Jumps met before they were linked.
+    pub unlinked: u64,
+    /// Jumps whose target was not in the jump cache.
+    pub lookups: u64,
+    /// Exits because somebody wanted attention.
+    pub attentions: u64,
+    /// Groups of accesses that were not all in one cached page.
+    pub plain: u64,
+    /// Entries of blocks whose code had been written.
+    pub stale_entries: u64,
+    /// Blocks interpreted.
+    pub interpreted: u64,
+    /// The code cache.
+    pub cache: CacheStats,
+}
+
+/// What was counted since the cache was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Blocks translated.
+    pub blocks: u64,
+    /// Guest instructions in them.
+    pub instructions: u64,
+    /// Bytes of host code made.
+    pub bytes: u64,
+    /// Direct jumps linked.
+    pub links: u64,
+    /// Blocks dropped because their code was written.
+    pub stale: u64,
+    /// Times that everything was dropped for want of room.
+    pub flushes: u64,
+}
+
+impl BtStats {
+    /// The same in the engine contract's form.
+    pub(crate) fn counters(&self) -> Vec<Counter> {
+        let of = Counter::new;
+        let cache = &self.cache;
+        vec![
+            of("cache.blocks", cache.blocks, "blocks translated"),
+            of("cache.instructions", cache.instructions, "guest instructions in them"),
+            of("cache.bytes", cache.bytes, "bytes of host code made of them"),
+            of("cache.links", cache.links, "jumps made to lead from block to block"),
+            of("cache.stale", cache.stale, "blocks dropped because their code was written"),
+            of("cache.flushes", cache.flushes, "times that everything was dropped for want of room"),
+            of("entries", self.entries, "times that translated code was entered"),
+            of("exits.miss", self.misses, "exits for an address that was not in the TLB"),
+            of("exits.interpret", self.callouts, "exits for an instruction left to the interpreter"),
+            of("exits.link", self.unlinked, "exits at a jump that was not linked yet"),
+            of("exits.lookup", self.lookups, "exits at a jump whose target was not in the jump cache"),
+            of("exits.attention", self.attentions, "exits because somebody wanted attention"),
+            of("exits.plain", self.plain, "exits at accesses together that were not in one page"),
+            of("exits.stale", self.stale_entries, "exits from blocks that had been dropped"),
+            of(
+                "slow_accesses",
+                self.slow_accesses,
+                "accesses that cannot be cached: devices, code, two pages",
+            ),
+            of(
+                "cold_blocks",
+                self.interpreted,
+                "blocks interpreted, because they were not worth a translation",
+            ),
+        ]
+    }
+}

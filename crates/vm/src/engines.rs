@@ -1,0 +1,38 @@
+//! Engines by their choice, and what is chosen where nobody does.
+
+use std::sync::Arc;
+
+use engine::{Engine, EngineError};
+use engine_bt::{Bt, Options};
+use spec::{EngineChoice, TranslatorSpec, VmSpec};
+
+/// What `--engine auto` comes to on this host.
+#[derive(Debug)]
+pub enum Automatic {
+    /// Binary translation.
+    Bt,
+    /// The interpreter, because the other one cannot run; this is why.
+    Interp(EngineError),
+}
+
+/// What `--engine auto` comes to on this host: the fastest engine that works.
+pub fn automatic() -> Automatic {
+    Bt::check_host().map_or_else(Automatic::Interp, |()| Automatic::Bt)
+}
+
+/// The engine of a description.
+pub(crate) fn of(spec: &VmSpec) -> Arc<dyn Engine> {
+    let bt = || Arc::new(Bt::new(options(&spec.translator)));
+    match spec.engine {
+        EngineChoice::Bt => bt(),
+        EngineChoice::Interp => Arc::new(interp::Interp),
+        EngineChoice::Auto => match automatic() {
+            Automatic::Bt => bt(),
+            Automatic::Interp(_) => Arc::new(interp::Interp),
+        },
+    }
+}
+
+fn options(spec: &TranslatorSpec) -> Options {
+    Options { code_cache: spec.code_cache.bytes(), perf_map: spec.perf_map, ..Options::default() }
+}
