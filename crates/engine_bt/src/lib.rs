@@ -5,6 +5,7 @@
 //! - `vcpu`: the loop, exits, and how nothing stale ever runs;
 //! - `cache`: translations and how they are found; `heat`: when code is worth one;
 //! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
+//! - `x87`: where the x87 state is;
 //! - `enter`: the assembly between Rust and translated code;
 //! - `stats` and `left`: what is counted; `names`: what profilers call translated code.
 //!
@@ -23,6 +24,7 @@ mod stats;
 mod status;
 mod vcpu;
 mod views;
+mod x87;
 
 pub use stats::{BtStats, CacheStats};
 pub use vcpu::BtVcpu;

@@ -13,6 +13,8 @@ pub struct BtStats {
     pub slow_accesses: u64,
     /// Instructions that translated code left to the interpreter.
     pub callouts: u64,
+    /// Times that the x87 state was lent to the processor.
+    pub loans: u64,
     /// Jumps met before they were linked.
     pub unlinked: u64,
     /// Jumps whose target was not in the jump cache.
@@ -61,6 +63,7 @@ impl BtStats {
             of("entries", self.entries, "times that translated code was entered"),
             of("exits.miss", self.misses, "exits for an address that was not in the TLB"),
             of("exits.interpret", self.callouts, "exits for an instruction left to the interpreter"),
+            of("exits.lend", self.loans, "exits for the x87 state, which was lent to the processor"),
             of("exits.link", self.unlinked, "exits at a jump that was not linked yet"),
             of("exits.lookup", self.lookups, "exits at a jump whose target was not in the jump cache"),
             of("exits.attention", self.attentions, "exits because somebody wanted attention"),

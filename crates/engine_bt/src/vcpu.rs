@@ -32,7 +32,7 @@ use crate::names::Names;
 use crate::shadow::Shadows;
 use crate::status;
 use crate::views::{Go, Stale, Views};
-use crate::{BtStats, Options};
+use crate::{BtStats, Options, x87};
 
 /// A vCPU that translates.
 pub struct BtVcpu {
@@ -362,7 +362,9 @@ impl BtVcpu {
     fn run_at(&mut self, code: u64) {
         self.stats.entries += 1;
         let user = usize::from(self.mode.has(Mode::USER));
+        let lent = self.slow.x87().0.is_lent();
         let context = self.views.context();
+        context.x87 = lent.into();
         context.target = code;
         context.stack = context.shadow[user];
         // SAFETY: `code` is an entry or a resumption point of a block that is in the cache and not stale, for the mode and
@@ -408,6 +410,7 @@ impl BtVcpu {
         self.slow.set_registers(&registers);
         self.slow.set_bases(fs, gs, kernel_gs);
         self.slow.vector().mxcsr = mxcsr;
+        x87::note_pointer(&mut self.slow, self.views.context());
         match segments {
             fast_segments::SYSCALL => self.slow.load_syscall_segments(),
             fast_segments::SYSRET => self.slow.load_sysret_segments(),
@@ -435,6 +438,15 @@ impl BtVcpu {
             Exit::Miss { write, resume } => {
                 self.stats.misses += 1;
                 return self.miss(rax, write, site.block, resume);
+            }
+            Exit::Lend { resume } => {
+                if x87::lend(&mut self.slow, self.views.context())
+                    && let Some(block) = self.cache.block(site.block)
+                {
+                    self.stats.loans += 1;
+                    return Ok(Next::Resume(self.cache.address(block, resume)));
+                }
+                self.slow.execute_one();
             }
             Exit::Interpret => {
                 self.left.count(site.mnemonic);
@@ -563,6 +575,7 @@ fn translatable(regime: &Regime) -> Option<Mode> {
             .with(Mode::AC, regime.privilege == Privilege::SupervisorAc)
             .with(Mode::SSE, regime.sse)
             .with(Mode::AVX, regime.avx)
+            .with(Mode::X87, regime.x87)
             .with(Mode::TSC, regime.tsc)
             .with(Mode::FSGSBASE, regime.fsgsbase)
             .with(Mode::SYSCALL, regime.syscall),
@@ -577,6 +590,7 @@ impl engine::Vcpu for BtVcpu {
         self.seat.enter(self.seen);
         let exit = self.go_round();
         self.seat.leave();
+        x87::take_back(&mut self.slow);
         exit.unwrap_or_else(|error| {
             self.failure = Some(error);
             VcpuExit::Shutdown

@@ -2,7 +2,7 @@
 
 use x86::cpuid::Feature;
 use x86::exception::vector;
-use x86::{Exception, SegmentIndex};
+use x86::{Exception, SegmentIndex, VectorState};
 
 use crate::cpu::Cpu;
 use crate::op::{Break, Mem};
@@ -60,7 +60,12 @@ impl Environment for Cpu {
         self.segment(segment).selector.0
     }
 
+    fn vector(&mut self) -> &mut VectorState {
+        &mut self.vector
+    }
+
     fn units(&mut self) -> Units<'_> {
+        self.native.take_back(&mut self.fpu);
         Units { processor: &mut self.native, vector: &mut self.vector, fpu: &mut self.fpu }
     }
 

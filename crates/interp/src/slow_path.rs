@@ -7,10 +7,11 @@ use engine::{Exit, Kick, VcpuSetup};
 use iced_x86::{Instruction, Mnemonic};
 use memory::GuestMemory;
 use mmu::{Access, Privilege, Resolved, Tlb};
+use native::Processor;
 use x86::control::{cr0, cr4, efer};
 use x86::cpuid::{Feature, FeatureSet};
 use x86::exception::Exception;
-use x86::{Gva, Mode, SegmentIndex, VectorState};
+use x86::{FpuState, Gva, Mode, SegmentIndex, VectorState};
 
 use crate::cpu::Cpu;
 use crate::vcpu::InterpVcpu;
@@ -56,6 +57,8 @@ pub struct Regime {
     pub sse: bool,
     /// So do AVX instructions.
     pub avx: bool,
+    /// x87 and MMX instructions raise neither #UD nor #NM.
+    pub x87: bool,
     /// RDTSC is allowed.
     pub tsc: bool,
     /// RDFSBASE and its kin are allowed.
@@ -218,6 +221,11 @@ impl InterpVcpu {
         &mut self.cpu.vector
     }
 
+    /// The arithmetic unit and the x87 state, which it may be lent.
+    pub fn x87(&mut self) -> (&mut Processor, &mut FpuState) {
+        (&mut self.cpu.native, &mut self.cpu.fpu)
+    }
+
     /// The software TLB.
     pub fn tlb(&mut self) -> &mut Tlb {
         &mut self.cpu.tlb
@@ -251,6 +259,7 @@ impl InterpVcpu {
             careful: cpu.slow || cpu.careful || cpu.stepping(),
             sse,
             avx: sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6,
+            x87: cpu.cr0 & (cr0::EM | cr0::TS) == 0,
             tsc: !user || cpu.cr4 & cr4::TSD == 0,
             fsgsbase: cpu.cr4 & cr4::FSGSBASE != 0,
             syscall: cpu.msrs.efer & efer::SCE != 0,

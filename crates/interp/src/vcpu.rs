@@ -203,6 +203,7 @@ impl Cpu {
             Event::Init => {
                 self.platform.take(self.id, event);
                 let boot = self.id.0 == 0;
+                self.native.take_back(&mut self.fpu);
                 let activity = if boot { Activity::Running } else { Activity::WaitForSipi };
                 let state = self.state().after_init(activity);
                 self.set_state(&state);

@@ -14,6 +14,9 @@
 //!                               └ what to marshal ┘ Operands
 //! ```
 //!
+//! An engine that executes guest code on the host's processor directly keeps the x87 state there between instructions:
+//! `lease.rs`.
+//!
 //! # Unsafe
 //!
 //! Executing generated code is unsafe; offering it as safe functions rests on admission (`plan.rs`), on the bytes
@@ -23,6 +26,7 @@
 
 mod context;
 mod features;
+mod lease;
 mod plan;
 mod processor;
 mod thunk;

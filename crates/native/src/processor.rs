@@ -52,7 +52,9 @@ pub struct Processor {
     /// Slots in use; the first is the fault exit.
     used: u32,
     generation: u64,
-    context: Box<Context>,
+    pub(crate) context: Box<Context>,
+    /// Whether the host's x87 unit holds a guest's state: see `lease.rs`.
+    pub(crate) lent: bool,
 }
 
 fn new_generation() -> u64 {
@@ -84,6 +86,7 @@ impl Processor {
             used: 1,
             generation: new_generation(),
             context: Box::new(Context::new()),
+            lent: false,
         })
     }
 
@@ -101,6 +104,7 @@ impl Processor {
         if plan.x87 {
             return Err(NativeError::NotArithmetic(plan.canonical.code()));
         }
+        debug_assert!(!self.lent, "the thunk may end with EMMS");
         let thunk = self.thunk(plan)?;
         let context = &mut *self.context;
         for (place, operand) in context.vector[1..].iter_mut().zip(&plan.operands) {
@@ -132,6 +136,7 @@ impl Processor {
         if fpu.fsw & !fpu.fcw & fsw::EXCEPTIONS != 0 {
             return Ok(Outcome::X87Pending);
         }
+        debug_assert!(!self.lent, "the thunk loads the unit and clears it");
         let thunk = self.thunk(plan)?;
         let context = &mut *self.context;
         write_image(fpu, &mut context.image.0);
@@ -184,7 +189,7 @@ impl Processor {
 }
 
 /// Fills an FXSAVE64 image (SDM vol. 1, table 10-2). ES and B follow from the exceptions, none of which is pending.
-fn write_image(fpu: &FpuState, image: &mut [u8; 512]) {
+pub(crate) fn write_image(fpu: &FpuState, image: &mut [u8; 512]) {
     image[0..2].copy_from_slice(&fpu.fcw.to_le_bytes());
     image[2..4].copy_from_slice(&(fpu.fsw & !(fsw::ES | fsw::B)).to_le_bytes());
     image[4] = fpu.ftw;
@@ -199,7 +204,7 @@ fn write_image(fpu: &FpuState, image: &mut [u8; 512]) {
 /// The 80 bits of an x87 register.
 const ST_MASK: u128 = (1 << 80) - 1;
 
-fn read_image(image: &[u8; 512], fpu: &mut FpuState) {
+pub(crate) fn read_image(image: &[u8; 512], fpu: &mut FpuState) {
     fpu.fcw = u16::from_le_bytes([image[0], image[1]]);
     fpu.fsw = u16::from_le_bytes([image[2], image[3]]);
     fpu.ftw = image[4];

@@ -164,6 +164,37 @@ fn x87_instructions_see_and_leave_the_whole_unit() {
 }
 
 #[test]
+fn a_state_that_is_lent_comes_back() {
+    let mut p = Processor::new().unwrap();
+    let mut f = FpuState { fip: 5, ftw: 0xc0, fsw: 6 << fsw::TOP_SHIFT, ..FpuState::default() };
+    f.st[0] = 0x4000_8000_0000_0000_0000;
+    f.st[1] = 0x3fff_8000_0000_0000_0000;
+    let before = f.clone();
+    // SAFETY: nothing but the instruction in between uses the unit.
+    unsafe {
+        assert!(p.lend(&f) && p.is_lent());
+        // 2 + 1; `FpuState` does not see it yet.
+        core::arch::asm!("faddp", options(nomem, nostack, preserves_flags));
+    }
+    assert_eq!(f, before);
+    p.take_back(&mut f);
+    assert!(!p.is_lent());
+    assert_eq!((f.st[0], f.ftw, f.top()), (0x4000_c000_0000_0000_0000, 0x80, 7));
+    assert_eq!((f.fcw, f.fip), (0x37f, 5));
+    let after = f.clone();
+    p.take_back(&mut f);
+    assert_eq!(f, after);
+}
+
+#[test]
+fn a_state_with_an_unmasked_exception_is_not_lent() {
+    let mut p = Processor::new().unwrap();
+    // SAFETY: the unit is not lent.
+    assert!(!unsafe { p.lend(&FpuState { fcw: 0x37e, ..FpuState::default() }) });
+    assert!(!p.is_lent());
+}
+
+#[test]
 fn what_is_not_arithmetic_is_refused() {
     let refused: [&[u8]; 22] = [
         &[0x90],                               // nop

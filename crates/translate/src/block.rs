@@ -24,9 +24,10 @@ impl Mode {
     pub const FSGSBASE: Self = Self(32);
     /// SYSCALL and SYSRET are allowed and work as on the model.
     pub const SYSCALL: Self = Self(64);
-
     /// Every access is checked by itself: see [`Exit::Plain`].
     pub const PLAIN: Self = Self(128);
+    /// x87 and MMX instructions run (no CR0.EM or TS).
+    pub const X87: Self = Self(256);
 
     /// 64-bit code at CPL 0, nothing else.
     pub const fn new() -> Self {
@@ -129,6 +130,12 @@ pub enum Exit {
         /// Whether the access writes.
         write: bool,
         /// Where the check begins again.
+        resume: u32,
+    },
+    /// The guest's x87 state is to be lent to the processor; the code goes on at `resume`. If that cannot be, the
+    /// instruction is to be interpreted.
+    Lend {
+        /// Where the state is asked for again.
         resume: u32,
     },
     /// The instruction is to be interpreted.

@@ -208,7 +208,7 @@ pub(crate) fn alignment_mask(insn: &Instruction) -> Option<u8> {
             M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa
         )
         .then_some(mask),
-        _ if bytes == 16 && is_plain_vector(insn) => {
+        _ if bytes == 16 && (is_plain_vector(insn) || insn.op0_register().is_mm()) => {
             let anywhere = matches!(
                 insn.mnemonic(),
                 M::Movups

@@ -104,6 +104,13 @@ pub struct Context {
     pub tsc_offset: u64,
     /// IA32_TSC_AUX, 32 bits of it.
     pub tsc_aux: u64,
+    /// Nonzero if the processor's x87 unit holds the guest's state.
+    pub x87: u32,
+    /// The last x87 instruction that is not a control instruction: where in its page it is, and from bit 16 on its
+    /// opcode (FOP).
+    pub x87_last: u32,
+    /// That page.
+    pub x87_page: u64,
 }
 
 /// Values of [`Context::segments`].
@@ -219,6 +226,7 @@ pub mod at {
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
         KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset; TSC_AUX: tsc_aux;
+        X87: x87; X87_LAST: x87_last; X87_PAGE: x87_page;
     }
 
     /// The word that is nonzero as long as nobody wants the vCPU's attention. Other threads write it at any time, so it

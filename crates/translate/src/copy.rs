@@ -63,7 +63,7 @@ impl Plan {
     }
 }
 
-/// Translates `insn`, of which `catalogue` has said that it may be copied.
+/// Translates `insn`, of which `catalogue` or `x87` has said that it may be copied.
 pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let general = catalogue::without_accumulator(insn);
     let effect = effect(&general);
@@ -168,7 +168,8 @@ enum Shape {
 }
 
 fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: Effect) -> Result<Plan> {
-    let implicit = catalogue::implicit(insn).ok_or(Unsupported)?;
+    // x87 and MMX instructions, which `catalogue` does not list, have none.
+    let implicit = catalogue::implicit(insn).unwrap_or_default();
     let high = (0..insn.op_count()).find(|&i| is_high_byte(insn.op_register(i)));
     let mut plan = Plan::default();
     match memory {
@@ -201,7 +202,7 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
         let access = accesses[i as usize];
         let register = insn.op_register(i);
         let Some(guest) = Gpr::of(register) else {
-            if register.is_xmm() || register.is_ymm() {
+            if register.is_xmm() || register.is_ymm() || register.is_mm() || register.is_st() {
                 continue;
             }
             return Err(Unsupported);

@@ -25,6 +25,7 @@ use crate::block::{Block, Exit, Form, Mode, Site, Source};
 use crate::context::{ANCHOR_BYTES, ANCHORS, SPANS, at, gpr_at};
 use crate::groups::{Groups, Member};
 use crate::host::Gpr;
+use crate::x87::X87;
 
 /// The instruction is left to the interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub(crate) struct Emitter<'a> {
     /// Page offset of the instruction being translated, and of the next one.
     pub(crate) at: u16,
     pub(crate) next: u16,
+    /// What the code so far has done for x87 instructions.
+    pub(crate) x87: X87,
 }
 
 /// Where to go back to if an instruction turns out to be unsupported.
@@ -112,6 +115,7 @@ impl<'a> Emitter<'a> {
             anchors: 0,
             at: source.offset,
             next: source.offset,
+            x87: X87::default(),
         }
     }
 
@@ -166,6 +170,11 @@ impl<'a> Emitter<'a> {
     /// The jump leaves to have the current instruction interpreted. Flags are in memory.
     pub(crate) fn interpret_from(&mut self, hole: Hole) {
         self.leave_by(hole, self.at, Exit::Interpret, Before::Nothing);
+    }
+
+    /// The jump leaves to have the x87 state lent, and comes back to `resume`. Flags are in memory.
+    pub(crate) fn lend_from(&mut self, hole: Hole, resume: u32) {
+        self.leave_by(hole, self.at, Exit::Lend { resume }, Before::Nothing);
     }
 
     /// The current instruction is interpreted.

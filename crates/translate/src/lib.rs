@@ -7,7 +7,7 @@
 //! - `host`: which host register holds which guest register;
 //! - `emit`: flags, exits, and the check before every memory access;
 //! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
-//!   `system`: those that do not;
+//!   `system`: those that do not; `x87`: those whose registers are the x87 unit's, MMX included;
 //! - `asm`: the bytes of the translator's own sequences;
 //! - `side_by_side`: a block for people to read.
 //!
@@ -37,6 +37,7 @@ mod stack;
 mod strings;
 mod system;
 mod translate;
+mod x87;
 
 pub use block::{Block, Exit, Form, HostFeatures, Mode, Site, Source, UNFORESEEN};
 pub use context::Context;

@@ -77,6 +77,7 @@ fn purpose(site: &Site, page: u64) -> String {
         Exit::Miss { write, resume } => {
             format!("{} not in the TLB, on at {resume:04x}", if write { "write" } else { "read" })
         }
+        Exit::Lend { resume } => format!("the x87 state is to be lent, on at {resume:04x}"),
         Exit::Interpret => format!("interpret {place}"),
         Exit::Link { .. } => format!("jump to {place}, to be linked"),
         Exit::Lookup => "jump to RAX".to_owned(),

@@ -17,6 +17,7 @@ use crate::groups::Groups;
 use crate::special::special;
 use crate::stack::stack;
 use crate::system::system;
+use crate::x87;
 
 /// Instructions in a block at the most.
 const MAX_INSTRUCTIONS: usize = 64;
@@ -159,6 +160,9 @@ fn instruction(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let vector = catalogue::is_plain_vector(insn);
     if vector && !e.source.mode.has(if catalogue::is_vex_vector(insn) { Mode::AVX } else { Mode::SSE }) {
         return Err(Unsupported);
+    }
+    if let Some(kind) = x87::kind(insn) {
+        return x87::translate(e, insn, kind).map(|()| Flow::Next);
     }
     if catalogue::implicit(insn).is_some() {
         return copy(e, insn).map(|()| Flow::Next);

@@ -47,20 +47,20 @@ impl Control {
                 if value & !MXCSR_MASK != 0 {
                     return Err(env.raise(Exception::gp(0)));
                 }
-                env.units().vector.mxcsr = value;
+                env.vector().mxcsr = value;
             }
             Self::StoreMxcsr => {
                 let offset = env.offset(mem);
-                let value = env.units().vector.mxcsr;
+                let value = env.vector().mxcsr;
                 env.store(mem.seg, offset, 4, &value.to_le_bytes())?;
             }
             Self::ZeroAll => {
                 let registers = registers(env);
-                env.units().vector.ymm[..registers].fill([0; 2]);
+                env.vector().ymm[..registers].fill([0; 2]);
             }
             Self::ZeroUpper => {
                 let registers = registers(env);
-                env.units().vector.ymm[..registers].iter_mut().for_each(|ymm| ymm[1] = 0);
+                env.vector().ymm[..registers].iter_mut().for_each(|ymm| ymm[1] = 0);
             }
             Self::EndMmx => {
                 let fpu = env.units().fpu;

@@ -58,7 +58,9 @@ pub(crate) trait Environment {
     /// A segment's selector.
     fn selector(&self, segment: SegmentIndex) -> u16;
 
-    /// The arithmetic unit with the register files.
+    /// The vector registers.
+    fn vector(&mut self) -> &mut VectorState;
+    /// The arithmetic unit with the register files, those that an engine keeps elsewhere included.
     fn units(&mut self) -> Units<'_>;
 
     /// The offset that a memory operand names, cut to the address size.

@@ -107,7 +107,7 @@ impl Move {
                 buffer.map(u128::from_le_bytes)
             }
             End::Vector(n) => {
-                let [low, high] = env.units().vector.ymm[usize::from(n & 15)];
+                let [low, high] = env.vector().ymm[usize::from(n & 15)];
                 match self.bytes {
                     32 => [low, high],
                     16 => [low, 0],
@@ -124,7 +124,7 @@ impl Move {
                 env.store(mem.seg, offset, guard.checked_alignment(), &buffer.as_flattened()[..bytes])?;
             }
             End::Vector(n) => {
-                let register = &mut env.units().vector.ymm[usize::from(n & 15)];
+                let register = &mut env.vector().ymm[usize::from(n & 15)];
                 if self.vex {
                     *register = value;
                 } else {

@@ -115,6 +115,9 @@ impl Environment for Machine {
     fn selector(&self, _: SegmentIndex) -> u16 {
         0x33
     }
+    fn vector(&mut self) -> &mut VectorState {
+        &mut self.vector
+    }
     fn units(&mut self) -> Units<'_> {
         Units { processor: &mut self.processor, vector: &mut self.vector, fpu: &mut self.fpu }
     }
