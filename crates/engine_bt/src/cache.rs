@@ -60,11 +60,14 @@ impl Key {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
     pub(crate) key: Key,
+    /// The frame that its only instruction reaches into.
+    pub(crate) second: Option<Mfn>,
     /// Where its code begins in the cache.
     pub(crate) start: u32,
     pub(crate) bytes: u32,
     entry_host: u32,
     entry_memory: u32,
+    entry_jump: u32,
     host_is_free: bool,
     stale_host: u32,
     stale_memory: u32,
@@ -164,7 +167,13 @@ impl Cache {
     }
 
     /// Puts the translation of `code`, which goes on to the end of its page, in place; there is room.
-    pub(crate) fn place(&mut self, key: Key, code: &[u8], mut block: Block) -> Result<u32, HostError> {
+    pub(crate) fn place(
+        &mut self,
+        key: Key,
+        second: Option<Mfn>,
+        code: &[u8],
+        mut block: Block,
+    ) -> Result<u32, HostError> {
         let number = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
         let start = self.used.next_multiple_of(ALIGNMENT);
         for site in &block.sites {
@@ -183,17 +192,21 @@ impl Cache {
         self.used = start + block.code.len();
         self.blocks.push(Placed {
             key,
+            second,
             start: offset32(start),
             bytes: offset32(block.code.len()),
             entry_host: block.entry_host,
             entry_memory: block.entry_memory,
+            entry_jump: block.entry_jump,
             host_is_free: block.host_is_free,
             stale_host: block.stale_host,
             stale_memory: block.stale_memory,
             stale: false,
         });
         self.index.insert(key.number(), number);
-        self.frames.entry(key.mfn.0).or_default().push(number);
+        for mfn in [Some(key.mfn), second].into_iter().flatten() {
+            self.frames.entry(mfn.0).or_default().push(number);
+        }
         self.stats.blocks += 1;
         self.stats.instructions += u64::from(block.instructions);
         self.stats.bytes += block.code.len() as u64;
@@ -209,6 +222,19 @@ impl Cache {
     /// Where a block is entered with the flags in memory.
     pub(crate) fn entry(&self, block: &Placed) -> u64 {
         self.address(block, block.entry_memory)
+    }
+
+    /// Where the jump cache leads.
+    pub(crate) fn jump_entry(&self, block: &Placed) -> u64 {
+        self.address(block, block.entry_jump)
+    }
+
+    /// The block is not to be found any more: it reaches into a page that is another one now.
+    pub(crate) fn forget(&mut self, number: u32) {
+        if let Some(block) = self.block(number) {
+            let key = block.key.number();
+            self.index.remove(&key);
+        }
     }
 
     /// Lets the displacement at `jump` of block `from` lead to block `to`.
@@ -230,7 +256,9 @@ impl Cache {
     pub(crate) fn make_stale(&mut self, mfn: Mfn, mut tell: impl FnMut(Key)) -> Result<(), HostError> {
         let Some(numbers) = self.frames.remove(&mfn.0) else { return Ok(()) };
         for &number in &numbers {
-            let Some(block) = self.blocks.get_mut(number as usize) else { continue };
+            let Some(block) = self.blocks.get_mut(number as usize).filter(|block| !block.stale) else {
+                continue;
+            };
             block.stale = true;
             let block = *block;
             self.index.remove(&block.key.number());
@@ -240,6 +268,9 @@ impl Cache {
             self.divert(block.start + block.entry_memory, block.start + block.stale_memory)?;
             if block.entry_host != block.entry_memory {
                 self.divert(block.start + block.entry_host, block.start + block.stale_host)?;
+            }
+            if block.entry_jump != block.entry_memory {
+                self.divert(block.start + block.entry_jump, block.start + block.stale_memory)?;
             }
         }
         Ok(())

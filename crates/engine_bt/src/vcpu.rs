@@ -59,6 +59,9 @@ pub struct BtVcpu {
     failure: Option<HostError>,
 }
 
+/// The bytes that the longest instruction may have in its second page.
+const LONGEST: usize = 14;
+
 /// What to do after translated code has left.
 enum Next {
     /// Whatever the state says.
@@ -253,16 +256,33 @@ impl BtVcpu {
         if let Some(code) = self.views.code_at(table, rip) {
             return Ok(Some(code));
         }
+        self.find_code(rip)
+    }
+
+    /// Puts the code at a linear address into the jump cache, translated if it is time; its host address.
+    fn find_code(&mut self, rip: u64) -> Result<Option<u64>, HostError> {
+        let table = self.mode.table();
         let Some(mfn) = self.code_frame(rip) else { return Ok(None) };
         let Some(number) = self.block_at(mfn, rip)? else { return Ok(None) };
         self.catch_up()?;
-        let (Some(resolved), Some(block)) = (self.slow.resolve_code(rip), self.cache.block(number)) else {
+        let privilege = self.code_privilege();
+        let resolved = self.slow.resolve_code(rip, privilege);
+        let (Some(resolved), Some(block)) = (resolved, self.cache.block(number).copied()) else {
             return Ok(None);
         };
-        if block.stale || !matches!(resolved.target, Target::Ram { mfn: now, .. } if now == block.key.mfn) {
+        if block.stale || resolved.frame() != Some(block.key.mfn) {
             return Ok(None);
         }
-        let code = self.cache.entry(block);
+        if let Some(second) = block.second {
+            let next = (rip | PAGE_MASK).wrapping_add(1);
+            let there = self.slow.resolve_code(next, privilege);
+            let Some(there) = there.filter(|there| there.frame() == Some(second)) else {
+                self.cache.forget(number);
+                return Ok(None);
+            };
+            self.views.note_code_page(table, next, &there);
+        }
+        let code = self.cache.jump_entry(&block);
         if rip != 0 {
             self.views.insert_code(table, rip, code, &resolved);
         }
@@ -271,17 +291,19 @@ impl BtVcpu {
 
     /// The machine frame that code is fetched from.
     fn code_frame(&mut self, rip: u64) -> Option<Mfn> {
-        let privilege = if self.mode.has(Mode::USER) { Privilege::User } else { Privilege::Supervisor };
+        let privilege = self.code_privilege();
         if !Gva(rip).is_canonical() {
             return None;
         }
         if let Some(mfn) = self.slow.tlb().lookup_exec(Gva(rip), privilege) {
             return Some(mfn);
         }
-        match self.slow.resolve_code(rip)?.target {
-            Target::Ram { mfn, .. } => Some(mfn),
-            _ => None,
-        }
+        self.slow.resolve_code(rip, privilege)?.frame()
+    }
+
+    /// The privilege of instruction fetches in the mode.
+    fn code_privilege(&self) -> Privilege {
+        if self.mode.has(Mode::USER) { Privilege::User } else { Privilege::Supervisor }
     }
 
     /// The block of a place in a frame, translated if it is time.
@@ -296,47 +318,78 @@ impl BtVcpu {
         self.translate(key, rip)
     }
 
-    fn translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
+    /// The version of a frame's code, from now on watched. `None` if somebody could still write it unnoticed.
+    fn watch(&mut self, mfn: Mfn) -> Result<Option<u32>, HostError> {
         // Once everything that could still write the frame unnoticed has been dropped, its bytes are what they are until
         // somebody says otherwise. To drop it counts as a write, which ends the watch: hence the attempts.
-        let mut watch = self.slow.memory().watch_code(key.mfn);
+        let mut watch = self.slow.memory().watch_code(mfn);
         for _ in 0..2 {
             self.catch_up()?;
             if !watch.settled {
-                watch = self.slow.memory().watch_code(key.mfn);
+                watch = self.slow.memory().watch_code(mfn);
             }
         }
-        if !watch.settled || self.slow.memory().code_version(key.mfn) != watch.version {
-            return Ok(None);
-        }
-        let mut bytes = [0; PAGE_SIZE as usize];
+        let current = self.slow.memory().code_version(mfn) == watch.version;
+        Ok((watch.settled && current).then_some(watch.version))
+    }
+
+    fn translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
+        let Some(version) = self.watch(key.mfn)? else { return Ok(None) };
+        let mut bytes = [0; PAGE_SIZE as usize + LONGEST];
         let code = bytes.get_mut(usize::from(key.offset)..).unwrap_or_default();
-        self.slow.memory().frames().copy_out(key.mfn, key.offset.into(), code);
-        let features = *self.slow.features();
-        let offered = move |insn: &Instruction| interp::offers(insn, &features);
-        let seed = low32(self.cache.stats.blocks);
-        let source =
-            Source { code, offset: key.offset, mode: key.mode, offered: &offered, host: self.host, seed };
-        let Some(block) = translate::translate(&source) else { return Ok(None) };
-        if !self.still_there(&key, source.code.get(..block.guest_bytes.into()).unwrap_or_default()) {
+        let left = PAGE_SIZE as usize - usize::from(key.offset);
+        let (page, beyond) = code.split_at_mut(left);
+        self.slow.memory().frames().copy_out(key.mfn, key.offset.into(), page);
+        let mut second = None;
+        let mut block = self.translation(key, page);
+        if block.is_none() {
+            let next = (rip | PAGE_MASK).wrapping_add(1);
+            second = self.second_frame(next)?;
+            let Some(mfn) = second else { return Ok(None) };
+            self.slow.memory().frames().copy_out(mfn, 0, beyond);
+            block = self.translation(key, code);
+        }
+        let Some(block) = block else { return Ok(None) };
+        let length = usize::from(block.guest_bytes);
+        let (page, beyond) = code.split_at(left);
+        let there =
+            self.still_there(key.mfn, key.offset.into(), page.get(..length.min(left)).unwrap_or_default())
+                && second.is_none_or(|mfn| {
+                    self.still_there(mfn, 0, beyond.get(..length.saturating_sub(left)).unwrap_or_default())
+                });
+        if !there || self.slow.memory().code_version(key.mfn) != version {
             return Ok(None);
         }
         if !self.cache.has_room(block.code.len()) {
             self.empty_shadows(Stale { supervisor: true, user: true });
             self.drop_code()?;
         }
-        let number = self.cache.place(key, code, block)?;
+        let number = self.cache.place(key, second, code, block)?;
         self.names.placed(&self.cache, number, rip);
         Ok(Some(number))
     }
 
+    /// The frame of the page at `va`, watched, for an instruction that reaches into it.
+    fn second_frame(&mut self, va: u64) -> Result<Option<Mfn>, HostError> {
+        let Some(mfn) = self.code_frame(va) else { return Ok(None) };
+        Ok(self.watch(mfn)?.map(|_| mfn))
+    }
+
+    fn translation(&self, key: Key, code: &[u8]) -> Option<translate::Block> {
+        let features = *self.slow.features();
+        let offered = move |insn: &Instruction| interp::offers(insn, &features);
+        let seed = low32(self.cache.stats.blocks);
+        let (offset, mode) = (key.offset, key.mode);
+        translate::translate(&Source { code, offset, mode, offered: &offered, host: self.host, seed })
+    }
+
     /// Marks code as translated. False if it is no longer what it was when it was read.
-    fn still_there(&self, key: &Key, code: &[u8]) -> bool {
+    fn still_there(&self, mfn: Mfn, offset: u64, code: &[u8]) -> bool {
         let memory = self.slow.memory();
-        memory.mark_code(key.mfn, key.offset.into(), code.len() as u64);
+        memory.mark_code(mfn, offset, code.len() as u64);
         let mut now = [0; PAGE_SIZE as usize];
         let Some(now) = now.get_mut(..code.len()) else { return false };
-        memory.frames().copy_out(key.mfn, key.offset.into(), now);
+        memory.frames().copy_out(mfn, offset, now);
         now == code
     }
 
@@ -439,6 +492,10 @@ impl BtVcpu {
                 self.stats.misses += 1;
                 return self.miss(rax, write, site.block, resume);
             }
+            Exit::Transfer { mode, resume } => {
+                self.stats.lookups += 1;
+                return self.transfer(rax, mode, site.block, resume);
+            }
             Exit::Lend { resume } => {
                 if x87::lend(&mut self.slow, self.views.context())
                     && let Some(block) = self.cache.block(site.block)
@@ -514,6 +571,27 @@ impl BtVcpu {
         }
         let table: Table = self.mode.table();
         self.views.insert(self.slow.memory(), table, va, write, resolved)
+    }
+
+    /// A transfer whose target was not in the jump cache: puts it there if it has been translated, or has the instruction
+    /// interpreted.
+    fn transfer(&mut self, target: u64, mode: Mode, block: u32, resume: u32) -> Result<Next, HostError> {
+        let (here, drops) = (self.mode, self.views.drops());
+        self.catch_up()?;
+        let known = self.modes[mode.table() as usize] == mode && Gva(target).is_canonical();
+        self.mode = mode;
+        let found = if known { self.find_code(target)? } else { None };
+        self.mode = here;
+        if found.is_some()
+            && target != 0
+            && drops == self.views.drops()
+            && let Some(block) = self.cache.block(block).filter(|block| !block.stale)
+        {
+            return Ok(Next::Resume(self.cache.address(block, resume)));
+        }
+        self.stats.callouts += 1;
+        self.slow.execute_one();
+        Ok(Next::Dispatch)
     }
 
     /// Goes on with a plain translation of the rest of a block.

@@ -255,13 +255,18 @@ impl JumpBook {
             self.clear(base);
         }
         self.filled.push(u16::try_from(slot).unwrap_or(0));
+        self.note_page(va, resolved);
+        // SAFETY: as in `clear`.
+        unsafe { self.entry(base, slot).write(JumpEntry { address: va, code }) };
+    }
+
+    /// Code in the page of `va` is cached.
+    fn note_page(&mut self, va: u64, resolved: &Resolved) {
         self.pages.insert(va >> 12);
         if !matches!(resolved.page_size, PageSize::Kib4) {
             self.large.insert(va >> 30);
         }
         self.private |= !resolved.global;
-        // SAFETY: as in `clear`.
-        unsafe { self.entry(base, slot).write(JumpEntry { address: va, code }) };
     }
 
     fn look_up(&self, base: *mut u8, va: u64) -> Option<u64> {
@@ -419,6 +424,13 @@ impl Views {
         let base = self.base();
         if let Some(book) = self.jump_book(table) {
             book.insert(base, va, code, resolved);
+        }
+    }
+
+    /// Code that is cached depends on the page of `va` too.
+    pub(crate) fn note_code_page(&mut self, table: Table, va: u64, resolved: &Resolved) {
+        if let Some(book) = self.jump_book(table) {
+            book.note_page(va, resolved);
         }
     }
 

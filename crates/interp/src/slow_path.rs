@@ -142,9 +142,8 @@ impl InterpVcpu {
     }
 
     /// Translates an instruction fetch. Faults are not delivered: executing the instruction will.
-    pub fn resolve_code(&mut self, va: u64) -> Option<Resolved> {
+    pub fn resolve_code(&mut self, va: u64, privilege: Privilege) -> Option<Resolved> {
         let cpu = &mut self.cpu;
-        let privilege = if cpu.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
         cpu.tlb.resolve(&cpu.paging, Gva(va), Access::Execute, privilege).ok()
     }
 

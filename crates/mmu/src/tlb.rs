@@ -112,6 +112,16 @@ pub struct Resolved {
     pub global: bool,
 }
 
+impl Resolved {
+    /// The machine frame, if the access ends in memory.
+    pub const fn frame(&self) -> Option<Mfn> {
+        match self.target {
+            Target::Ram { mfn, .. } => Some(mfn),
+            Target::Mmio(_) | Target::Ignore => None,
+        }
+    }
+}
+
 /// What was invalidated, for whoever caches translations elsewhere too ([`Tlb::take_invalidations`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalidation {

@@ -81,7 +81,8 @@ pub struct HostFeatures {
 
 /// A translation to be made.
 pub struct Source<'a> {
-    /// The bytes from the first instruction to the end of its page.
+    /// The bytes from the first instruction to the end of its page, and, if the first instruction may reach into the next
+    /// page, those that may belong to it there.
     pub code: &'a [u8],
     /// Where in its page the first instruction is.
     pub offset: u16,
@@ -150,6 +151,14 @@ pub enum Exit {
     },
     /// RAX is the linear address at which to go on.
     Lookup,
+    /// As [`Exit::Lookup`], but the instruction that goes there has not changed anything yet: if the code there can be put
+    /// into the jump cache the code goes on at `resume`, RAX the same; else the instruction is interpreted.
+    Transfer {
+        /// The mode of the code there.
+        mode: Mode,
+        /// Where the jump cache is asked again.
+        resume: u32,
+    },
     /// Somebody wants attention; the instruction has not begun.
     Attention,
     /// The rest of the block is to be translated plainly: the instruction is the first of a group of accesses that are not
@@ -168,6 +177,9 @@ pub struct Block {
     pub entry_host: u32,
     /// Where to enter with the status flags in memory.
     pub entry_memory: u32,
+    /// Where the jump cache leads: as `entry_memory`, but if the block is one instruction across two pages. Then the
+    /// other entries go through the jump cache, which finds it only if both pages are what they were.
+    pub entry_jump: u32,
     /// Which of the two costs nothing.
     pub host_is_free: bool,
     /// Where the code is that takes the place of `entry_host` when the block is no longer good.

@@ -268,8 +268,7 @@ fn probe(e: &mut Emitter<'_>, mode: Mode) -> Hole {
 
 /// Finds the code at the linear address in RAX for [`go_to_found`], or has the instruction interpreted.
 pub(crate) fn find(e: &mut Emitter<'_>, mode: Mode) {
-    let miss = probe(e, mode);
-    e.interpret_from(miss);
+    ask(e, mode);
     e.asm.op_imm(Op::And, Gpr::RAX, -4096);
     e.asm.gs_store(at::TEMP, Gpr::RAX);
     e.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, at::jumps(mode.table()) + at::CODE);
@@ -299,9 +298,25 @@ fn dispatch(e: &mut Emitter<'_>) {
 /// The same as the last part of an instruction, which has not changed anything yet: where nothing is known it is
 /// interpreted, because an address that is not canonical faults in the branch (SDM vol. 2, JMP).
 fn transfer(e: &mut Emitter<'_>) {
-    let miss = probe(e, e.mode);
-    e.interpret_from(miss);
+    ask(e, e.mode);
     enter(e);
+}
+
+/// [`probe`], for an instruction that has not changed anything yet.
+fn ask(e: &mut Emitter<'_>, mode: Mode) {
+    let resume = e.asm.here();
+    let miss = probe(e, mode);
+    e.transfer_from(miss, mode, resume);
+}
+
+/// The entries of a block that is one instruction across two pages: they find it through the jump cache, or not at all.
+/// Flags are in memory.
+pub(crate) fn enter_by_jump_cache(e: &mut Emitter<'_>) -> Result {
+    page_address(e, e.source.offset.into())?;
+    let miss = probe(e, e.mode);
+    e.look_up_from(miss);
+    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::CODE);
+    Ok(())
 }
 
 /// Enters the code that [`probe`] has found.
@@ -417,8 +432,7 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let user = e.mode.has(Mode::USER);
     e.asm.gs_load(Gpr::RSP, at::SHADOW_TOP + if user { 8 } else { 0 });
     poll_freely(e);
-    let miss = probe(e, e.mode);
-    e.interpret_from(miss);
+    ask(e, e.mode);
     e.asm.lea(stack, stack, popped);
     enter(e);
     Ok(Flow::End)

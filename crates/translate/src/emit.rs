@@ -196,6 +196,11 @@ impl<'a> Emitter<'a> {
         self.leave_by(hole, self.at, Exit::Lookup, Before::Nothing);
     }
 
+    /// The jump goes to the linear address in RAX if that is known in `mode`, and else has the current instruction interpreted.
+    pub(crate) fn transfer_from(&mut self, hole: Hole, mode: Mode, resume: u32) {
+        self.leave_by(hole, self.at, Exit::Transfer { mode, resume }, Before::Nothing);
+    }
+
     /// The jump gives way to whoever wants attention, before the current instruction.
     pub(crate) fn attend_from(&mut self, hole: Hole) {
         let before = if self.form == Form::Host { Before::SaveFlags } else { Before::Nothing };

@@ -81,6 +81,7 @@ fn purpose(site: &Site, page: u64) -> String {
         Exit::Interpret => format!("interpret {place}"),
         Exit::Link { .. } => format!("jump to {place}, to be linked"),
         Exit::Lookup => "jump to RAX".to_owned(),
+        Exit::Transfer { .. } => "jump to RAX, or interpret".to_owned(),
         Exit::Attention => format!("attention, at {place}"),
         Exit::Plain => format!("no one page for all, at {place}"),
         Exit::Stale => "the block is stale".to_owned(),

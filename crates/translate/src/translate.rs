@@ -8,7 +8,7 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::block::{Block, Form, Mode, Source};
-use crate::branch::{Flow, branch, go_to};
+use crate::branch::{Flow, branch, enter_by_jump_cache, go_to};
 use crate::catalogue;
 use crate::copy::{copy, lea};
 use crate::emit::{Emitter, Result, Unsupported};
@@ -24,8 +24,8 @@ const MAX_INSTRUCTIONS: usize = 64;
 /// Forward conditional jumps inside a block at the most.
 const MAX_EXITS: usize = 8;
 
-/// Translates the block at the beginning of `source`; `None` if its first instruction does not lie in the page as a
-/// whole, which the interpreter executes.
+/// Translates the block at the beginning of `source`; `None` if its first instruction does not lie in its bytes as a
+/// whole.
 pub fn translate(source: &Source<'_>) -> Option<Block> {
     let run = decode(source);
     if run.is_empty() {
@@ -33,7 +33,12 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
     }
     let mut e = Emitter::new(source);
     let mut block = Block::default();
-    begin(&mut e, &run, &mut block);
+    if run.first().is_some_and(|insn| crosses(insn)) {
+        begin_across(&mut e, &mut block).ok()?;
+    } else {
+        begin(&mut e, &run, &mut block);
+        block.entry_jump = block.entry_memory;
+    }
     if !source.mode.has(Mode::PLAIN) {
         e.groups = Groups::find(&run, &mut e.info);
     }
@@ -81,6 +86,13 @@ fn decode(source: &Source<'_>) -> Vec<Instruction> {
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
+        if crosses(&insn) {
+            // By itself or not at all.
+            if run.is_empty() {
+                run.push(insn);
+            }
+            break;
+        }
         run.push(insn);
         if is_invalid(&insn) || ends(&insn) {
             break;
@@ -91,6 +103,22 @@ fn decode(source: &Source<'_>) -> Vec<Instruction> {
         }
     }
     run
+}
+
+/// Whether an instruction reaches into the next page.
+fn crosses(insn: &Instruction) -> bool {
+    insn.next_ip() > 4096
+}
+
+/// Emits the entries of a block that is one instruction across two pages.
+fn begin_across(e: &mut Emitter<'_>, block: &mut Block) -> Result {
+    block.entry_host = e.asm.here();
+    e.save_flags();
+    block.entry_memory = e.asm.here();
+    e.form = Form::Memory;
+    enter_by_jump_cache(e)?;
+    block.entry_jump = e.asm.here();
+    Ok(())
 }
 
 fn ends(insn: &Instruction) -> bool {
