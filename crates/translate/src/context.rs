@@ -22,7 +22,7 @@ pub const CONTEXT_BYTES: usize = 4096;
 /// Bytes of a [`TlbEntry`].
 pub const ENTRY_BYTES: usize = 32;
 /// Binary logarithm of [`ENTRY_BYTES`].
-const ENTRY_SHIFT: u32 = 5;
+const ENTRY_SHIFT: u8 = 5;
 /// Entries of the supervisor TLB and of the user TLB: a reach of 128 MiB in 4 KiB pages.
 pub const LARGE_TLB: usize = 1 << 15;
 /// Entries of the TLB for supervisor accesses with AC set: only copies to and from user memory.
@@ -322,7 +322,7 @@ pub const fn tlb_slot(table: Table, va: u64) -> usize {
 pub(crate) const fn tlb_index(table: Table) -> (u8, u32) {
     #[allow(clippy::cast_possible_truncation)]
     let mask = ((tlb_entries(table) - 1) << ENTRY_SHIFT) as u32;
-    (12 - ENTRY_SHIFT as u8, mask)
+    (12 - ENTRY_SHIFT, mask)
 }
 
 /// The slot of a linear address in a jump cache.

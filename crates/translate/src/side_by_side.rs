@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use iced_x86::{
-    Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, Register, SymbolResolver, SymbolResult,
+    Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpKind, Register, SymbolResolver,
+    SymbolResult,
 };
 
 use crate::block::{Block, Exit, Site, Source};
@@ -92,6 +93,8 @@ fn readable(formatter: &mut NasmFormatter) {
     let options = formatter.options_mut();
     options.set_hex_prefix("0x");
     options.set_hex_suffix("");
+    options.set_uppercase_hex(false);
+    options.set_branch_leading_zeros(false);
     options.set_space_after_operand_separator(true);
     options.set_first_operand_char_index(8);
 }
@@ -124,11 +127,14 @@ impl SymbolResolver for Names {
         &mut self,
         insn: &Instruction,
         _operand: u32,
-        _instruction_operand: Option<u32>,
+        instruction_operand: Option<u32>,
         address: u64,
         _address_size: u32,
     ) -> Option<SymbolResult<'_>> {
-        let displacement = i32::try_from(address).ok().filter(|_| insn.memory_segment() == Register::GS)?;
+        if insn.op_kind(instruction_operand?) != OpKind::Memory || insn.memory_segment() != Register::GS {
+            return None;
+        }
+        let displacement = i32::try_from(address).ok()?;
         let known = at::FIELDS.iter().chain(&PARTS).filter(|&&(start, _)| start <= displacement);
         let &(start, name) = known.max_by_key(|&&(start, _)| start)?;
         Some(SymbolResult::with_str(u64::try_from(start).ok()?, name))
@@ -161,6 +167,7 @@ mod tests {
             "exit: read not in the TLB",
             "exit: interpret 401006",
             "[gs:exit]",
+            "dword [gs:site], 0\n",
         ] {
             assert!(text.contains(part), "no '{part}' in:\n{text}");
         }
