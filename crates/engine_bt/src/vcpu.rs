@@ -12,6 +12,8 @@
 //! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
+use std::sync::Arc;
+
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::Instruction;
@@ -44,7 +46,7 @@ pub struct BtVcpu {
     gate: Gate,
     go: Go,
     kick: Kick,
-    seat: Seat,
+    seat: Arc<Seat>,
     host: HostFeatures,
     /// The mode of the code that runs.
     mode: Mode,
@@ -85,9 +87,8 @@ impl BtVcpu {
         let caller = go.clone();
         let kick = Kick::with_interrupt(move || caller.call());
         let seen = setup.memory.epoch();
-        let caller = kick.clone();
-        let seat = setup.memory.seat(move || caller.kick());
         let slow = InterpVcpu::with_kick(setup, kick.clone())?;
+        let seat = slow.seat();
         let mut vcpu = Self {
             slow,
             views,
@@ -180,6 +181,7 @@ impl BtVcpu {
                     let heat = &mut self.heat;
                     self.cache.make_stale(mfn, |key| heat.cool(key))?;
                 }
+                Change::Nothing => {}
             }
         }
         if everything {

@@ -15,6 +15,7 @@ use x86::{Exception, Gfn, Gpa, Gva, Mfn, Mode, PAGE_SIZE, SegmentIndex};
 
 use crate::cpu::Cpu;
 use crate::op::{Break, Mem, Op};
+use crate::system::misc::drain_stores;
 use crate::width::Width;
 
 /// Where a translated access ends.
@@ -489,9 +490,7 @@ impl Cpu {
         }
     }
 
-    /// Replaces a located operand if it still is `old`; atomic against other vCPUs where it lies in one frame.
-    ///
-    /// An operand across two frames is not: see CAVEATS, "Split locks".
+    /// Replaces a located operand if it still is `old`, atomically, as a full barrier.
     pub(crate) fn exchange_at<W: Width>(&mut self, slot: Slot, old: u64, new: u64) -> Result<(), u64> {
         match slot {
             Slot { first: Place::Frame { mfn, offset, gfn, note }, second: None } => {
@@ -500,28 +499,47 @@ impl Cpu {
                 self.wrote(gfn, mfn, note, offset, W::SIZE);
                 result.map(|_| ()).map_err(W::into_u64)
             }
-            _ => {
-                let now = self.read_slot(slot, W::SIZE);
+            _ => self.alone(slot, |cpu| {
+                let now = cpu.read_slot(slot, W::SIZE);
                 if now == old {
-                    self.write_slot(slot, W::SIZE, new);
+                    cpu.write_slot(slot, W::SIZE, new);
                     Ok(())
                 } else {
                     Err(now)
                 }
-            }
+            }),
         }
+    }
+
+    /// A locked access that no instruction of the host's can make. Two pages need all other vCPUs to stand still; on a
+    /// device nothing is atomic, but a barrier it is.
+    #[cold]
+    fn alone<R>(&mut self, slot: Slot, access: impl FnOnce(&mut Self) -> R) -> R {
+        drain_stores();
+        let result = if slot.second.is_some() {
+            // What was heard of changes is no longer enough: the block ends here.
+            self.budget = 0;
+            let (memory, seat) = (self.memory.clone(), self.seat.clone());
+            memory.alone(&seat, || access(self))
+        } else {
+            access(self)
+        };
+        drain_stores();
+        result
     }
 
     /// Applies `update` to a located operand atomically; returns the value before.
     #[inline]
     pub(crate) fn update_at<W: Width>(&mut self, slot: Slot, update: impl Fn(u64) -> u64) -> u64 {
-        let mut old = self.read_at::<W>(slot);
         if !matches!(slot, Slot { first: Place::Frame { .. }, second: None }) {
-            // A device's register may read differently each time (a counter that runs), so it is read once; an operand
-            // across two frames is not atomic in any case.
-            self.write_slot(slot, W::SIZE, update(old));
-            return old;
+            // A device's register may read differently each time (a counter that runs), so it is read once.
+            return self.alone(slot, |cpu| {
+                let old = cpu.read_slot(slot, W::SIZE);
+                cpu.write_slot(slot, W::SIZE, update(old));
+                old
+            });
         }
+        let mut old = self.read_at::<W>(slot);
         loop {
             match self.exchange_at::<W>(slot, old, update(old)) {
                 Ok(()) => return old,

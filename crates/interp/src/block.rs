@@ -317,28 +317,26 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn hear_changes(&mut self) {
-        self.tlb.sync_epoch();
-        self.forget_fetch();
-        self.heard = self.tlb.seen();
-        if let Some(seat) = &self.seat {
-            seat.hear(self.heard);
+        while self.memory.epoch() != self.heard {
+            self.tlb.sync_epoch();
+            self.forget_fetch();
+            self.heard = self.tlb.seen();
+            if !self.guided {
+                self.seat.hear(self.heard);
+            }
         }
     }
 
     /// Guest code is about to run.
     pub(crate) fn enter(&mut self) {
-        if let Some(seat) = &self.seat {
-            seat.enter(self.heard);
-        }
+        self.seat.enter(self.heard);
         self.sync_memory();
     }
 
     /// No guest code runs until [`Cpu::enter`].
     pub(crate) fn leave(&mut self) {
         self.sync_memory();
-        if let Some(seat) = &self.seat {
-            seat.leave();
-        }
+        self.seat.leave();
     }
 
     /// The linear address of the next instruction.

@@ -61,8 +61,9 @@ pub(crate) struct Cpu {
     pub(crate) native: Processor,
     pub(crate) tlb: Tlb,
     pub(crate) memory: Arc<GuestMemory>,
-    /// This vCPU's, unless another engine has its own.
-    pub(crate) seat: Option<Seat>,
+    pub(crate) seat: Arc<Seat>,
+    /// Another engine says when this vCPU runs and what it has heard.
+    pub(crate) guided: bool,
     /// The epoch of memory that was acted on at a block boundary.
     pub(crate) heard: u64,
     pub(crate) platform: Arc<dyn Platform>,
@@ -128,7 +129,8 @@ impl Cpu {
             native: Processor::new()?,
             tlb: Tlb::new(setup.memory.clone()),
             heard: setup.memory.epoch(),
-            seat: Some(setup.memory.seat(move || caller.kick())),
+            seat: Arc::new(setup.memory.seat(move || caller.kick())),
+            guided: false,
             memory: setup.memory,
             platform: setup.platform,
             id: setup.id,

@@ -3,9 +3,11 @@
 //! An engine that executes most of the guest itself keeps an [`InterpVcpu`] for the rest: events, faults, whatever it does
 //! not translate, and the state that goes with it. It moves the registers it holds in and out by [`InterpVcpu::registers`].
 
+use std::sync::Arc;
+
 use engine::{Exit, Kick, VcpuSetup};
 use iced_x86::{Instruction, Mnemonic};
-use memory::GuestMemory;
+use memory::{GuestMemory, Seat};
 use mmu::{Access, Privilege, Resolved, Tlb};
 use native::Processor;
 use x86::control::{cr0, cr4, efer};
@@ -79,15 +81,17 @@ pub fn offers(insn: &Instruction, features: &FeatureSet) -> bool {
 }
 
 impl InterpVcpu {
-    /// A vCPU in the reset state that looks at a kick of the caller's, logs its TLB's invalidations, and leaves it to the
-    /// caller to take a seat.
+    /// A vCPU in the reset state that looks at a kick of the caller's, logs its TLB's invalidations, and leaves its
+    /// seat to the caller.
     ///
     /// # Errors
     /// If the host refuses memory for the arithmetic unit's code.
     pub fn with_kick(setup: VcpuSetup, kick: Kick) -> Result<Self, engine::EngineError> {
         let mut vcpu = crate::Interp.vcpu(setup)?;
         vcpu.cpu.kick = kick;
-        vcpu.cpu.seat = None;
+        let caller = vcpu.cpu.kick.clone();
+        vcpu.cpu.seat = Arc::new(vcpu.cpu.memory.seat(move || caller.kick()));
+        vcpu.cpu.guided = true;
         vcpu.cpu.tlb.log_invalidations();
         Ok(vcpu)
     }
@@ -96,6 +100,11 @@ impl InterpVcpu {
     #[inline]
     pub fn look(&mut self) -> Option<Exit> {
         if self.cpu.look || self.cpu.kick.is_raised() { self.attend() } else { None }
+    }
+
+    /// This vCPU's place among those that use the guest's memory.
+    pub fn seat(&self) -> Arc<Seat> {
+        self.cpu.seat.clone()
     }
 
     /// Acts on changes of guest memory.

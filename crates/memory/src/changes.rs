@@ -17,6 +17,8 @@ pub enum Change {
     Watched(Mfn),
     /// Watched code of this frame was written: what was made of it is worth nothing.
     Written(Mfn),
+    /// Nothing: somebody wants all to come to a block boundary.
+    Nothing,
 }
 
 /// Events remembered.
@@ -53,6 +55,7 @@ impl ChangeLog {
             Change::Everything => (0, 0),
             Change::Watched(mfn) => (1, mfn.0),
             Change::Written(mfn) => (2, mfn.0),
+            Change::Nothing => (3, 0),
         };
         let number = self.count.fetch_add(1, Ordering::SeqCst);
         let word = stamp(number) | kind << FRAME_BITS | frame & FRAME_MASK;
@@ -79,6 +82,7 @@ impl ChangeLog {
         ) {
             (true, 1) => Change::Watched(mfn),
             (true, 2) => Change::Written(mfn),
+            (true, 3) => Change::Nothing,
             // Overwritten, or not yet there.
             _ => Change::Everything,
         }
@@ -101,7 +105,9 @@ mod tests {
         log.push(Change::Watched(Mfn(7)));
         log.push(Change::Written(Mfn(FRAME_MASK)));
         log.push(Change::Everything);
-        let all = [Change::Watched(Mfn(7)), Change::Written(Mfn(FRAME_MASK)), Change::Everything];
+        log.push(Change::Nothing);
+        let all =
+            [Change::Watched(Mfn(7)), Change::Written(Mfn(FRAME_MASK)), Change::Everything, Change::Nothing];
         assert_eq!(heard(&log, start), all);
         assert_eq!(heard(&log, start + 2), all[2..]);
     }

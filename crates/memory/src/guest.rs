@@ -364,6 +364,12 @@ impl GuestMemory {
         self.seats.take(Box::new(call))
     }
 
+    /// Makes an access while all other vCPUs stand still: for one that has to be atomic and cannot be. The caller hears
+    /// changes before it uses a cached translation again.
+    pub fn alone<R>(&self, seat: &Seat, access: impl FnOnce() -> R) -> R {
+        self.seats.alone(seat, || self.announce(Change::Nothing), access)
+    }
+
     /// Raises the epoch, and returns it.
     fn announce(&self, change: Change) -> u64 {
         let epoch = self.changes.push(change);

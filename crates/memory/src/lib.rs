@@ -9,6 +9,7 @@
 //! | `dirty` | which guest frames were written since one last asked |
 //! | `code_watch` | which machine frames hold code that an engine has cached |
 //! | [`shootdown`] | how translations are taken away from other vCPUs before code is cached |
+//! | `bus_lock` | how all other vCPUs are made to stand still for one access |
 //! | `changes` | what happened that caches must hear of |
 //! | [`guest`] | [`GuestMemory`]: all of it together, and the *epoch* that keeps cached translations honest |
 //! | [`saved`] | the saved form of the map |
@@ -16,6 +17,7 @@
 #![allow(unsafe_code)]
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
+mod bus_lock;
 mod changes;
 mod code_watch;
 mod dirty;

@@ -61,12 +61,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use x86::Mfn;
 
+use crate::bus_lock::Bus;
+
 /// "Heard" by who is away: everything, since it will catch up before it does anything.
 const AWAY: u64 = u64::MAX;
 
 /// A vCPU's place in the protocol. Away when new; gives itself up when dropped.
 #[derive(Debug)]
-pub struct Seat(Arc<Chair>);
+pub struct Seat {
+    chair: Arc<Chair>,
+    bus: Arc<Bus>,
+}
 
 struct Chair {
     heard: AtomicU64,
@@ -84,19 +89,29 @@ impl Seat {
     /// The vCPU is about to run guest code, and has heard all up to epoch `heard`. It has to look at the epoch, and to
     /// hear what is newer, after this and before it does anything.
     pub fn enter(&self, heard: u64) {
-        self.0.heard.store(heard, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        loop {
+            self.chair.heard.store(heard, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if !self.bus.is_locked() {
+                return;
+            }
+            self.leave();
+            self.bus.wait();
+        }
     }
 
-    /// The vCPU, between two instructions, has heard all up to this epoch.
-    #[inline]
+    /// The vCPU, between two instructions, has heard all up to this epoch. Stands still, away, while somebody has locked the
+    /// bus; so it has to look at the epoch again, as after [`Seat::enter`].
     pub fn hear(&self, epoch: u64) {
-        self.0.heard.store(epoch, Ordering::Release);
+        self.chair.heard.store(epoch, Ordering::Release);
+        if self.bus.is_locked() {
+            self.enter(epoch);
+        }
     }
 
     /// The vCPU runs no guest code until it enters again.
     pub fn leave(&self) {
-        self.hear(AWAY);
+        self.chair.heard.store(AWAY, Ordering::Release);
     }
 }
 
@@ -108,30 +123,52 @@ impl Drop for Seat {
 
 /// All seats of a guest's vCPUs.
 #[derive(Debug, Default)]
-pub(crate) struct Seats(RwLock<Vec<Arc<Chair>>>);
+pub(crate) struct Seats {
+    chairs: RwLock<Vec<Arc<Chair>>>,
+    bus: Arc<Bus>,
+}
 
 impl Seats {
     /// A new seat, by which the vCPU is called like that.
     pub(crate) fn take(&self, call: Box<dyn Fn() + Send + Sync>) -> Seat {
         let chair = Arc::new(Chair { heard: AtomicU64::new(AWAY), call });
-        let mut chairs = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut chairs = self.chairs.write().unwrap_or_else(PoisonError::into_inner);
         // Seats that were given up.
         chairs.retain(|chair| Arc::strong_count(chair) > 1);
         chairs.push(chair.clone());
-        Seat(chair)
+        Seat { chair, bus: self.bus.clone() }
     }
 
     /// Calls everybody who has not heard all up to this epoch.
     pub(crate) fn call(&self, epoch: u64) {
         fence(Ordering::SeqCst);
-        let chairs = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let chairs = self.chairs.read().unwrap_or_else(PoisonError::into_inner);
         chairs.iter().filter(|chair| chair.heard.load(Ordering::Relaxed) < epoch).for_each(|c| (c.call)());
+    }
+
+    /// Runs `access` while all other vCPUs stand still. `announce` raises the epoch and returns it.
+    pub(crate) fn alone<R>(
+        &self,
+        seat: &Seat,
+        announce: impl FnOnce() -> u64,
+        access: impl FnOnce() -> R,
+    ) -> R {
+        let heard = seat.chair.heard.swap(AWAY, Ordering::SeqCst);
+        let locked = self.bus.lock();
+        let epoch = announce();
+        while self.heard() < epoch {
+            std::thread::yield_now();
+        }
+        let result = access();
+        drop(locked);
+        seat.enter(heard);
+        result
     }
 
     /// The epoch that everybody has heard who is not away.
     fn heard(&self) -> u64 {
         fence(Ordering::SeqCst);
-        let chairs = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let chairs = self.chairs.read().unwrap_or_else(PoisonError::into_inner);
         chairs.iter().map(|chair| chair.heard.load(Ordering::Acquire)).min().unwrap_or(AWAY)
     }
 }

@@ -410,7 +410,7 @@ impl Tlb {
                     return self.clear();
                 }
                 Change::Watched(mfn) => self.drop_frame(mfn),
-                Change::Written(_) => {}
+                Change::Written(_) | Change::Nothing => {}
             }
         }
     }

@@ -144,3 +144,46 @@ fn threads_run_what_was_written() {
     });
     assert!(!stale.into_inner());
 }
+
+#[test]
+fn all_others_stand_still_while_one_is_alone() {
+    const EACH: u64 = 2_000;
+    let memory = memory();
+    let add_one = || {
+        // What another thread does in between is lost.
+        let old = memory.frames().read::<u64>(CODE, 0);
+        memory.frames().write(CODE, 0, old + 1);
+    };
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            let seat = memory.seat(|| {});
+            let (memory, add_one) = (&memory, &add_one);
+            scope.spawn(move || {
+                seat.enter(memory.epoch());
+                for turn in 0..EACH {
+                    memory.alone(&seat, add_one);
+                    seat.hear(memory.epoch());
+                    if turn % 16 == 0 {
+                        seat.leave();
+                        seat.enter(memory.epoch());
+                    }
+                }
+                seat.leave();
+            });
+        }
+        let seat = memory.seat(|| {});
+        seat.enter(memory.epoch());
+        for _ in 0..EACH {
+            // A block of ordinary instructions.
+            let once = memory.frames().read::<u64>(CODE, 0);
+            std::hint::spin_loop();
+            assert_eq!(memory.frames().read::<u64>(CODE, 0), once);
+            // An epoch that is old by now.
+            let epoch = memory.epoch();
+            thread::yield_now();
+            seat.hear(epoch);
+        }
+        seat.leave();
+    });
+    assert_eq!(memory.frames().read::<u64>(CODE, 0), 2 * EACH);
+}

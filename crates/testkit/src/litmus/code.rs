@@ -35,8 +35,6 @@ pub(super) enum Binding {
     Avx,
     /// Only where the guest's processor is Intel's.
     Intel,
-    /// Nobody: umbra is known not to do it (`CAVEATS.md`), and the test shows how much.
-    Nobody,
 }
 
 /// Additions that each processor makes in a round.
@@ -107,7 +105,6 @@ pub(super) fn tests() -> Vec<CodeTest> {
             processors: 2,
             observed: &[("counter", Source::Final(ACROSS_PAGES))],
             legal: |outcome| outcome[0] == 2 * u64::from(SPLIT_TURNS),
-            binding: Binding::Nobody,
             ..counter("", |a, _| repeat(a, SPLIT_TURNS, |a| a.lock().inc(dword_ptr(ACROSS_PAGES))))
         },
         whole("whole+16-in-8", |a, processor| word(a, processor, word_ptr(A + 5), ax, cx)),

@@ -277,7 +277,6 @@ impl Plan {
             Law::Model { .. } | Law::Predicate { binding: Binding::Always, .. } => true,
             Law::Predicate { binding: Binding::Avx, .. } => cpuid.has(Feature::Avx),
             Law::Predicate { binding: Binding::Intel, .. } => host::cpu::cpuid(0, 0)[1] == GENUINE,
-            Law::Predicate { binding: Binding::Nobody, .. } => false,
         };
         result.verdict = match (forbidden.is_empty(), binds) {
             (true, _) => Verdict::Ok,
