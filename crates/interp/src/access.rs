@@ -401,6 +401,12 @@ impl Cpu {
     /// Checks that a later [`Cpu::store_block`] of the same bytes cannot fault.
     pub(crate) fn probe_block(&mut self, seg: u8, offset: u64, align: u64, size: u64) -> Result<(), Break> {
         let va = self.linear(seg, offset, size, true)?;
+        let cached = va % PAGE_SIZE + size <= PAGE_SIZE
+            && !self.careful
+            && self.tlb.lookup_write(Gva(va), self.privilege).is_some();
+        if cached {
+            return Ok(());
+        }
         self.check_access(seg, va, size, align, true)?;
         self.slot(va, size, Access::Write, self.privilege).map(|_| ())
     }

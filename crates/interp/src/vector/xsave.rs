@@ -5,6 +5,8 @@
 //! the header at 512, the upper halves of the YMM registers at 576. They differ in the header, in what is skipped,
 //! and in who owns MXCSR.
 
+use std::ops::Range;
+
 use iced_x86::{Instruction, Mnemonic};
 use x86::bits::low32;
 use x86::control::{cr0, cr4, xcr0};
@@ -13,7 +15,7 @@ use x86::fpu::{MXCSR_DEFAULT, MXCSR_MASK};
 use x86::{Exception, FpuState, VectorState};
 
 use super::control::registers;
-use super::environment::Environment;
+use super::environment::{Environment, Units};
 use super::fxsave::{self, MXCSR_AT, REGION};
 use super::guard::check_alignment;
 use crate::op::Mem;
@@ -130,21 +132,13 @@ fn save<E: Environment>(
     let offset = env.offset(mem);
     let at = |bytes: usize| offset.wrapping_add(bytes as u64) << mem.cut >> mem.cut;
     let registers = registers(env);
-    let mut area = [0; AVX_AT + AVX];
     let units = env.units();
     let mut used = in_use(units.fpu, units.vector, registers);
     if kind != Save::All && units.vector.mxcsr != MXCSR_DEFAULT {
         // 13.9 and 13.10: a changed MXCSR makes the SSE component one to be saved.
         used |= xcr0::SSE;
     }
-    if let Some(region) = area.first_chunk_mut() {
-        fxsave::put_x87(region, units.fpu, wide);
-        fxsave::put_mxcsr(region, units.vector);
-        fxsave::put_xmm(region, units.vector, registers);
-    }
-    for (place, ymm) in area[AVX_AT..].chunks_exact_mut(16).zip(&units.vector.ymm) {
-        place.copy_from_slice(&ymm[1].to_le_bytes());
-    }
+    let mut area = image(&units, wide, registers);
     let mut header = HEADER_AT..HEADER_AT + 8;
     let mut in_use = requested & used;
     if kind == Save::Compacted {
@@ -163,24 +157,55 @@ fn save<E: Environment>(
         _ => requested & (xcr0::SSE | xcr0::AVX),
     };
     // What is not part of a saved component is not touched.
-    let parts = [
-        (saved & xcr0::X87, 0..MXCSR_AT),
-        (mxcsr, MXCSR_AT..32),
-        (saved & xcr0::X87, 32..160),
-        (saved & xcr0::SSE, 160..fxsave::xmm_end(registers)),
-        (1, header),
-        (saved & xcr0::AVX, AVX_AT..AVX_AT + registers * 16),
+    let mut parts = [
+        part(saved & xcr0::X87, 0..MXCSR_AT),
+        part(mxcsr, MXCSR_AT..32),
+        part(saved & xcr0::X87, 32..160),
+        part(saved & xcr0::SSE, 160..fxsave::xmm_end(registers)),
+        header,
+        part(saved & xcr0::AVX, AVX_AT..AVX_AT + registers * 16),
     ];
-    let parts = parts.into_iter().filter(|(wanted, _)| *wanted != 0);
-    for (_, part) in parts.clone() {
+    join(&mut parts);
+    let parts = parts.into_iter().filter(|part| !part.is_empty());
+    for part in parts.clone() {
         // All of the AVX component must be writable, even if the mode has only half of its registers.
         let len = if part.start == AVX_AT { AVX } else { part.len() };
         env.probe_write(mem.seg, at(part.start), 1, len as u64)?;
     }
-    for (_, part) in parts {
+    for part in parts {
         env.store(mem.seg, at(part.start), 1, &area[part])?;
     }
     Ok(())
+}
+
+/// The whole area but for its header.
+fn image(units: &Units<'_>, wide: bool, registers: usize) -> [u8; AVX_AT + AVX] {
+    let mut area = [0; AVX_AT + AVX];
+    if let Some(region) = area.first_chunk_mut() {
+        fxsave::put_x87(region, units.fpu, wide);
+        fxsave::put_mxcsr(region, units.vector);
+        fxsave::put_xmm(region, units.vector, registers);
+    }
+    for (place, ymm) in area[AVX_AT..].chunks_exact_mut(16).zip(&units.vector.ymm) {
+        place.copy_from_slice(&ymm[1].to_le_bytes());
+    }
+    area
+}
+
+/// A part of the area, empty unless it is wanted.
+fn part(wanted: u64, range: Range<usize>) -> Range<usize> {
+    if wanted == 0 { range.start..range.start } else { range }
+}
+
+/// Makes one part of those that touch: there is less to translate.
+fn join(parts: &mut [Range<usize>]) {
+    for i in 1..parts.len() {
+        let before = parts[i - 1].clone();
+        if before.end == parts[i].start && !before.is_empty() && !parts[i].is_empty() {
+            parts[i].start = before.start;
+            parts[i - 1].end = before.start;
+        }
+    }
 }
 
 /// What the header of an area says.
