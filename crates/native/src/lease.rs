@@ -63,7 +63,7 @@ impl Processor {
         // SAFETY: FXSAVE writes the image, which has its size and alignment; FNINIT changes nothing but the unit,
         // which is what Rust code expects of it afterwards.
         unsafe {
-            core::arch::asm!("fxsave64 [{}]", "fninit", in(reg) image, options(nostack, preserves_flags))
+            core::arch::asm!("fxsave64 [{}]", "fninit", in(reg) image, options(nostack, preserves_flags));
         };
         read_image(&self.context.image.0, fpu);
         fpu.fsw &= !(fsw::ES | fsw::B);
