@@ -347,7 +347,7 @@ impl BtVcpu {
         if block.is_none() {
             let next = (rip | PAGE_MASK).wrapping_add(1);
             second = self.second_frame(next)?;
-            let Some(mfn) = second else { return Ok(None) };
+            let Some((mfn, _)) = second else { return Ok(None) };
             self.slow.memory().frames().copy_out(mfn, 0, beyond);
             block = self.translation(key, code);
         }
@@ -356,25 +356,27 @@ impl BtVcpu {
         let (page, beyond) = code.split_at(left);
         let there =
             self.still_there(key.mfn, key.offset.into(), page.get(..length.min(left)).unwrap_or_default())
-                && second.is_none_or(|mfn| {
+                && second.is_none_or(|(mfn, _)| {
                     self.still_there(mfn, 0, beyond.get(..length.saturating_sub(left)).unwrap_or_default())
                 });
-        if !there || self.slow.memory().code_version(key.mfn) != version {
+        // A watch that has ended since would leave what was marked unnoticed.
+        let watched = |(mfn, version)| self.slow.memory().code_version(mfn) == version;
+        if !there || !watched((key.mfn, version)) || !second.is_none_or(watched) {
             return Ok(None);
         }
         if !self.cache.has_room(block.code.len()) {
             self.empty_shadows(Stale { supervisor: true, user: true });
             self.drop_code()?;
         }
-        let number = self.cache.place(key, second, code, block)?;
+        let number = self.cache.place(key, second.map(|(mfn, _)| mfn), code, block)?;
         self.names.placed(&self.cache, number, rip);
         Ok(Some(number))
     }
 
-    /// The frame of the page at `va`, watched, for an instruction that reaches into it.
-    fn second_frame(&mut self, va: u64) -> Result<Option<Mfn>, HostError> {
+    /// The frame of the page at `va`, watched, for an instruction that reaches into it, and its version.
+    fn second_frame(&mut self, va: u64) -> Result<Option<(Mfn, u32)>, HostError> {
         let Some(mfn) = self.code_frame(va) else { return Ok(None) };
-        Ok(self.watch(mfn)?.map(|_| mfn))
+        Ok(self.watch(mfn)?.map(|version| (mfn, version)))
     }
 
     fn translation(&self, key: Key, code: &[u8]) -> Option<translate::Block> {
