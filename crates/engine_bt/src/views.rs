@@ -240,11 +240,15 @@ impl JumpBook {
         base.wrapping_add(offset(at::jumps(self.table))).cast::<JumpEntry>().wrapping_add(slot)
     }
 
+    fn clear_slot(&self, base: *mut u8, slot: usize) {
+        // SAFETY: `base` is a view's start and the slot lies in this cache, which lies in every view; translated code of
+        // this vCPU does not run meanwhile.
+        unsafe { self.entry(base, slot).write(JumpEntry::empty(slot)) };
+    }
+
     fn clear(&mut self, base: *mut u8) {
         for slot in std::mem::take(&mut self.filled) {
-            // SAFETY: `base` is a view's start and the slot lies in this cache, which lies in every view; translated
-            // code of this vCPU does not run meanwhile.
-            unsafe { self.entry(base, slot.into()).write(JumpEntry::default()) };
+            self.clear_slot(base, slot.into());
         }
         *self = Self::new(self.table);
     }
@@ -256,7 +260,7 @@ impl JumpBook {
         }
         self.filled.push(u16::try_from(slot).unwrap_or(0));
         self.note_page(va, resolved);
-        // SAFETY: as in `clear`.
+        // SAFETY: as in `clear_slot`.
         unsafe { self.entry(base, slot).write(JumpEntry { address: va, code }) };
     }
 
@@ -270,14 +274,13 @@ impl JumpBook {
     }
 
     fn look_up(&self, base: *mut u8, va: u64) -> Option<u64> {
-        // SAFETY: as in `clear`.
+        // SAFETY: as in `clear_slot`.
         let entry = unsafe { self.entry(base, jump_slot(va)).read() };
         (entry.address == va && entry.code != 0).then_some(entry.code)
     }
 
     fn forget(&self, base: *mut u8, va: u64) {
-        // SAFETY: as in `clear`.
-        unsafe { self.entry(base, jump_slot(va)).write(JumpEntry::default()) };
+        self.clear_slot(base, jump_slot(va));
     }
 
     /// Drops everything if any of it may lie in the page of `va`. True if so.
@@ -303,6 +306,7 @@ impl View {
         };
         view.user.clear_slot(view.base(), 0);
         view.ac.clear_slot(view.base(), 0);
+        view.jumps.clear_slot(view.base(), 0);
         Ok(view)
     }
 
@@ -344,6 +348,8 @@ impl Views {
             go,
         };
         views.supervisor.clear_slot(views.base(), 0);
+        views.supervisor_jumps.clear_slot(views.base(), 0);
+        views.ac_jumps.clear_slot(views.base(), 0);
         Ok(views)
     }
 
@@ -544,6 +550,16 @@ impl Views {
         };
         self.views[self.current].used = self.clock;
         Ok(())
+    }
+
+    /// Drops whatever translates an address; memory has been told.
+    pub(crate) fn forget(&mut self, table: Table, va: u64) {
+        self.drops += 1;
+        let base = self.base();
+        if let Some(book) = self.book(table) {
+            book.clear_slot(base, tlb_slot(table, va));
+            book.drop_anchors(base, |anchor| (anchor.page ^ va) & !PAGE_MASK == 0, |_| {});
+        }
     }
 
     /// Drops writable translations, of one frame or of all, after telling memory of them.

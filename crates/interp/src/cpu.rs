@@ -11,9 +11,10 @@ use mmu::{PagingContext, PagingFeatures, Privilege, Tlb};
 use native::{NativeError, Processor};
 use x86::control::{cr0, cr4, dr7};
 use x86::cpuid::{CpuidTable, Feature};
+use x86::fpu::MXCSR_MASK;
 use x86::rflags;
 use x86::state::{Activity, Msrs, Pending};
-use x86::{CpuState, DescriptorTable, Exception, FpuState, Mode, Segment, SegmentIndex, VectorState};
+use x86::{CpuState, DescriptorTable, Exception, FpuState, Mfn, Mode, Segment, SegmentIndex, VectorState};
 
 use crate::block::FetchPage;
 use crate::op::{Break, RIP};
@@ -56,6 +57,8 @@ pub(crate) struct Cpu {
     pub(crate) fault: Option<Exception>,
     /// DR6 bits of data breakpoints met by the current instruction.
     pub(crate) watch_hits: u64,
+    /// The frames written so far, while somebody watches ([`crate::Watch`]); only careful accesses are noted.
+    pub(crate) written: Option<Vec<Mfn>>,
 
     /// The processor as an arithmetic unit.
     pub(crate) native: Processor,
@@ -126,6 +129,7 @@ impl Cpu {
             vector_rip: 0,
             fault: None,
             watch_hits: 0,
+            written: None,
             native: Processor::new()?,
             tlb: Tlb::new(setup.memory.clone()),
             heard: setup.memory.epoch(),
@@ -214,6 +218,8 @@ impl Cpu {
         self.msrs = s.msrs.clone();
         self.fpu = s.fpu.clone();
         self.vector = s.vector.clone();
+        // No instruction can set the others, and none can load them.
+        self.vector.mxcsr &= MXCSR_MASK;
         self.activity = s.activity;
         self.pending = s.pending.clone();
         self.refresh_paging();

@@ -173,8 +173,8 @@ pub struct Anchor {
 /// The sizes for which an [`Anchor`] has limits, in bytes.
 pub const SPANS: [u16; 3] = [8, 64, 512];
 
-/// Where a linear address's code is, by the address's low bits. A zero address never matches (code at address 0 is
-/// interpreted).
+/// Where a linear address's code is, by the address's low bits. An all-zero entry matches nothing, except that of slot 0,
+/// which matches address 0 (whose code is interpreted): an empty slot 0 holds [`JumpEntry::EMPTY_FIRST`].
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JumpEntry {
@@ -182,6 +182,16 @@ pub struct JumpEntry {
     pub address: u64,
     /// Host address of the code, to be entered with the status flags in memory.
     pub code: u64,
+}
+
+impl JumpEntry {
+    /// An empty entry for slot 0: its address belongs in another slot.
+    pub const EMPTY_FIRST: Self = Self { address: 1, code: 0 };
+
+    /// The empty entry of a slot.
+    pub const fn empty(slot: usize) -> Self {
+        if slot == 0 { Self::EMPTY_FIRST } else { Self { address: 0, code: 0 } }
+    }
 }
 
 /// Which TLB an access uses.
