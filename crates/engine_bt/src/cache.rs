@@ -39,7 +39,8 @@ impl Hasher for NumberHasher {
     }
 }
 
-type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
+/// A map by numbers.
+pub(crate) type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
 
 /// What a block is a translation of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

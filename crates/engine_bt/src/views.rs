@@ -21,6 +21,8 @@ use translate::context::{
 };
 use x86::{Gfn, Mfn, PAGE_MASK, PAGE_SIZE};
 
+use crate::cache::NumberMap;
+
 /// Address spaces that keep their tables.
 const VIEWS: usize = 16;
 /// Bytes of the part that all views share.
@@ -42,6 +44,8 @@ struct TlbBook {
     filled: Vec<u32>,
     /// Slots in use whose page is not global; of the supervisor's only.
     private: Vec<u32>,
+    /// By host page: the slots through which it may have been written since the table was last emptied.
+    writers: NumberMap<Vec<u32>>,
     large: RegionFilter,
     gib: RegionFilter,
 }
@@ -91,6 +95,7 @@ impl TlbBook {
             table,
             filled: Vec::new(),
             private: Vec::new(),
+            writers: NumberMap::default(),
             large: RegionFilter::default(),
             gib: RegionFilter::default(),
         }
@@ -145,6 +150,7 @@ impl TlbBook {
         }
         self.drop_anchors(base, |_| true, |_| {});
         self.private.clear();
+        self.writers.clear();
         self.large = RegionFilter::default();
         self.gib = RegionFilter::default();
     }
@@ -183,10 +189,18 @@ impl TlbBook {
         }
     }
 
-    /// Drops writable translations of one machine page, or reports all of them.
-    fn drop_writable(&self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
+    /// Drops writable translations, of one host page or all, after `report` has heard of them.
+    fn drop_writable(&mut self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
+        let slots = match page {
+            // Anchors are copies of entries that have been here.
+            Some(page) => match self.writers.remove(&page) {
+                Some(slots) => slots,
+                None => return,
+            },
+            None => self.filled.clone(),
+        };
         self.drop_anchors(base, |anchor| page.is_none_or(|page| anchor.base == page), &mut report);
-        for &slot in &self.filled {
+        for slot in slots {
             let entry = self.read(base, slot as usize);
             let concerned = page.is_none_or(|page| entry.base == page);
             if concerned && entry.write != TlbEntry::empty(slot as usize).write {
@@ -218,6 +232,12 @@ impl TlbBook {
             entry.gfn |= PRIVATE;
             if old.gfn & PRIVATE == 0 {
                 self.private.push(number);
+            }
+        }
+        if new.write != empty.write {
+            let slots = self.writers.entry(new.base).or_default();
+            if !slots.contains(&number) {
+                slots.push(number);
             }
         }
         match resolved.page_size {
@@ -567,10 +587,11 @@ impl Views {
         self.drops += 1;
         let page = frame.map(|mfn| memory.frames().host_ptr(mfn) as u64);
         let note = |gfn: Gfn| memory.note_write(gfn, memory.entry(gfn).mfn);
-        self.supervisor.drop_writable(self.base(), page, note);
-        for view in &self.views {
-            view.user.drop_writable(view.base(), page, note);
-            view.ac.drop_writable(view.base(), page, note);
+        self.supervisor.drop_writable(self.views[self.current].base(), page, note);
+        for view in &mut self.views {
+            let base = view.base();
+            view.user.drop_writable(base, page, note);
+            view.ac.drop_writable(base, page, note);
         }
     }
 }

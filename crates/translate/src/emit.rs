@@ -375,15 +375,15 @@ impl<'a> Emitter<'a> {
 
     /// Appends an instruction of the guest's, its operands already the host's.
     pub(crate) fn encode(&mut self, insn: &Instruction) -> Result {
-        self.encoder.encode(insn, 0).map_err(|_| Unsupported)?;
-        let bytes = self.encoder.take_buffer();
-        self.asm.raw(&bytes);
-        self.encoder.set_buffer({
-            let mut bytes = bytes;
-            bytes.clear();
-            bytes
-        });
-        Ok(())
+        let outcome = self.encoder.encode(insn, 0);
+        let mut bytes = self.encoder.take_buffer();
+        // A refused instruction may have left its first bytes.
+        if outcome.is_ok() {
+            self.asm.raw(&bytes);
+        }
+        bytes.clear();
+        self.encoder.set_buffer(bytes);
+        outcome.map(|_| ()).map_err(|_| Unsupported)
     }
 
     fn look_up(&mut self, look_up: &LookUp, mut site: Site, block: &mut Block) {
