@@ -306,6 +306,14 @@ impl Cache {
     pub(crate) fn range(&self, block: &Placed) -> Range<u64> {
         self.address(block, 0)..self.address(block, block.bytes)
     }
+
+    /// The code of a block, as it is now.
+    pub(crate) fn code_of(&self, block: &Placed) -> Vec<u8> {
+        let start = self.code.exec_ptr(block.start as usize);
+        // SAFETY: blocks lie inside the code memory, which is readable where it can be executed; only `write`, which
+        // needs this cache exclusively, changes it.
+        unsafe { std::slice::from_raw_parts(start, block.bytes as usize) }.to_vec()
+    }
 }
 
 /// The cache is smaller than 4 GiB.

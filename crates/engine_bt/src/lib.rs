@@ -7,7 +7,8 @@
 //! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
 //! - `x87`: where the x87 state is;
 //! - `enter`: the assembly between Rust and translated code;
-//! - `stats` and `left`: what is counted; `names`: what profilers call translated code.
+//! - `stats` and `left`: what is counted; `names`: what profilers call translated code;
+//! - `vcpu::lockstep`: all of it beside the interpreter, compared.
 //!
 //! What a translation looks like is the crate `translate`'s business; whatever it does not translate, and everything
 //! that happens between instructions, is [`interp`]'s.
@@ -27,7 +28,7 @@ mod views;
 mod x87;
 
 pub use stats::{BtStats, CacheStats};
-pub use vcpu::BtVcpu;
+pub use vcpu::{BtVcpu, Closeness, Counts, Ledger, Lockstep, LockstepVcpu};
 
 use engine::{Engine, EngineError, Vcpu, VcpuSetup};
 
@@ -43,11 +44,13 @@ pub struct Options {
     pub hot_after: u8,
     /// Whether to tell `perf` what translated code is: see [`host::perf`].
     pub perf_map: bool,
+    /// Leave to the interpreter what gives another result each time: clocks and random numbers.
+    pub repeatable: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot_after: 16, perf_map: false }
+        Self { code_cache: 64 << 20, hot_after: 16, perf_map: false, repeatable: false }
     }
 }
 

@@ -12,11 +12,13 @@
 //! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
+mod lockstep;
+
 use std::sync::Arc;
 
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use interp::{InterpVcpu, Regime, Registers};
 use memory::{Change, Seat};
 use mmu::{Access, Privilege, Resolved, Target};
@@ -35,6 +37,8 @@ use crate::shadow::Shadows;
 use crate::status;
 use crate::views::{Go, Stale, Views};
 use crate::{BtStats, Options, x87};
+
+pub use lockstep::{Closeness, Counts, Ledger, Lockstep, LockstepVcpu};
 
 /// A vCPU that translates.
 pub struct BtVcpu {
@@ -57,6 +61,8 @@ pub struct BtVcpu {
     stats: BtStats,
     left: Left,
     names: Names,
+    /// As in [`Options`].
+    repeatable: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -106,10 +112,24 @@ impl BtVcpu {
             stats: BtStats::default(),
             left: Left::new(),
             names,
+            repeatable: options.repeatable,
             failure: None,
         };
         vcpu.prepare_context();
         Ok(vcpu)
+    }
+
+    /// Before the first turn of a run: both may have moved since the last, the vCPU in memory, its thread to another.
+    fn begin_run(&mut self) {
+        self.views.context().vector = self.slow.vector().ymm.as_mut_ptr() as u64;
+        self.use_gs();
+        self.seat.enter(self.seen);
+    }
+
+    /// After the last turn of a run.
+    fn end_run(&mut self) {
+        self.seat.leave();
+        x87::take_back(&mut self.slow);
     }
 
     fn prepare_context(&mut self) {
@@ -381,7 +401,10 @@ impl BtVcpu {
 
     fn translation(&self, key: Key, code: &[u8]) -> Option<translate::Block> {
         let features = *self.slow.features();
-        let offered = move |insn: &Instruction| interp::offers(insn, &features);
+        let repeatable = self.repeatable;
+        let offered = move |insn: &Instruction| {
+            interp::offers(insn, &features) && !(repeatable && varies(insn.mnemonic()))
+        };
         let seed = low32(self.cache.stats.blocks);
         let (offset, mode) = (key.offset, key.mode);
         translate::translate(&Source { code, offset, mode, offered: &offered, host: self.host, seed })
@@ -580,29 +603,50 @@ impl BtVcpu {
     /// A transfer whose target was not in the jump cache: puts it there if it has been translated, or has the instruction
     /// interpreted.
     fn transfer(&mut self, target: u64, mode: Mode, block: u32, resume: u32) -> Result<Next, HostError> {
-        let (here, drops) = (self.mode, self.views.drops());
-        self.catch_up()?;
-        let known = self.modes[mode.table() as usize] == mode && Gva(target).is_canonical();
-        self.mode = mode;
-        let found = if known { self.find_code(target)? } else { None };
-        self.mode = here;
-        if found.is_some()
-            && target != 0
-            && drops == self.views.drops()
-            && let Some(block) = self.cache.block(block).filter(|block| !block.stale)
-        {
-            return Ok(Next::Resume(self.cache.address(block, resume)));
+        if let Some(code) = self.transfer_code(target, mode, block, resume)? {
+            return Ok(Next::Resume(code));
         }
         self.stats.callouts += 1;
         self.slow.execute_one();
         Ok(Next::Dispatch)
     }
 
+    /// Where to go on with a transfer whose target is in the jump cache now, if it is.
+    fn transfer_code(
+        &mut self,
+        target: u64,
+        mode: Mode,
+        block: u32,
+        resume: u32,
+    ) -> Result<Option<u64>, HostError> {
+        let (here, drops) = (self.mode, self.views.drops());
+        self.catch_up()?;
+        let known = self.modes[mode.table() as usize] == mode && Gva(target).is_canonical();
+        self.mode = mode;
+        let found = if known { self.find_code(target)? } else { None };
+        self.mode = here;
+        if found.is_none() || target == 0 || drops != self.views.drops() {
+            return Ok(None);
+        }
+        let block = self.cache.block(block).filter(|block| !block.stale);
+        Ok(block.map(|block| self.cache.address(block, resume)))
+    }
+
     /// Goes on with a plain translation of the rest of a block.
     fn plain(&mut self, from: u32, rip: u64) -> Result<Next, HostError> {
-        let Some(block) = self.cache.block(from).filter(|block| !block.stale) else {
+        if self.cache.block(from).is_none_or(|block| block.stale) {
             return Ok(Next::Dispatch);
-        };
+        }
+        if let Some(code) = self.plain_code(from, rip)? {
+            return Ok(Next::Resume(code));
+        }
+        self.slow.execute_one();
+        Ok(Next::Dispatch)
+    }
+
+    /// The plain translation of the rest of a block.
+    fn plain_code(&mut self, from: u32, rip: u64) -> Result<Option<u64>, HostError> {
+        let Some(block) = self.cache.block(from).filter(|block| !block.stale) else { return Ok(None) };
         let mode = self.mode.with(Mode::PLAIN, true);
         let key = Key { mfn: block.key.mfn, offset: low16(rip & PAGE_MASK), mode };
         let number = match self.cache.find(key) {
@@ -610,11 +654,7 @@ impl BtVcpu {
             None => self.translate(key, rip)?,
         };
         let block = number.and_then(|number| self.cache.block(number)).filter(|block| !block.stale);
-        if let Some(block) = block {
-            return Ok(Next::Resume(self.cache.entry(block)));
-        }
-        self.slow.execute_one();
-        Ok(Next::Dispatch)
+        Ok(block.map(|block| self.cache.entry(block)))
     }
 
     /// Lets a direct jump lead to its target, if that has been or can be translated.
@@ -646,6 +686,11 @@ fn fast_selectors(star: u64) -> [[u16; 2]; 2] {
     [[kernel, kernel.wrapping_add(8)], [user.wrapping_add(16) | 3, user.wrapping_add(8) | 3]]
 }
 
+/// Whether an instruction has another result each time.
+fn varies(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdrand | Mnemonic::Rdseed)
+}
+
 /// The mode in which code may be translated, if it may.
 fn translatable(regime: &Regime) -> Option<Mode> {
     if regime.mode != x86::Mode::Long || regime.careful {
@@ -666,13 +711,9 @@ fn translatable(regime: &Regime) -> Option<Mode> {
 
 impl engine::Vcpu for BtVcpu {
     fn run(&mut self) -> VcpuExit {
-        // Both may have moved since the last time: the vCPU in memory, its thread to another.
-        self.views.context().vector = self.slow.vector().ymm.as_mut_ptr() as u64;
-        self.use_gs();
-        self.seat.enter(self.seen);
+        self.begin_run();
         let exit = self.go_round();
-        self.seat.leave();
-        x87::take_back(&mut self.slow);
+        self.end_run();
         exit.unwrap_or_else(|error| {
             self.failure = Some(error);
             VcpuExit::Shutdown

@@ -304,11 +304,14 @@ impl Cpu {
         }
     }
 
-    /// After a write to a frame: dirty log and decoded code.
+    /// After a write to a frame: dirty log, decoded code, and whoever watches.
     #[inline]
     fn wrote(&mut self, gfn: Gfn, mfn: Mfn, note: Note, offset: u64, len: u64) {
         if note != Note::Nothing {
             self.memory.note_write_at(gfn, mfn, offset, len);
+            if let Some(written) = &mut self.written {
+                written.push(mfn);
+            }
         }
         if note == Note::Code {
             self.budget = 0;

@@ -11,7 +11,7 @@
 //! - `alu`: arithmetic and flags as pure functions; `exec`: the integer instructions, a family per file;
 //! - `system`: segments, gates, interrupts, control registers, and all that needs privilege;
 //! - `vector`, `x87`: operands and exceptions of what the host's own processor computes;
-//! - `slow_path`: what another engine calls when it leaves something to this one;
+//! - `slow_path`: what another engine calls when it leaves something to this one; `watch`: when it is checked by it;
 //! - `access`: every road to guest memory; `cpu`: the registers and what is derived from them.
 
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
@@ -29,11 +29,13 @@ mod slow_path;
 mod system;
 mod vcpu;
 mod vector;
+mod watch;
 mod width;
 mod x87;
 
 pub use slow_path::{Regime, Registers, SystemRegisters, offers};
 pub use vcpu::InterpVcpu;
+pub use watch::Watch;
 
 use engine::{Engine, EngineError, Vcpu, VcpuSetup};
 

@@ -15,11 +15,13 @@ pub enum EngineChoice {
     Bt,
     /// The interpreter.
     Interp,
+    /// Binary translation beside the interpreter, compared after every block: for those who debug the translator.
+    Lockstep,
 }
 
 impl EngineChoice {
     /// Every choice, for help and completions.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Bt, Self::Interp];
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Bt, Self::Interp, Self::Lockstep];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl EngineChoice {
             Self::Auto => "auto",
             Self::Bt => "bt",
             Self::Interp => "interp",
+            Self::Lockstep => "lockstep",
         }
     }
 }

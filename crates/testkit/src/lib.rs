@@ -9,5 +9,6 @@ pub mod engines;
 pub mod flat;
 pub mod fuzzing;
 pub mod litmus;
+pub mod lockstep;
 pub mod oracle;
 pub mod system;

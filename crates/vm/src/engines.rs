@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{Engine, EngineError};
-use engine_bt::{Bt, Options};
+use engine_bt::{Bt, Lockstep, Options};
 use spec::{EngineChoice, TranslatorSpec, VmSpec};
 
 /// What `--engine auto` comes to on this host.
@@ -26,6 +26,7 @@ pub(crate) fn of(spec: &VmSpec) -> Arc<dyn Engine> {
     match spec.engine {
         EngineChoice::Bt => bt(),
         EngineChoice::Interp => Arc::new(interp::Interp),
+        EngineChoice::Lockstep => Arc::new(Lockstep::from_environment()),
         EngineChoice::Auto => match automatic() {
             Automatic::Bt => bt(),
             Automatic::Interp(_) => Arc::new(interp::Interp),

@@ -78,10 +78,10 @@ pub(super) enum StartMode {
     Long,
 }
 
-/// A guest on the interpreter.
-pub(super) struct Guest {
+/// A guest, on the interpreter if nothing else is said.
+pub(super) struct Guest<V = InterpVcpu> {
     pub(super) memory: Arc<GuestMemory>,
-    pub(super) vcpu: InterpVcpu,
+    pub(super) vcpu: V,
 }
 
 /// A machine whose every answer is noise; what the vCPU gets of it depends on the seed and on the order of its questions.
@@ -163,15 +163,30 @@ pub(super) fn cpuid(choice: u8) -> Arc<CpuidTable> {
 impl Guest {
     /// A guest with this processor and devices that answer with noise of this seed.
     pub(super) fn new(cpu: u8, seed: u64) -> Self {
-        let ranges = [
-            RamRange { base: Gfn(0), frames: LOW_FRAMES },
-            RamRange { base: HIGH_BASE, frames: HIGH_FRAMES },
-        ];
-        Self::with_memory(&ranges, cpu, seed)
+        Self::on(cpu, seed, interpreted)
     }
 
     /// The same with other memory, all of it zeros.
     pub(super) fn with_memory(ranges: &[RamRange], cpu: u8, seed: u64) -> Self {
+        Self::with(ranges, cpu, seed, interpreted)
+    }
+}
+
+fn interpreted(setup: VcpuSetup) -> InterpVcpu {
+    Interp.vcpu(setup).expect("a vCPU")
+}
+
+impl<V> Guest<V> {
+    /// A guest with this processor, noise of this seed, and a vCPU made by `make`.
+    pub(super) fn on(cpu: u8, seed: u64, make: impl FnOnce(VcpuSetup) -> V) -> Self {
+        let ranges = [
+            RamRange { base: Gfn(0), frames: LOW_FRAMES },
+            RamRange { base: HIGH_BASE, frames: HIGH_FRAMES },
+        ];
+        Self::with(&ranges, cpu, seed, make)
+    }
+
+    fn with(ranges: &[RamRange], cpu: u8, seed: u64, make: impl FnOnce(VcpuSetup) -> V) -> Self {
         let memory = Arc::new(GuestMemory::new(ranges).expect("a little memory"));
         let setup = VcpuSetup {
             id: VcpuId((seed >> 63) as u32),
@@ -179,7 +194,7 @@ impl Guest {
             platform: Arc::new(Noise(AtomicU64::new(seed))),
             cpuid: cpuid(cpu),
         };
-        Self { memory, vcpu: Interp.vcpu(setup).expect("a vCPU") }
+        Self { memory, vcpu: make(setup) }
     }
 
     /// Writes bytes; what does not fit is left out.

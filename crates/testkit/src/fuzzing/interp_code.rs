@@ -4,7 +4,9 @@
 //! random bytes end soon in an exception, whose handler halts.
 
 use arbitrary::{Result, Unstructured};
-use engine::{Exit, Vcpu};
+use engine::{Exit, Vcpu, VcpuSetup};
+use engine_bt::{Closeness, Lockstep, LockstepVcpu};
+use interp::{Interp, InterpVcpu};
 use x86::CpuState;
 use x86::state::{Activity, Pending};
 
@@ -16,16 +18,44 @@ use crate::oracle::random::Random;
 const STRETCH: u64 = 24;
 const ENTRIES: u64 = 8;
 
-pub(super) fn run(data: &[u8]) {
-    let _ = attempt(data);
+/// A vCPU that can be run for a bounded while.
+pub(super) trait Bounded: Vcpu {
+    /// Runs for so many blocks; an exit if it came to one.
+    fn run_for(&mut self, blocks: u64) -> Option<Exit>;
 }
 
-fn attempt(data: &[u8]) -> Result<()> {
+impl Bounded for InterpVcpu {
+    fn run_for(&mut self, blocks: u64) -> Option<Exit> {
+        Self::run_for(self, blocks)
+    }
+}
+
+impl Bounded for LockstepVcpu {
+    fn run_for(&mut self, blocks: u64) -> Option<Exit> {
+        let exit = Self::run_for(self, blocks);
+        let differences = self.ledger().differences();
+        assert!(differences.is_empty(), "{}", differences.join("\n"));
+        exit
+    }
+}
+
+pub(super) fn run(data: &[u8]) {
+    let _ = attempt(data, |setup| Interp.vcpu(setup).expect("a vCPU"));
+}
+
+/// The same under the translator, with the interpreter beside it.
+pub(super) fn run_in_lockstep(data: &[u8]) {
+    let chained = data.first().is_some_and(|byte| byte & 0x80 != 0);
+    let engine = Lockstep::new(Closeness { chained, every: 1 });
+    let _ = attempt(data, |setup| engine.vcpu(setup).expect("a vCPU"));
+}
+
+fn attempt<V: Bounded>(data: &[u8], make: impl FnOnce(VcpuSetup) -> V) -> Result<()> {
     let mut u = Unstructured::new(data);
     let (mode, flags, seed): (StartMode, u8, u32) = u.arbitrary()?;
     let user = flags & 1 != 0;
     let mut random = Random::new(seed.into(), 0);
-    let mut guest = Guest::new(flags >> 1 & 7, random.bits());
+    let mut guest = Guest::on(flags >> 1 & 7, random.bits(), make);
     guest.lay_out(&mut random);
     let mut state = guest::state(mode, user, &mut random);
     tweak::apply(&mut u, 10, &guest, &mut state)?;
@@ -54,7 +84,7 @@ fn attempt(data: &[u8]) -> Result<()> {
 }
 
 /// Runs from `state` for a while, and checks what holds of any state that an engine gives.
-pub(super) fn execute(guest: &mut Guest, state: &CpuState) -> Option<Exit> {
+pub(super) fn execute<V: Bounded>(guest: &mut Guest<V>, state: &CpuState) -> Option<Exit> {
     guest.vcpu.set_state(state);
     let exit = guest.vcpu.run_for(STRETCH);
     let after = guest.vcpu.state();

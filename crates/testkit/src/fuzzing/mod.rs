@@ -40,8 +40,9 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "interp_code", max_len: 1024, body: interp_code::run },
+    Target { name: "lockstep_code", max_len: 1024, body: interp_code::run_in_lockstep },
     Target { name: "page_tables", max_len: 1024, body: page_tables::run },
     Target { name: "cpu_state", max_len: 4096, body: cpu_state::run },
     Target { name: "records", max_len: 2048, body: records::run },

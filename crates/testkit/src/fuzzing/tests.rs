@@ -45,6 +45,7 @@ macro_rules! regressions {
 
 regressions! {
     interp_code: 400,
+    lockstep_code: 400,
     page_tables: 400,
     cpu_state: 400,
     records: 400,

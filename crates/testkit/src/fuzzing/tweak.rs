@@ -9,7 +9,12 @@ use x86::{CpuState, DescriptorTable, Gfn, Segment, Selector};
 use super::guest::{self, Guest};
 
 /// Applies up to `most` changes.
-pub(super) fn apply(u: &mut Unstructured<'_>, most: u8, guest: &Guest, state: &mut CpuState) -> Result<()> {
+pub(super) fn apply<V>(
+    u: &mut Unstructured<'_>,
+    most: u8,
+    guest: &Guest<V>,
+    state: &mut CpuState,
+) -> Result<()> {
     for _ in 0..u.int_in_range(0..=most)? {
         if u.arbitrary()? { registers(u, state)? } else { memory(u, guest)? }
     }
@@ -101,7 +106,7 @@ fn registers(u: &mut Unstructured<'_>, s: &mut CpuState) -> Result<()> {
     Ok(())
 }
 
-fn memory(u: &mut Unstructured<'_>, guest: &Guest) -> Result<()> {
+fn memory<V>(u: &mut Unstructured<'_>, guest: &Guest<V>) -> Result<()> {
     let table = match u.int_in_range(0..=9u8)? {
         0 | 1 => guest::GDT + 8 * u.int_in_range(0..=guest::GDT_ENTRIES - 1)?,
         2 => guest::LDT + 8 * u.int_in_range(0..=15)?,
@@ -124,7 +129,7 @@ fn memory(u: &mut Unstructured<'_>, guest: &Guest) -> Result<()> {
 }
 
 /// A frame becomes something else than RAM.
-fn frame(u: &mut Unstructured<'_>, guest: &Guest) -> Result<()> {
+fn frame<V>(u: &mut Unstructured<'_>, guest: &Guest<V>) -> Result<()> {
     const KINDS: [FrameKind; 7] = [
         FrameKind::Mmio,
         FrameKind::Ram,

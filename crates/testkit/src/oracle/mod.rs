@@ -167,7 +167,7 @@ pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError
 }
 
 /// What memory is before a case sets its own; the same for a batch.
-fn background(seed: u64, case: u64) -> Image {
+pub(crate) fn background(seed: u64, case: u64) -> Image {
     let mut random = Random::new(!seed, case / BATCH as u64);
     let mut image = [INT3; IMAGE_BYTES];
     for lane in image[DATA_AT..].as_chunks_mut::<8>().0 {

@@ -1,6 +1,6 @@
 //! The cases on every engine; and that the runner sees what is wrong with a case.
 
-use engine_bt::Bt;
+use engine_bt::{Bt, Closeness, Lockstep};
 use interp::Interp;
 
 use super::*;
@@ -17,6 +17,18 @@ fn the_translator_does_what_the_manual_says() {
     let report = run(&Bt::eager(), FILES).unwrap();
     assert!(report.failures.is_empty(), "\n{report}");
     println!("{report}");
+}
+
+#[test]
+fn the_translator_does_what_the_interpreter_does() {
+    for chained in [false, true] {
+        let engine = Lockstep::new(Closeness { chained, every: 1 });
+        let report = run(&engine, FILES).unwrap();
+        let differences = engine.ledger().differences();
+        assert!(differences.is_empty(), "\n{}", differences.join("\n"));
+        assert!(report.failures.is_empty(), "\n{report}");
+        println!("{report}, {:?}", engine.ledger().counts());
+    }
 }
 
 /// The only failure of a case whose lines are these, behind its name.

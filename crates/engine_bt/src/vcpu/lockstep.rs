@@ -1,0 +1,408 @@
+//! Lockstep: translated code beside the interpreter, compared after every block. A debugging aid, for one vCPU or many.
+//!
+//! # The scheme
+//! A turn begins with the state S at RIP. The translation runs *first, as a trial*: every page that it opens for writing
+//! misses the TLB, because what was opened is closed again after each trial, and is copied before it is written. When
+//! the code leaves, its state B is noted, the pages are put back and S is restored. Then the interpreter executes from S,
+//! for good, instruction by instruction, until it arrives at B's RIP with B's registers; the pages that were opened must
+//! hold what the trial made of them, and the interpreter must not have written any other. So every effect outside the vCPU
+//! (devices, faults, changes of translation) happens once, by the interpreter's hand, and whatever the translation left
+//! to it needs no comparison.
+//!
+//! # Where a trial ends
+//! *Precise* (the default): jumps are never linked, no jump finds its target, and returns are unforeseen, so a trial is one
+//! block. A block that ends in a jump out of the page or to a computed target is cut before it; the next turn begins at
+//! the jump itself, works out where it leads ([`target`]) and plants an exit there in the jump cache. *Chained*:
+//! jumps are linked and found as always, and a call for attention stands all the time, so that a trial goes on to the next
+//! backward or indirect jump, which the interpreter then executes. Between them they see all that translated code does.
+//!
+//! # What is not compared
+//! The shadow of STI and the x87 unit's last operand. Flags that an instruction leaves undefined, and blocks that differ after having read such flags ([`undefined`]).
+//! Clocks and random numbers are left to the interpreter ([`Options::repeatable`]).
+//!
+//! Several vCPUs take turns, so that none sees another's trial.
+
+mod judge;
+mod ledger;
+mod pages;
+mod report;
+mod target;
+mod undefined;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine::{Counter, Engine, EngineError, Exit as VcpuExit, Kick, Vcpu, VcpuSetup, VcpuStats};
+use host::HostError;
+use interp::Watch;
+use mmu::{Access, PageSize, Resolved, Target};
+use translate::context::Table;
+use translate::{Exit, UNFORESEEN};
+use x86::{CpuState, Gva, PAGE_MASK, PAGE_SIZE};
+
+use super::{BtVcpu, translatable};
+use crate::cache::PlacedSite;
+use crate::views::Stale;
+use crate::{Options, x87};
+
+pub use ledger::{Counts, Ledger};
+use pages::Pages;
+
+/// The name that `--engine` knows.
+const NAME: &str = "lockstep";
+/// The environment variable with the options, such as `chained,every=16`.
+const VARIABLE: &str = "UMBRA_LOCKSTEP";
+
+/// How closely to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closeness {
+    /// Compare every so-many-eth turn; the others run as in the translating engine. More than one implies `chained`.
+    pub every: u32,
+    /// Compare chains of linked blocks instead of single ones.
+    pub chained: bool,
+}
+
+impl Default for Closeness {
+    fn default() -> Self {
+        Self { every: 1, chained: false }
+    }
+}
+
+impl Closeness {
+    /// From a list such as `chained,every=16`; what it does not understand it leaves out.
+    fn parse(text: &str) -> Self {
+        let mut closeness = Self::default();
+        for word in text.split(',') {
+            match word.split_once('=') {
+                Some(("every", number)) => closeness.every = number.parse().unwrap_or(1).max(1),
+                _ => closeness.chained |= word == "chained",
+            }
+        }
+        closeness.chained |= closeness.every > 1;
+        closeness
+    }
+}
+
+/// The engine.
+#[derive(Clone, Debug, Default)]
+pub struct Lockstep {
+    closeness: Closeness,
+    ledger: Arc<Ledger>,
+    /// Held during a turn.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Lockstep {
+    /// An engine that looks as closely as told.
+    pub fn new(closeness: Closeness) -> Self {
+        Self { closeness, ..Self::default() }
+    }
+
+    /// As the environment variable `UMBRA_LOCKSTEP` says; its vCPUs print what they counted when they go.
+    pub fn from_environment() -> Self {
+        let text = std::env::var(VARIABLE).unwrap_or_default();
+        let ledger = Arc::new(Ledger::announcing());
+        Self { closeness: Closeness::parse(&text), ledger, ..Self::default() }
+    }
+
+    /// What was compared, and what differed.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// A vCPU in the reset state, as what it is.
+    ///
+    /// # Errors
+    /// As for [`crate::Bt::vcpu`].
+    pub fn vcpu(&self, setup: VcpuSetup) -> Result<LockstepVcpu, EngineError> {
+        crate::Bt::check_host()?;
+        let options = Options { hot_after: 0, repeatable: true, ..Options::default() };
+        Ok(LockstepVcpu {
+            bt: BtVcpu::new(setup, &options)?,
+            engine: self.clone(),
+            watch: Watch::new(),
+            pages: Pages::default(),
+            trace: Vec::new(),
+            turns: 0,
+            stopped: false,
+        })
+    }
+}
+
+impl Engine for Lockstep {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(self.vcpu(setup)?))
+    }
+}
+
+/// A vCPU that compares.
+pub struct LockstepVcpu {
+    bt: BtVcpu,
+    engine: Lockstep,
+    watch: Watch,
+    pages: Pages,
+    /// RIP of each instruction that the interpreter executed this turn.
+    trace: Vec<u64>,
+    turns: u32,
+    /// Something differed; the vCPU does not go on.
+    stopped: bool,
+}
+
+/// How a trial ended.
+struct End {
+    exit: Exit,
+    /// The block that left.
+    block: u32,
+    rip: u64,
+}
+
+impl LockstepVcpu {
+    /// The book that it shares with the engine's others.
+    pub fn ledger(&self) -> &Ledger {
+        &self.engine.ledger
+    }
+
+    /// Goes round the loop at most `turns` times; an exit if there is one.
+    pub fn run_for(&mut self, turns: u64) -> Option<VcpuExit> {
+        self.bt.begin_run();
+        let exit = self.go_round(turns);
+        self.bt.end_run();
+        exit.unwrap_or_else(|error| {
+            self.bt.failure = Some(error);
+            Some(VcpuExit::Shutdown)
+        })
+    }
+
+    fn go_round(&mut self, turns: u64) -> Result<Option<VcpuExit>, HostError> {
+        let engine = self.engine.clone();
+        self.bt.catch_up()?;
+        for _ in 0..turns {
+            let _turn = self.take_turn(&engine.turn);
+            let exit = if self.stopped { Some(VcpuExit::Shutdown) } else { self.turn()? };
+            if exit.is_some() {
+                self.bt.catch_up()?;
+                return Ok(exit);
+            }
+        }
+        self.bt.catch_up()?;
+        Ok(None)
+    }
+
+    /// Waits until no other vCPU has a turn; whoever has it may in turn wait for all others to be away from guest code.
+    fn take_turn<'a>(&self, turn: &'a Mutex<()>) -> MutexGuard<'a, ()> {
+        if let Ok(guard) = turn.try_lock() {
+            return guard;
+        }
+        self.bt.seat.leave();
+        let guard = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.bt.seat.enter(self.bt.seen);
+        guard
+    }
+
+    fn turn(&mut self) -> Result<Option<VcpuExit>, HostError> {
+        self.turns = self.turns.wrapping_add(1);
+        if !self.turns.is_multiple_of(self.engine.closeness.every) {
+            return self.bt.turn();
+        }
+        if let Some(exit) = self.bt.slow.look() {
+            return Ok(Some(exit));
+        }
+        self.bt.catch_up()?;
+        let Some(mode) = translatable(&self.bt.slow.regime()) else {
+            self.bt.slow.execute_block();
+            return Ok(None);
+        };
+        self.bt.set_mode(mode);
+        match self.bt.code_at_rip()? {
+            Some(code) => self.compare(code)?,
+            None => self.bt.slow.execute_one(),
+        }
+        Ok(None)
+    }
+
+    /// One turn whose translation begins at the host address `code`.
+    fn compare(&mut self, code: u64) -> Result<(), HostError> {
+        let before = engine::Vcpu::state(&self.bt.slow);
+        let planted = self.set_bounds(before.rip);
+        let end = self.trial(code, planted)?;
+        if let Some((table, target)) = planted {
+            self.bt.views.forget_code(table, target);
+        }
+        x87::take_back(&mut self.bt.slow);
+        let goal = engine::Vcpu::state(&self.bt.slow);
+        self.close_pages();
+        self.bt.slow.put_back(&before);
+        if let Err(difference) = self.follow(&goal) {
+            self.stopped = true;
+            let text = self.describe(&before, &goal, &difference);
+            self.engine.ledger.differ(text);
+            return Ok(());
+        }
+        self.engine.ledger.count(self.trace.len());
+        self.go_on(&end)
+    }
+
+    /// Sees to it that the trial ends where it should; the target that an exit was planted at, if any.
+    fn set_bounds(&mut self, rip: u64) -> Option<(Table, u64)> {
+        if self.engine.closeness.chained {
+            if self.engine.closeness.every > 1 {
+                self.bt.views.drop_writable(self.bt.slow.memory(), None);
+            }
+            self.bt.go.call();
+            return None;
+        }
+        self.bt.go.reset();
+        self.bt.views.forget_code(self.bt.mode.table(), rip);
+        self.bt.empty_shadows(Stale { supervisor: true, user: true });
+        let (table, target) = target::predict(&mut self.bt, rip).filter(|&(_, target)| target != 0)?;
+        // It is forgotten before anybody asks whether its page is still there.
+        let page = Resolved { target: Target::Ignore, page_size: PageSize::Kib4, global: true };
+        self.bt.views.insert_code(table, target, self.bt.cache.unforeseen(), &page);
+        Some((table, target))
+    }
+
+    /// Runs translated code until it leaves for good, and has the registers as they are then.
+    fn trial(&mut self, mut code: u64, planted: Option<(Table, u64)>) -> Result<End, HostError> {
+        self.bt.registers_in();
+        loop {
+            self.bt.run_at(code);
+            let context = self.bt.views.context();
+            let (number, page, rax) = (context.site, context.page, context.scratch[0]);
+            let Some(site) = self.bt.cache.site(number) else {
+                // There is no exit of this number; whatever the registers are will be compared.
+                return Ok(End { exit: Exit::Lookup, block: u32::MAX, rip: rax });
+            };
+            let rip = match (site.exit, planted) {
+                (Exit::Lookup, Some((_, target))) if number == UNFORESEEN => page + (target & PAGE_MASK),
+                (Exit::Lookup, _) => rax,
+                _ => page.wrapping_add(site.guest.into()),
+            };
+            self.bt.registers_out(rip);
+            if number == UNFORESEEN {
+                self.bt.empty_shadows(Stale { supervisor: true, user: true });
+            }
+            if let Some(next) = self.resumption(site, rax, rip)? {
+                code = next;
+                continue;
+            }
+            return Ok(End { exit: site.exit, block: site.block, rip });
+        }
+    }
+
+    /// Where the trial goes on after an exit, if it does.
+    fn resumption(&mut self, site: PlacedSite, va: u64, rip: u64) -> Result<Option<u64>, HostError> {
+        match site.exit {
+            Exit::Miss { write, resume } => {
+                let drops = self.bt.views.drops();
+                if !self.open(va, write)? || drops != self.bt.views.drops() {
+                    return Ok(None);
+                }
+                let block = self.bt.cache.block(site.block).filter(|block| !block.stale);
+                Ok(block.map(|block| self.bt.cache.address(block, resume)))
+            }
+            Exit::Plain => self.bt.plain_code(site.block, rip),
+            Exit::Transfer { mode, resume } if self.engine.closeness.chained => {
+                self.bt.transfer_code(va, mode, site.block, resume)
+            }
+            Exit::Lend { resume } if x87::lend(&mut self.bt.slow, self.bt.views.context()) => {
+                let block = self.bt.cache.block(site.block);
+                Ok(block.map(|block| self.bt.cache.address(block, resume)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Fills the TLB after a miss, having copied what may be written. False if the access must not be made through it.
+    fn open(&mut self, va: u64, write: bool) -> Result<bool, HostError> {
+        let access = if write { Access::Write } else { Access::Read };
+        if !Gva(va).is_canonical() || !Gva(va.wrapping_add(PAGE_SIZE)).is_canonical() {
+            return Ok(false);
+        }
+        self.bt.catch_up()?;
+        let Some(resolved) = self.bt.slow.try_resolve(va, access) else { return Ok(false) };
+        self.bt.catch_up()?;
+        if let Target::Ram { mfn, gfn, .. } = resolved.target
+            && write
+        {
+            self.pages.open(self.bt.slow.memory(), mfn, gfn, (self.bt.mode.table(), va));
+        }
+        Ok(self.bt.fill(va, write, &resolved))
+    }
+
+    /// Puts pages back as they were, and lets the next write to them miss.
+    fn close_pages(&mut self) {
+        self.pages.take_back(self.bt.slow.memory());
+        for (table, va) in self.pages.openings() {
+            self.bt.views.forget(table, va);
+        }
+    }
+
+    /// Does what the exit wants done, now that all is compared.
+    fn go_on(&mut self, end: &End) -> Result<(), HostError> {
+        let moved = !self.trace.is_empty();
+        self.pages.clear();
+        match end.exit {
+            Exit::Link { jump, form } if self.engine.closeness.chained => {
+                self.bt.link(end.block, jump, form, end.rip)?;
+            }
+            Exit::Stale => self.bt.views.forget_code(self.bt.mode.table(), end.rip),
+            Exit::Attention if moved || !self.engine.closeness.chained => {}
+            Exit::Link { .. } | Exit::Lookup => {}
+            _ if moved => {}
+            _ => self.leave_one(),
+        }
+        Ok(())
+    }
+
+    /// The interpreter executes what the translation did not.
+    fn leave_one(&mut self) {
+        self.engine.ledger.leave();
+        self.bt.slow.execute_one();
+    }
+}
+
+impl Vcpu for LockstepVcpu {
+    fn run(&mut self) -> VcpuExit {
+        loop {
+            if let Some(exit) = self.run_for(u64::MAX) {
+                return exit;
+            }
+        }
+    }
+
+    fn kick_handle(&self) -> Kick {
+        self.bt.kick_handle()
+    }
+
+    fn state(&self) -> CpuState {
+        self.bt.state()
+    }
+
+    fn set_state(&mut self, state: &CpuState) {
+        self.bt.set_state(state);
+    }
+
+    fn stats(&self) -> VcpuStats {
+        self.bt.stats()
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        self.bt.counters()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_from_text() {
+        assert_eq!(Closeness::parse(""), Closeness::default());
+        assert_eq!(Closeness::parse("chained"), Closeness { every: 1, chained: true });
+        assert_eq!(Closeness::parse("every=16"), Closeness { every: 16, chained: true });
+        assert_eq!(Closeness::parse("every=0,what"), Closeness::default());
+    }
+}

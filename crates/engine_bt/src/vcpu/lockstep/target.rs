@@ -1,0 +1,80 @@
+//! Where the branch at RIP leads, from the registers before it.
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use mmu::{Access, Target};
+use translate::Mode;
+use translate::context::Table;
+use x86::{Gva, PAGE_MASK, PAGE_SIZE};
+
+use crate::vcpu::BtVcpu;
+
+/// The instruction at a linear address, as far as its bytes can be fetched.
+pub(super) fn instruction(bt: &mut BtVcpu, rip: u64) -> Option<Instruction> {
+    let mut bytes = [0; 15];
+    let first = bytes.len().min(x86::bits::index(PAGE_SIZE - (rip & PAGE_MASK)));
+    let (low, high) = bytes.split_at_mut(first);
+    let mfn = bt.code_frame(rip)?;
+    bt.slow.memory().frames().copy_out(mfn, rip & PAGE_MASK, low);
+    let mut length = first;
+    if let Some(mfn) = (!high.is_empty()).then(|| bt.code_frame(rip + first as u64)).flatten() {
+        bt.slow.memory().frames().copy_out(mfn, 0, high);
+        length = 15;
+    }
+    let insn = Decoder::with_ip(64, &bytes[..length], rip, DecoderOptions::NO_WBNOINVD).decode();
+    (!insn.is_invalid()).then_some(insn)
+}
+
+/// The target and whose code it is, if the instruction is a near branch, SYSCALL or SYSRET, and what it reads can be read.
+pub(super) fn predict(bt: &mut BtVcpu, rip: u64) -> Option<(Table, u64)> {
+    let insn = instruction(bt, rip)?;
+    let system = bt.slow.system_registers();
+    let (mode, target) = match insn.mnemonic() {
+        Mnemonic::Syscall => (bt.mode.without(Mode::USER), system.lstar),
+        Mnemonic::Sysretq => (bt.mode.with(Mode::USER, true).without(Mode::AC), register(bt, Register::RCX)?),
+        _ => (bt.mode, near_target(bt, &insn)?),
+    };
+    Gva(target).is_canonical().then_some((mode.table(), target))
+}
+
+fn near_target(bt: &mut BtVcpu, insn: &Instruction) -> Option<u64> {
+    match insn.flow_control() {
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::Call => {
+            (insn.op0_kind() == OpKind::NearBranch64).then(|| insn.near_branch64())
+        }
+        FlowControl::Return if insn.stack_pointer_increment() >= 8 => {
+            let stack = register(bt, Register::RSP)?;
+            read(bt, stack)
+        }
+        FlowControl::IndirectBranch | FlowControl::IndirectCall => match insn.op0_kind() {
+            OpKind::Register => register(bt, insn.op0_register()),
+            OpKind::Memory if insn.memory_size().size() == 8 => {
+                let address = insn.virtual_address(0, 0, |name, _, _| register(bt, name))?;
+                read(bt, address)
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A general-purpose register, or the base of a segment.
+fn register(bt: &BtVcpu, name: Register) -> Option<u64> {
+    match name {
+        Register::FS => Some(bt.slow.system_registers().fs_base),
+        Register::GS => Some(bt.slow.system_registers().gs_base),
+        Register::ES | Register::CS | Register::SS | Register::DS => Some(0),
+        _ if name.is_gpr64() => bt.slow.registers().gpr.get(name.number()).copied(),
+        _ if name.is_gpr32() => bt.slow.registers().gpr.get(name.number()).map(|value| value & 0xffff_ffff),
+        _ => None,
+    }
+}
+
+fn read(bt: &mut BtVcpu, va: u64) -> Option<u64> {
+    if !Gva(va).is_canonical() || va & PAGE_MASK > PAGE_SIZE - 8 {
+        return None;
+    }
+    match bt.slow.try_resolve(va, Access::Read)?.target {
+        Target::Ram { mfn, .. } => Some(bt.slow.memory().frames().read(mfn, va & PAGE_MASK)),
+        _ => None,
+    }
+}
