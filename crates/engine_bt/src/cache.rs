@@ -83,7 +83,7 @@ pub(crate) struct PlacedSite {
     /// Page offset of the guest instruction, or of the target.
     pub(crate) guest: u16,
     pub(crate) exit: Exit,
-    /// Of [`Exit::Interpret`], which instruction is.
+    /// Of [`Exit::Interpret`] and [`Exit::Transfer`], which instruction is.
     pub(crate) mnemonic: Mnemonic,
 }
 
@@ -184,7 +184,9 @@ impl Cache {
                 slot.copy_from_slice(&site_number.to_le_bytes());
             }
             let mnemonic = match site.exit {
-                Exit::Interpret => mnemonic(code, usize::from(site.guest.wrapping_sub(key.offset))),
+                Exit::Interpret | Exit::Transfer { .. } => {
+                    mnemonic(code, usize::from(site.guest.wrapping_sub(key.offset)))
+                }
                 _ => Mnemonic::INVALID,
             };
             self.sites.push(PlacedSite { block: number, guest: site.guest, exit: site.exit, mnemonic });

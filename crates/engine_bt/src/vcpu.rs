@@ -28,7 +28,7 @@ use x86::bits::{low16, low32};
 use x86::rflags::{IF, STATUS};
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Key, PlacedSite};
 use crate::enter::{Gate, set_gs};
 use crate::heat::Heat;
 use crate::left::Left;
@@ -521,7 +521,7 @@ impl BtVcpu {
             }
             Exit::Transfer { mode, resume } => {
                 self.stats.lookups += 1;
-                return self.transfer(rax, mode, site.block, resume);
+                return self.transfer(rax, mode, site, resume);
             }
             Exit::Lend { resume } => {
                 if x87::lend(&mut self.slow, self.views.context())
@@ -602,10 +602,17 @@ impl BtVcpu {
 
     /// A transfer whose target was not in the jump cache: puts it there if it has been translated, or has the instruction
     /// interpreted.
-    fn transfer(&mut self, target: u64, mode: Mode, block: u32, resume: u32) -> Result<Next, HostError> {
-        if let Some(code) = self.transfer_code(target, mode, block, resume)? {
+    fn transfer(
+        &mut self,
+        target: u64,
+        mode: Mode,
+        site: PlacedSite,
+        resume: u32,
+    ) -> Result<Next, HostError> {
+        if let Some(code) = self.transfer_code(target, mode, site.block, resume)? {
             return Ok(Next::Resume(code));
         }
+        self.left.count(site.mnemonic);
         self.stats.callouts += 1;
         self.slow.execute_one();
         Ok(Next::Dispatch)
