@@ -9,8 +9,8 @@ use super::pages::Lane;
 use super::undefined::Undefined;
 use super::{LockstepVcpu, target};
 
-/// Instructions in a block at the most, with some to spare.
-const BLOCK: usize = 80;
+/// Instructions in a block and in the plain translation that it may go on with, at the most, with some to spare.
+const BLOCK: usize = 160;
 /// Instructions in a chain.
 const CHAIN: usize = 1 << 14;
 /// Turns of repeated string instructions.
