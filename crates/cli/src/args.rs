@@ -116,10 +116,10 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "MODEL[,±FEATURE…][,vendor=NAME]", allow_hyphen_values = true)]
     pub(crate) cpu: Option<CpuRequest>,
 
-    /// What executes the guest's instructions: auto, bt or interp
+    /// What executes the guest's instructions: auto, bt, interp or lockstep
     ///
     /// bt translates them to the host's, which is several times as fast as interp, the interpreter. auto is bt where
-    /// the host allows it, else interp; 'umbra doctor' says which.
+    /// the host allows it, else interp; 'umbra doctor' says which. lockstep runs both and compares them, very slowly.
     #[arg(long, value_name = "ENGINE", default_value_t)]
     pub(crate) engine: EngineChoice,
 

@@ -112,7 +112,7 @@ pub enum SpecError {
         count: u32,
     },
     /// An engine nobody knows.
-    #[error("engine '{text}' does not exist: use auto, bt or interp")]
+    #[error("engine '{text}' does not exist: use auto, bt, interp or lockstep")]
     UnknownEngine {
         /// What was given.
         text: String,
