@@ -60,6 +60,8 @@ pub struct Context {
     pub temp: [u64; 2],
     /// Values that [`crate::routines`] keep.
     pub kept: [u64; 4],
+    /// The displacements of a block's groups of accesses.
+    pub deltas: [[u64; 8]; 8],
     /// How far into its page an access that is looked up may begin: 4096 less its bytes.
     pub room: u64,
     /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
@@ -231,7 +233,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; ROOM: room; ROUTINES: routines;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; ROOM: room; DELTAS: deltas; ROUTINES: routines;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;

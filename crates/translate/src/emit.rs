@@ -8,11 +8,13 @@
 //! flags or not.
 //!
 //! # Memory
-//! [`Emitter::check`] turns the linear address in RAX into a host address or leaves. The page of the place's anchor
-//! ([`crate::context::Anchor`]) is subtracted from the address; what remains is the offset in the page if it is that
-//! page, and one unsigned comparison finds both another page and an access that reaches into the next. Then a cold path
-//! looks the page up in the TLB, lets it be the anchor's, and comes back, or leaves. Whatever address a guest computes,
-//! what is accessed lies inside a page that the engine has put into the TLB. Neighbours share a check: [`crate::groups`].
+//! [`Emitter::check`] turns the linear address in RAX into a host address or leaves. The tag of the address's TLB entry is
+//! subtracted; what remains is the offset in the page if it is that page, and one unsigned comparison finds both another
+//! page and an access that reaches into the next. Where the page is likely to be the one of the last time, in loops and
+//! on the stack, an anchor ([`crate::context::Anchor`]) takes the place of the entry and nothing is computed to find it;
+//! if it is another page after all, a cold path looks it up in the TLB, lets it be the anchor's, and comes back. Whatever
+//! address a guest computes, what is accessed lies inside a page that the engine has put into the TLB. Neighbours share a
+//! check: [`crate::groups`].
 //!
 //! # Commitment
 //! An instruction changes guest registers and memory only after the last point at which it can leave. So at every exit
@@ -23,8 +25,9 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 use crate::asm::{Asm, Condition, Hole, Op};
 use crate::block::{Block, Exit, Form, Mode, Site, Source};
 use crate::context::{ANCHOR_BYTES, ANCHORS, SPANS, at, gpr_at};
-use crate::groups::{Groups, Member};
+use crate::groups::{Group, Groups, Member};
 use crate::host::Gpr;
+use crate::routines;
 use crate::x87::X87;
 
 /// The instruction is left to the interpreter.
@@ -43,6 +46,8 @@ struct Cold {
 /// What a cold path does before it leaves.
 enum Before {
     Nothing,
+    /// RAX, less a tag, becomes the address again: the tag's displacement, RCX the index.
+    Address(i32),
     /// Looks the address up, RAX plus the anchor's page, and comes back.
     LookUp(LookUp),
     SaveFlags,
@@ -70,10 +75,12 @@ pub(crate) struct Emitter<'a> {
     pub(crate) info: InstructionInfoFactory,
     encoder: Encoder,
     cold: Vec<Cold>,
-    /// Accesses that share a check; the bits of those that have been checked, and their anchors.
+    /// The block is a loop: its accesses go on in the page where they were.
+    pub(crate) streaming: bool,
+    /// Accesses that share a check; the bits of those that have been checked, and where their displacements are kept.
     pub(crate) groups: Groups,
     checked: u64,
-    group_anchor: [i32; 64],
+    delta_at: [i32; 64],
     /// The group that the instruction's access belongs to.
     pub(crate) member: Option<Member>,
     /// The group whose displacement RCX holds, as the instruction before has left it.
@@ -107,9 +114,10 @@ impl<'a> Emitter<'a> {
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
             cold: Vec::new(),
+            streaming: false,
             groups: Groups::default(),
             checked: 0,
-            group_anchor: [0; 64],
+            delta_at: [0; 64],
             member: None,
             delta: None,
             anchors: 0,
@@ -289,9 +297,46 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// RAX, a linear address, becomes the host address of `bytes` bytes, or the code leaves. The flags are in memory.
+    /// RAX, a linear address, becomes the host address of `bytes` bytes, or the code leaves. The flags are in memory;
+    /// RCX is lost.
     pub(crate) fn check(&mut self, bytes: usize, write: bool) -> Result {
+        if self.streaming {
+            return self.check_kept(bytes, write);
+        }
+        let room =
+            4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
+        let (tlb, resume) = (at::tlb(self.mode.table()), self.asm.here());
+        let miss = self.hashed(room, write);
+        let tag = tlb + if write { at::WRITE } else { at::READ };
+        self.leave_by(miss, self.at, Exit::Miss { write, resume }, Before::Address(tag));
+        self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tlb + at::BASE);
+        Ok(())
+    }
+
+    /// As [`Emitter::check`], where RCX has to stay as it is.
+    pub(crate) fn check_kept(&mut self, bytes: usize, write: bool) -> Result {
         let anchor = self.new_anchor(write);
+        self.check_at(anchor, bytes, write)
+    }
+
+    /// As [`Emitter::check`], for the guest's stack. RCX stays as it is.
+    pub(crate) fn check_stack(&mut self, bytes: usize, write: bool) -> Result {
+        let anchor = self.anchor(0, write);
+        self.check_at(anchor, bytes, write)
+    }
+
+    /// RAX, a linear address, becomes its offset in the page of its TLB slot, RCX the slot's offset; the jump is taken if
+    /// that is more than `room`.
+    fn hashed(&mut self, room: i32, write: bool) -> Hole {
+        let table = self.mode.table();
+        routines::index(&mut self.asm, Gpr::RCX, Gpr::RAX, table, self.source.host.bmi2);
+        let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
+        self.asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tag);
+        self.asm.op_imm(Op::Cmp, Gpr::RAX, room);
+        self.asm.jcc(Condition::ABOVE)
+    }
+
+    fn check_at(&mut self, anchor: i32, bytes: usize, write: bool) -> Result {
         let resume = self.asm.here();
         self.anchored(anchor, bytes, write, Exit::Miss { write, resume })?;
         self.asm.gs_op(Op::Add, Gpr::RAX, anchor + at::ANCHOR_BASE);
@@ -347,22 +392,39 @@ impl<'a> Emitter<'a> {
         };
         let bit = 1u64 << (member.group & 63);
         if self.checked & bit == 0 {
-            let pair = if group.base == Gpr::RSP { 0 } else { self.spread(member.group) };
-            let anchor = self.anchor(pair, group.write);
-            self.free_flags();
+            self.checked |= bit;
             let low = group.low.checked_sub(member.shift).ok_or(Unsupported)?;
-            let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
+            self.free_flags();
             let base = self.read(group.base, Gpr::RAX);
             self.asm.lea(Gpr::RAX, base, low);
+            if group.base != Gpr::RSP && !self.streaming {
+                return self.reach_hashed(member.group, &group, low);
+            }
+            let pair = if group.base == Gpr::RSP { 0 } else { self.spread(member.group) };
+            let anchor = self.anchor(pair, group.write);
+            let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
             self.anchored(anchor, span, group.write, Exit::Plain)?;
             self.come_back();
-            self.group_anchor[usize::from(member.group & 63)] = anchor;
-            self.checked |= bit;
+            self.delta_at[usize::from(member.group & 63)] = anchor + at::ANCHOR_DELTA;
         } else if carried == Some(member.group) {
             return Ok(());
         }
-        let anchor = self.group_anchor[usize::from(member.group & 63)];
-        self.asm.gs_load(Gpr::RCX, anchor + at::ANCHOR_DELTA);
+        self.asm.gs_load(Gpr::RCX, self.delta_at[usize::from(member.group & 63)]);
+        Ok(())
+    }
+
+    /// The group's check by way of the TLB: RAX is the range's first address. RCX = the displacement, which is kept.
+    fn reach_hashed(&mut self, number: u8, group: &Group, low: i32) -> Result {
+        let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
+        let other = self.hashed(room, group.write);
+        self.leave_by(other, self.at, Exit::Plain, Before::Nothing);
+        self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, at::tlb(self.mode.table()) + at::BASE);
+        let base = self.read(group.base, Gpr::RCX);
+        self.asm.op(Op::Sub, Gpr::RAX, base);
+        self.asm.lea(Gpr::RCX, Gpr::RAX, low.checked_neg().ok_or(Unsupported)?);
+        let kept = at::DELTAS + 8 * i32::from(number & 63);
+        self.asm.gs_store(kept, Gpr::RCX);
+        self.delta_at[usize::from(number & 63)] = kept;
         Ok(())
     }
 
@@ -413,6 +475,7 @@ impl<'a> Emitter<'a> {
             self.asm.fill(cold.from, start);
             match cold.before {
                 Before::Nothing => {}
+                Before::Address(tag) => self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tag),
                 Before::LookUp(look_up) => {
                     self.look_up(&look_up, cold.site, &mut block);
                     continue;

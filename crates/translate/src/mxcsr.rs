@@ -31,7 +31,7 @@ pub(crate) fn mxcsr(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     }
     e.free_flags();
     e.linear_address(insn)?;
-    e.check(4, !load)?;
+    e.check_kept(4, !load)?;
     if !load {
         let memory = MemoryOperand::with_base(Register::RAX);
         let store = Instruction::with1(Code::Stmxcsr_m32, memory).map_err(|_| Unsupported)?;

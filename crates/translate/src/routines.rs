@@ -40,7 +40,7 @@ pub fn routines(bmi2: bool) -> Routines {
 }
 
 /// `to` = the byte offset of the slot of `from`.
-fn index(asm: &mut Asm, to: Gpr, from: Gpr, table: Table, bmi2: bool) {
+pub(crate) fn index(asm: &mut Asm, to: Gpr, from: Gpr, table: Table, bmi2: bool) {
     let (rotation, mask) = tlb_index(table);
     if bmi2 {
         asm.rorx(to, from, rotation);

@@ -21,7 +21,7 @@ pub(crate) fn below(e: &mut Emitter<'_>) -> Result<Gpr> {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
     e.asm.lea(Gpr::RAX, stack, -8);
-    e.check(8, true)?;
+    e.check_stack(8, true)?;
     Ok(stack)
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn slot(e: &mut Emitter<'_>, offset: i32, write: bool) -> Result<Gpr>
     }
     e.free_flags();
     e.asm.lea(Gpr::RAX, stack, offset);
-    e.check(8, write)?;
+    e.check_stack(8, write)?;
     e.delta = carried;
     Ok(stack)
 }

@@ -193,7 +193,7 @@ fn once(e: &mut Emitter<'_>, op: StringOp) -> Result {
 /// RAX = the host address of an operand's next element.
 fn locate(e: &mut Emitter<'_>, op: StringOp, (register, write): Operand) -> Result {
     e.asm.mov(Gpr::RAX, register);
-    e.check(op.bytes(), write)
+    e.check_kept(op.bytes(), write)
 }
 
 /// Reads an operand into RCX.

@@ -91,7 +91,7 @@ fn pop_flags(e: &mut Emitter<'_>, supervisor: bool) -> Result {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
     e.asm.mov(Gpr::RAX, stack);
-    e.check(8, false)?;
+    e.check_stack(8, false)?;
     e.asm.load(Gpr::RAX, Gpr::RAX, 0);
     let changeable = if supervisor { HARMLESS | rflags::IF } else { HARMLESS };
     unless_harmless(e, changeable, LOADED);

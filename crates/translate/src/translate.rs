@@ -39,6 +39,7 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
         begin(&mut e, &run, &mut block);
         block.entry_jump = block.entry_memory;
     }
+    e.streaming = is_loop(&run);
     if !source.mode.has(Mode::PLAIN) {
         e.groups = Groups::find(&run, &mut e.info);
     }
@@ -103,6 +104,13 @@ fn decode(source: &Source<'_>) -> Vec<Instruction> {
         }
     }
     run
+}
+
+/// Whether the run jumps back into itself.
+fn is_loop(run: &[Instruction]) -> bool {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return false };
+    let target = last.near_branch64();
+    last.is_jcc_short_or_near() && (first.ip()..=last.ip()).contains(&target)
 }
 
 /// Whether an instruction reaches into the next page.

@@ -143,7 +143,7 @@ fn load_control(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     e.free_flags();
     e.delta = None;
     e.linear_address(insn)?;
-    e.check(2, false)?;
+    e.check_kept(2, false)?;
     // MOVZX ECX, word [RAX]
     e.asm.raw(&[0x0f, 0xb7, 0x08]);
     e.asm.gs_store(at::TEMP, Gpr::RCX);
