@@ -222,7 +222,10 @@ mod tests {
 
     use super::*;
 
-    fn groups(bytes: &[u8]) -> (Vec<Option<Member>>, Vec<(i32, i32, bool)>) {
+    /// Low, high, whether written.
+    type Range = (i32, i32, bool);
+
+    fn groups(bytes: &[u8]) -> (Vec<Option<Member>>, Vec<Range>) {
         let run: Vec<_> = Decoder::new(64, bytes, DecoderOptions::NONE).iter().collect();
         let found = Groups::find(&run, &mut InstructionInfoFactory::new());
         let members = (0..run.len()).map(|i| found.member(i)).collect();

@@ -33,7 +33,7 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
     }
     let mut e = Emitter::new(source);
     let mut block = Block::default();
-    if run.first().is_some_and(|insn| crosses(insn)) {
+    if run.first().is_some_and(crosses) {
         begin_across(&mut e, &mut block).ok()?;
     } else {
         begin(&mut e, &run, &mut block);
