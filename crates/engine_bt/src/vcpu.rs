@@ -627,12 +627,14 @@ impl BtVcpu {
         resume: u32,
     ) -> Result<Option<u64>, HostError> {
         let (here, drops) = (self.mode, self.views.drops());
+        let flushes = self.cache.stats.flushes;
         self.catch_up()?;
         let known = self.modes[mode.table() as usize] == mode && Gva(target).is_canonical();
         self.mode = mode;
         let found = if known { self.find_code(target)? } else { None };
         self.mode = here;
-        if found.is_none() || target == 0 || drops != self.views.drops() {
+        let dropped = drops != self.views.drops() || flushes != self.cache.stats.flushes;
+        if found.is_none() || target == 0 || dropped {
             return Ok(None);
         }
         let block = self.cache.block(block).filter(|block| !block.stale);

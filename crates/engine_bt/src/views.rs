@@ -210,10 +210,12 @@ impl TlbBook {
         }
     }
 
-    fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, resolved: &Resolved) {
+    /// True if everything else was dropped for it.
+    fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, resolved: &Resolved) -> bool {
         let slot = tlb_slot(self.table, va);
-        if self.filled.len().max(self.private.len()) >= 2 * context::tlb_entries(self.table) {
-            // Slots were cleared one by one and filled again more often than the lists have room.
+        // Slots were cleared one by one and filled again more often than the lists have room.
+        let full = self.filled.len().max(self.private.len()) >= 2 * context::tlb_entries(self.table);
+        if full {
             self.clear(base);
         }
         let old = self.read(base, slot);
@@ -246,6 +248,7 @@ impl TlbBook {
             PageSize::Kib4 | PageSize::Everything => {}
         }
         self.write(base, slot, entry);
+        full
     }
 }
 
@@ -417,7 +420,9 @@ impl Views {
             return false;
         }
         let (read, write) = if write { (empty.read, page) } else { (page, empty.write) };
-        book.insert(base, va, TlbEntry { read, write, base: host, gfn: gfn.0 }, resolved);
+        // Whoever resumes a block relies on what it has checked before, anchors included.
+        let dropped = book.insert(base, va, TlbEntry { read, write, base: host, gfn: gfn.0 }, resolved);
+        self.drops += u64::from(dropped);
         true
     }
 
@@ -622,5 +627,46 @@ impl Go {
     /// Takes the request back; whoever asks from now on is heard.
     pub(crate) fn reset(&self) {
         self.word().store(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memory::RamRange;
+    use x86::Gpa;
+
+    use super::*;
+
+    #[test]
+    fn who_makes_room_says_so() {
+        let memory = GuestMemory::new(&[RamRange::from_bytes(Gpa(0), PAGE_SIZE)]).unwrap();
+        let mfn = memory.entry(Gfn(0)).mfn;
+        let target = Target::Ram { mfn, gfn: Gfn(0), cached: true };
+        let resolved = Resolved { target, page_size: PageSize::Kib4, global: true };
+        let mut views = Views::new().unwrap();
+        let dropped = (0..=2 * context::LARGE_TLB).any(|_| {
+            let drops = views.drops();
+            assert!(views.insert(&memory, Table::Supervisor, 0x5000, false, &resolved));
+            let dropped = views.drops() != drops;
+            views.forget(Table::Supervisor, 0x5000);
+            dropped
+        });
+        assert!(dropped);
+    }
+
+    #[test]
+    fn nothing_is_found_at_address_zero() {
+        let mut views = Views::new().unwrap();
+        for table in [Table::Supervisor, Table::SupervisorAc, Table::User] {
+            let base = views.base();
+            let book = views.jump_book(table).unwrap();
+            // SAFETY: as in `JumpBook::clear_slot`.
+            let empty = |book: &JumpBook| unsafe { book.entry(base, 0).read() };
+            assert_ne!(empty(book).address, 0);
+            book.forget(base, 0);
+            assert_ne!(empty(book).address, 0);
+            book.clear(base);
+            assert_ne!(empty(book).address, 0);
+        }
     }
 }
