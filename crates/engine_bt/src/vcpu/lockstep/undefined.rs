@@ -18,11 +18,18 @@ impl Undefined {
     #[must_use]
     pub(super) fn after(self, insn: &Instruction) -> Self {
         let read = self.flags & status(insn.rflags_read()) != 0;
-        let undefined = status(insn.rflags_undefined());
+        let undefined = status(insn.rflags_undefined()) | full_rotation(insn);
         let defined = status(insn.rflags_modified()) & !undefined;
         let kept = if may_leave_alone(insn) { self.flags } else { self.flags & !defined };
         Self { flags: kept | undefined, was_read: self.was_read | read | may_be_undefined(insn) }
     }
+}
+
+/// OF, after RCL or RCR of 8 or 16 bits all the way round: undefined, as after any rotation by several bits (SDM vol. 2),
+/// where the decoder says that nothing changes.
+fn full_rotation(insn: &Instruction) -> u64 {
+    let rotation = matches!(insn.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    if rotation && insn.op1_kind() == OpKind::Immediate8 && insn.immediate8() & 31 > 1 { OF } else { 0 }
 }
 
 /// Whether it may change no flag at all: shifts and repetitions by a count in a register, which may be zero.
@@ -71,6 +78,12 @@ mod tests {
         assert_eq!(run(&[0x0f, 0xaf, 0xc1]).flags, PF | AF | ZF | SF, "imul eax, ecx");
         assert_eq!(run(&[0x0f, 0xaf, 0xc1, 0xd3, 0xe8]).flags, PF | AF | ZF | SF | OF, "imul; shr eax, cl");
         assert_eq!(run(&[0x31, 0xc0, 0xf3, 0xae]).flags, AF, "xor eax, eax; repe scasb");
+    }
+
+    #[test]
+    fn all_the_way_round() {
+        assert_eq!(run(&[0xc0, 0xd0, 18]).flags, OF, "rcl al, 18");
+        assert_eq!(run(&[0xc0, 0xd0, 32]).flags, 0, "rcl al, 32");
     }
 
     #[test]
