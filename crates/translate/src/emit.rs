@@ -77,10 +77,9 @@ pub(crate) struct Emitter<'a> {
     cold: Vec<Cold>,
     /// The block is a loop: its accesses go on in the page where they were.
     pub(crate) streaming: bool,
-    /// Accesses that share a check; the bits of those that have been checked, and where their displacements are kept.
+    /// Accesses that share a check, and the bits of those that have been checked.
     pub(crate) groups: Groups,
     checked: u64,
-    delta_at: [i32; 64],
     /// The group that the instruction's access belongs to.
     pub(crate) member: Option<Member>,
     /// The group whose displacement RCX holds, as the instruction before has left it.
@@ -117,7 +116,6 @@ impl<'a> Emitter<'a> {
             streaming: false,
             groups: Groups::default(),
             checked: 0,
-            delta_at: [0; 64],
             member: None,
             delta: None,
             anchors: 0,
@@ -370,7 +368,8 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The displacement of an anchor that this block has not used, as far as there are enough.
+    /// The displacement of an anchor that this block has not used, as far as there are enough: fewer of them would be
+    /// slower, not wrong.
     fn new_anchor(&mut self, write: bool) -> i32 {
         self.anchors = self.anchors.wrapping_add(1);
         let number = self.source.seed.wrapping_mul(5).wrapping_add(self.anchors);
@@ -390,31 +389,40 @@ impl<'a> Emitter<'a> {
         let Some(group) = self.groups.groups.get(usize::from(member.group)).copied() else {
             return Err(Unsupported);
         };
-        let bit = 1u64 << (member.group & 63);
+        let number = member.group & 63;
+        let (bit, kept) = (1u64 << number, at::DELTAS + 8 * i32::from(number));
         if self.checked & bit == 0 {
             self.checked |= bit;
             let low = group.low.checked_sub(member.shift).ok_or(Unsupported)?;
             self.free_flags();
             let base = self.read(group.base, Gpr::RAX);
             self.asm.lea(Gpr::RAX, base, low);
-            if group.base != Gpr::RSP && !self.streaming {
-                return self.reach_hashed(member.group, &group, low);
+            if group.base == Gpr::RSP || self.streaming {
+                self.reach_anchored(&group)?;
+            } else {
+                self.reach_hashed(&group, low)?;
             }
-            let pair = if group.base == Gpr::RSP { 0 } else { self.spread(member.group) };
-            let anchor = self.anchor(pair, group.write);
-            let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
-            self.anchored(anchor, span, group.write, Exit::Plain)?;
-            self.come_back();
-            self.delta_at[usize::from(member.group & 63)] = anchor + at::ANCHOR_DELTA;
-        } else if carried == Some(member.group) {
-            return Ok(());
+            self.asm.gs_store(kept, Gpr::RCX);
+        } else if carried != Some(member.group) {
+            self.asm.gs_load(Gpr::RCX, kept);
         }
-        self.asm.gs_load(Gpr::RCX, self.delta_at[usize::from(member.group & 63)]);
         Ok(())
     }
 
-    /// The group's check by way of the TLB: RAX is the range's first address. RCX = the displacement, which is kept.
-    fn reach_hashed(&mut self, number: u8, group: &Group, low: i32) -> Result {
+    /// The group's check by way of an anchor: RAX is the range's first address. RCX = the displacement.
+    fn reach_anchored(&mut self, group: &Group) -> Result {
+        let anchor =
+            if group.base == Gpr::RSP { self.anchor(0, group.write) } else { self.new_anchor(group.write) };
+        let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
+        self.anchored(anchor, span, group.write, Exit::Plain)?;
+        self.come_back();
+        // Now, not later: the next access through this anchor may give it another page.
+        self.asm.gs_load(Gpr::RCX, anchor + at::ANCHOR_DELTA);
+        Ok(())
+    }
+
+    /// The group's check by way of the TLB: RAX is the range's first address. RCX = the displacement.
+    fn reach_hashed(&mut self, group: &Group, low: i32) -> Result {
         let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
         let other = self.hashed(room, group.write);
         self.leave_by(other, self.at, Exit::Plain, Before::Nothing);
@@ -422,17 +430,7 @@ impl<'a> Emitter<'a> {
         let base = self.read(group.base, Gpr::RCX);
         self.asm.op(Op::Sub, Gpr::RAX, base);
         self.asm.lea(Gpr::RCX, Gpr::RAX, low.checked_neg().ok_or(Unsupported)?);
-        let kept = at::DELTAS + 8 * i32::from(number & 63);
-        self.asm.gs_store(kept, Gpr::RCX);
-        self.delta_at[usize::from(number & 63)] = kept;
         Ok(())
-    }
-
-    /// The anchor pair of a group. Groups of one block have different ones: what one has checked must stay.
-    fn spread(&self, group: u8) -> u32 {
-        let half = u32::try_from(ANCHORS / 2).unwrap_or(1);
-        // Those of single accesses are counted from the other end; a block has fewer than there are.
-        1 + self.source.seed.wrapping_mul(5).wrapping_sub(u32::from(group)) % (half - 1)
     }
 
     /// Appends an instruction of the guest's, its operands already the host's.
