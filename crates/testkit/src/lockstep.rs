@@ -98,6 +98,7 @@ fn sum(a: Counts, b: Counts) -> Counts {
         blocks: a.blocks + b.blocks,
         instructions: a.instructions + b.instructions,
         left: a.left + b.left,
+        repeated: a.repeated + b.repeated,
         unclear: a.unclear + b.unclear,
     }
 }
@@ -114,6 +115,7 @@ mod tests {
         println!("{:?}", report.counts);
         assert!(report.differences.is_empty());
         assert!(report.counts.blocks > cases / 2, "{:?}", report.counts);
+        assert!(report.counts.repeated != 0, "{:?}", report.counts);
     }
 
     #[test]

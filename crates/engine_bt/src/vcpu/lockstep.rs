@@ -9,6 +9,12 @@
 //! (devices, faults, changes of translation) happens once, by the interpreter's hand, and whatever the translation left
 //! to it needs no comparison.
 //!
+//! # The second trial
+//! Where pages are closed for writing, no group of writes passes its check: its block is left for the plain translation
+//! ([`Exit::Plain`]). So when a trial has gone that way another follows from S, before the pages are closed, and now the
+//! groups pass. The interpreter has to meet both outcomes, in whichever order they come: the plain translation of a block's
+//! rest may go on farther than the block.
+//!
 //! # Where a trial ends
 //! *Precise* (the default): jumps are never linked, no jump finds its target, and returns are unforeseen, so a trial is one
 //! block. A block that ends in a jump out of the page or to a computed target is cut before it; the next turn begins at
@@ -151,12 +157,24 @@ pub struct LockstepVcpu {
     stopped: bool,
 }
 
+/// The most trials that a turn has.
+const TRIALS: usize = 2;
+
 /// How a trial ended.
 struct End {
     exit: Exit,
     /// The block that left.
     block: u32,
     rip: u64,
+}
+
+/// What a trial came to.
+struct Outcome {
+    end: End,
+    /// The state at the end.
+    goal: CpuState,
+    /// A group did not pass its check.
+    plain: bool,
 }
 
 impl LockstepVcpu {
@@ -225,24 +243,38 @@ impl LockstepVcpu {
 
     /// One turn whose translation begins at the host address `code`.
     fn compare(&mut self, code: u64) -> Result<(), HostError> {
-        let before = engine::Vcpu::state(&self.bt.slow);
+        let (before, mode) = (engine::Vcpu::state(&self.bt.slow), self.bt.mode);
+        let mut outcomes = vec![self.attempt(code, &before)?];
+        if outcomes.iter().any(|first| first.plain) {
+            self.bt.set_mode(mode);
+            if let Some(code) = self.bt.code_at_rip()? {
+                outcomes.push(self.attempt(code, &before)?);
+                self.engine.ledger.repeat();
+            }
+        }
+        self.close_pages();
+        if let Err(difference) = self.follow(&outcomes) {
+            self.stopped = true;
+            let text = self.describe(&before, &outcomes, &difference);
+            self.engine.ledger.differ(text);
+            return Ok(());
+        }
+        self.engine.ledger.count(self.trace.len());
+        self.go_on(&outcomes)
+    }
+
+    /// A trial; memory and state are then as before.
+    fn attempt(&mut self, code: u64, before: &CpuState) -> Result<Outcome, HostError> {
         let planted = self.set_bounds(before.rip);
-        let end = self.trial(code, planted)?;
+        let (end, plain) = self.trial(code, planted)?;
         if let Some((table, target)) = planted {
             self.bt.views.forget_code(table, target);
         }
         x87::take_back(&mut self.bt.slow);
         let goal = engine::Vcpu::state(&self.bt.slow);
-        self.close_pages();
-        self.bt.slow.put_back(&before);
-        if let Err(difference) = self.follow(&goal) {
-            self.stopped = true;
-            let text = self.describe(&before, &goal, &difference);
-            self.engine.ledger.differ(text);
-            return Ok(());
-        }
-        self.engine.ledger.count(self.trace.len());
-        self.go_on(&end)
+        self.pages.take_back(self.bt.slow.memory());
+        self.bt.slow.put_back(before);
+        Ok(Outcome { end, goal, plain })
     }
 
     /// Sees to it that the trial ends where it should; the target that an exit was planted at, if any.
@@ -264,8 +296,10 @@ impl LockstepVcpu {
         Some((table, target))
     }
 
-    /// Runs translated code until it leaves for good, and has the registers as they are then.
-    fn trial(&mut self, mut code: u64, planted: Option<(Table, u64)>) -> Result<End, HostError> {
+    /// Runs translated code until it leaves for good, and has the registers as they are then. True beside it if a plain
+    /// translation has been asked for.
+    fn trial(&mut self, mut code: u64, planted: Option<(Table, u64)>) -> Result<(End, bool), HostError> {
+        let mut plain = false;
         self.bt.registers_in();
         loop {
             self.bt.run_at(code);
@@ -273,7 +307,7 @@ impl LockstepVcpu {
             let (number, page, rax) = (context.site, context.page, context.scratch[0]);
             let Some(site) = self.bt.cache.site(number) else {
                 // There is no exit of this number; whatever the registers are will be compared.
-                return Ok(End { exit: Exit::Lookup, block: u32::MAX, rip: rax });
+                return Ok((End { exit: Exit::Lookup, block: u32::MAX, rip: rax }, plain));
             };
             let rip = match (site.exit, planted) {
                 (Exit::Lookup, Some((_, target))) if number == UNFORESEEN => page + (target & PAGE_MASK),
@@ -284,11 +318,12 @@ impl LockstepVcpu {
             if number == UNFORESEEN {
                 self.bt.empty_shadows(Stale { supervisor: true, user: true });
             }
+            plain |= site.exit == Exit::Plain;
             if let Some(next) = self.resumption(site, rax, rip)? {
                 code = next;
                 continue;
             }
-            return Ok(End { exit: site.exit, block: site.block, rip });
+            return Ok((End { exit: site.exit, block: site.block, rip }, plain));
         }
     }
 
@@ -332,27 +367,35 @@ impl LockstepVcpu {
         Ok(self.bt.fill(va, write, &resolved))
     }
 
-    /// Puts pages back as they were, and lets the next write to them miss.
+    /// Lets the next write to the pages miss.
     fn close_pages(&mut self) {
-        self.pages.take_back(self.bt.slow.memory());
         for (table, va) in self.pages.openings() {
             self.bt.views.forget(table, va);
         }
     }
 
-    /// Does what the exit wants done, now that all is compared.
-    fn go_on(&mut self, end: &End) -> Result<(), HostError> {
+    /// Does what the exits want done, now that all is compared.
+    fn go_on(&mut self, outcomes: &[Outcome]) -> Result<(), HostError> {
         let moved = !self.trace.is_empty();
+        let mut stuck = !moved;
         self.pages.clear();
-        match end.exit {
-            Exit::Link { jump, form } if self.engine.closeness.chained => {
-                self.bt.link(end.block, jump, form, end.rip)?;
+        for Outcome { end, .. } in outcomes {
+            match end.exit {
+                Exit::Link { jump, form } if self.engine.closeness.chained => {
+                    self.bt.link(end.block, jump, form, end.rip)?;
+                    stuck = false;
+                }
+                Exit::Stale => {
+                    self.bt.views.forget_code(self.bt.mode.table(), end.rip);
+                    stuck = false;
+                }
+                Exit::Attention if !self.engine.closeness.chained => stuck = false,
+                Exit::Link { .. } | Exit::Lookup => stuck = false,
+                _ => {}
             }
-            Exit::Stale => self.bt.views.forget_code(self.bt.mode.table(), end.rip),
-            Exit::Attention if moved || !self.engine.closeness.chained => {}
-            Exit::Link { .. } | Exit::Lookup => {}
-            _ if moved => {}
-            _ => self.leave_one(),
+        }
+        if stuck {
+            self.leave_one();
         }
         Ok(())
     }

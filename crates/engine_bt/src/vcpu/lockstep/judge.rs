@@ -7,7 +7,7 @@ use x86::{CpuState, FpuState, Mfn};
 
 use super::pages::Lane;
 use super::undefined::Undefined;
-use super::{LockstepVcpu, target};
+use super::{LockstepVcpu, Outcome, TRIALS, target};
 
 /// Instructions in a block and in the plain translation that it may go on with, at the most, with some to spare.
 const BLOCK: usize = 160;
@@ -21,6 +21,8 @@ const REPEATS: u64 = 1 << 26;
 pub(super) struct Difference {
     /// In one sentence.
     pub(super) what: String,
+    /// Which trial's outcome was not met.
+    pub(super) trial: usize,
     /// The interpreter's state that came closest.
     pub(super) state: Box<CpuState>,
     /// What of memory differs then.
@@ -28,20 +30,28 @@ pub(super) struct Difference {
 }
 
 impl LockstepVcpu {
-    /// Executes with the interpreter until it has got to where the trial did.
-    pub(super) fn follow(&mut self, goal: &CpuState) -> Result<(), Box<Difference>> {
+    /// Executes with the interpreter until it has got to where each of the trials did.
+    pub(super) fn follow(&mut self, outcomes: &[Outcome]) -> Result<(), Box<Difference>> {
         let most = if self.engine.closeness.chained { CHAIN } else { BLOCK };
+        let mut met = [false; TRIALS];
         let mut closest = None;
         let mut repeats = 0;
         self.trace.clear();
         self.watch.clear();
         loop {
             let rip = self.bt.slow.rip();
-            if rip == goal.rip {
-                match self.judge(goal) {
-                    None => return Ok(()),
-                    Some(difference) => closest = Some(difference),
+            let mut ahead = false;
+            for (trial, (Outcome { goal, .. }, met)) in outcomes.iter().zip(&mut met).enumerate() {
+                if !*met && goal.rip == rip {
+                    match self.judge(goal, trial) {
+                        None => *met = true,
+                        Some(difference) => closest = Some(difference),
+                    }
                 }
+                ahead |= !*met;
+            }
+            if !ahead {
+                return Ok(());
             }
             if self.trace.len() >= most || repeats >= REPEATS {
                 break;
@@ -61,20 +71,21 @@ impl LockstepVcpu {
             self.engine.ledger.be_unclear();
             return Ok(());
         }
-        Err(closest.unwrap_or_else(|| self.lost()))
+        let trial = met.iter().position(|met| !met).unwrap_or_default();
+        Err(closest.filter(|difference| difference.trial == trial).unwrap_or_else(|| self.lost(trial)))
     }
 
     /// The interpreter went elsewhere.
-    fn lost(&self) -> Box<Difference> {
+    fn lost(&self, trial: usize) -> Box<Difference> {
         let what = "the interpreter does not get to where the translation left".to_owned();
         let state = Box::new(engine::Vcpu::state(&self.bt.slow));
-        Box::new(Difference { what, state, lanes: Vec::new() })
+        Box::new(Difference { what, trial, state, lanes: Vec::new() })
     }
 
-    /// What differs here and now.
-    fn judge(&mut self, goal: &CpuState) -> Option<Box<Difference>> {
+    /// What differs here and now from a trial's outcome.
+    fn judge(&mut self, goal: &CpuState, trial: usize) -> Option<Box<Difference>> {
         let now = engine::Vcpu::state(&self.bt.slow);
-        let lanes = self.pages.differences(self.bt.slow.memory());
+        let lanes = self.pages.differences(self.bt.slow.memory(), trial);
         let strange = self.strange_write();
         if equal(&now, goal) && lanes.is_empty() && strange.is_none() && self.accept_flags(&now, goal) {
             return None;
@@ -83,7 +94,7 @@ impl LockstepVcpu {
             || "the translation and the interpreter differ".to_owned(),
             |mfn| format!("the interpreter wrote to frame {:#x}, the translation did not", mfn.0),
         );
-        Some(Box::new(Difference { what, state: Box::new(now), lanes }))
+        Some(Box::new(Difference { what, trial, state: Box::new(now), lanes }))
     }
 
     /// Whether the flags agree. Where CMPS or SCAS is left between two turns, those before the instruction will do, as

@@ -12,6 +12,8 @@ pub struct Counts {
     pub instructions: u64,
     /// Instructions that translations left to the interpreter.
     pub left: u64,
+    /// Trials made a second time, with the pages of the first open.
+    pub repeated: u64,
     /// Trials that differed after reading flags that are undefined.
     pub unclear: u64,
 }
@@ -22,6 +24,7 @@ pub struct Ledger {
     blocks: AtomicU64,
     instructions: AtomicU64,
     left: AtomicU64,
+    repeated: AtomicU64,
     unclear: AtomicU64,
     differences: Mutex<Vec<String>>,
     announces: bool,
@@ -41,6 +44,7 @@ impl Ledger {
             blocks: self.blocks.load(Ordering::Relaxed),
             instructions: self.instructions.load(Ordering::Relaxed),
             left: self.left.load(Ordering::Relaxed),
+            repeated: self.repeated.load(Ordering::Relaxed),
             unclear: self.unclear.load(Ordering::Relaxed),
         }
     }
@@ -62,6 +66,10 @@ impl Ledger {
         self.left.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn repeat(&self) {
+        self.repeated.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn be_unclear(&self) {
         self.unclear.fetch_add(1, Ordering::Relaxed);
     }
@@ -77,10 +85,10 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         if self.announces {
-            let Counts { blocks, instructions, left, unclear } = self.counts();
+            let Counts { blocks, instructions, left, repeated, unclear } = self.counts();
             let differences = self.differences().len();
             eprintln!(
-                "lockstep: {blocks} blocks with {instructions} instructions compared, {differences} differences; \
+                "lockstep: {blocks} blocks with {instructions} instructions compared, {repeated} twice, {differences} differences; \
                  {left} instructions left to the interpreter, {unclear} blocks unclear"
             );
         }

@@ -1,8 +1,10 @@
-//! The pages that a trial opens for writing: as they were, and as it left them.
+//! The pages that the trials of a turn open for writing: as they were, and as each left them.
 
 use memory::GuestMemory;
 use translate::context::Table;
 use x86::{Gfn, Mfn, PAGE_SIZE};
+
+use super::TRIALS;
 
 const BYTES: usize = PAGE_SIZE as usize;
 /// Bytes compared at once.
@@ -13,7 +15,8 @@ struct Page {
     mfn: Mfn,
     gfn: Gfn,
     before: Content,
-    after: Content,
+    /// By trial; as before, if that had not opened it.
+    after: [Content; TRIALS],
 }
 
 /// All of them.
@@ -21,8 +24,10 @@ struct Page {
 pub(super) struct Pages {
     pages: Vec<Page>,
     openings: Vec<(Table, u64)>,
+    /// Trials that have been taken back.
+    done: usize,
     /// Room that is used again.
-    spare: Vec<(Content, Content)>,
+    spare: Vec<(Content, [Content; TRIALS])>,
 }
 
 /// Eight bytes that are not what they should be.
@@ -42,9 +47,13 @@ impl Pages {
         if self.holds(mfn) {
             return;
         }
-        let room = || (Box::new([0; BYTES]), Box::new([0; BYTES]));
-        let (mut before, after) = self.spare.pop().unwrap_or_else(room);
+        let room = || Box::new([0; BYTES]);
+        let (mut before, mut after) =
+            self.spare.pop().unwrap_or_else(|| (room(), std::array::from_fn(|_| room())));
         memory.frames().copy_out(mfn, 0, &mut *before);
+        for earlier in after.iter_mut().take(self.done) {
+            earlier.copy_from_slice(&*before);
+        }
         self.pages.push(Page { mfn, gfn, before, after });
     }
 
@@ -58,12 +67,13 @@ impl Pages {
         self.openings.iter().copied()
     }
 
-    /// Notes what the trial made of the pages, and puts them back as they were.
+    /// Notes what a trial made of the pages, and puts them back as they were.
     pub(super) fn take_back(&mut self, memory: &GuestMemory) {
         for page in &mut self.pages {
-            memory.frames().copy_out(page.mfn, 0, &mut *page.after);
+            let Some(after) = page.after.get_mut(self.done) else { continue };
+            memory.frames().copy_out(page.mfn, 0, &mut **after);
             // Only what was changed: the rest may be somebody else's.
-            let lines = page.before.chunks_exact(LINE).zip(page.after.chunks_exact(LINE));
+            let lines = page.before.chunks_exact(LINE).zip(after.chunks_exact(LINE));
             for (line, (before, after)) in (0..).step_by(LINE).zip(lines).filter(|(_, (a, b))| a != b) {
                 for (lane, (before, after)) in
                     (line..).step_by(8).zip(before.chunks_exact(8).zip(after.chunks_exact(8)))
@@ -75,23 +85,19 @@ impl Pages {
             }
             memory.note_write(page.gfn, page.mfn);
         }
+        self.done += 1;
     }
 
-    /// Where memory is not now what the trial had made of it.
-    pub(super) fn differences(&self, memory: &GuestMemory) -> Vec<Lane> {
+    /// Where memory is not now what a trial had made of it.
+    pub(super) fn differences(&self, memory: &GuestMemory, trial: usize) -> Vec<Lane> {
         let mut found = Vec::new();
         let mut now = [0; BYTES];
         for page in &self.pages {
             memory.frames().copy_out(page.mfn, 0, &mut now);
-            if now == *page.after {
-                continue;
-            }
-            let lane =
-                |bytes: &[u8], offset: usize| bytes[offset..].first_chunk::<8>().copied().unwrap_or_default();
-            for offset in (0..BYTES).step_by(8) {
-                let (trial, now) = (lane(&*page.after, offset), lane(&now, offset));
+            let Some(after) = page.after.get(trial).filter(|after| ***after != now) else { continue };
+            let lanes = page.before.as_chunks().0.iter().zip(after.as_chunks().0).zip(now.as_chunks().0);
+            for (offset, ((&before, &trial), &now)) in (0..).step_by(8).zip(lanes) {
                 if trial != now {
-                    let before = lane(&*page.before, offset);
                     found.push(Lane { gfn: page.gfn, offset, before, trial, now });
                 }
             }
@@ -102,6 +108,7 @@ impl Pages {
     /// Forgets them.
     pub(super) fn clear(&mut self) {
         self.openings.clear();
+        self.done = 0;
         self.spare.extend(self.pages.drain(..).map(|page| (page.before, page.after)));
     }
 }
@@ -117,19 +124,28 @@ mod tests {
     fn writes_are_taken_back_and_remembered() {
         let memory = GuestMemory::new(&[RamRange::from_bytes(Gpa(0), 4 * PAGE_SIZE)]).unwrap();
         memory.write_word(Gpa(0x1008), 1u64).unwrap();
-        let mfn = memory.entry(Gfn(1)).mfn;
+        let frame = |gfn| memory.entry(Gfn(gfn)).mfn;
         let mut pages = Pages::default();
-        pages.open(&memory, mfn, Gfn(1), (Table::User, 0x5008));
-        pages.open(&memory, mfn, Gfn(1), (Table::User, 0x7008));
+        pages.open(&memory, frame(1), Gfn(1), (Table::User, 0x5008));
+        pages.open(&memory, frame(1), Gfn(1), (Table::User, 0x7008));
         memory.write_word(Gpa(0x1008), 2u64).unwrap();
         pages.take_back(&memory);
         assert_eq!(memory.read_word::<u64>(Gpa(0x1008)).unwrap(), 1);
         assert_eq!(pages.openings().count(), 2);
-        let [lane] = pages.differences(&memory)[..] else { panic!("one lane differs") };
+        pages.open(&memory, frame(2), Gfn(2), (Table::User, 0x6000));
+        memory.write_word(Gpa(0x1008), 3u64).unwrap();
+        memory.write_word(Gpa(0x2000), 4u64).unwrap();
+        pages.take_back(&memory);
+        assert_eq!(memory.read_word::<u64>(Gpa(0x1008)).unwrap(), 1);
+        assert_eq!(memory.read_word::<u64>(Gpa(0x2000)).unwrap(), 0);
+        let [lane] = pages.differences(&memory, 0)[..] else { panic!("one lane differs from the first") };
         assert_eq!((lane.offset, lane.trial[0], lane.now[0]), (8, 2, 1));
         memory.write_word(Gpa(0x1008), 2u64).unwrap();
-        assert!(pages.differences(&memory).is_empty());
+        assert!(pages.differences(&memory, 0).is_empty());
+        let lanes =
+            pages.differences(&memory, 1).iter().map(|lane| (lane.gfn, lane.trial[0])).collect::<Vec<_>>();
+        assert_eq!(lanes, [(Gfn(1), 3), (Gfn(2), 4)]);
         pages.clear();
-        assert!(!pages.holds(mfn));
+        assert!(!pages.holds(frame(1)));
     }
 }

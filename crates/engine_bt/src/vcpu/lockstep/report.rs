@@ -6,7 +6,7 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
 use x86::{CpuState, PAGE_MASK, PAGE_SIZE};
 
 use super::judge::Difference;
-use super::{LockstepVcpu, target};
+use super::{LockstepVcpu, Outcome, target};
 use crate::cache::Key;
 
 /// Blocks whose host code is shown.
@@ -20,11 +20,20 @@ const NAMES: [&str; 16] = [
 
 impl LockstepVcpu {
     /// All that helps to find the fault.
-    pub(super) fn describe(&mut self, before: &CpuState, goal: &CpuState, difference: &Difference) -> String {
+    pub(super) fn describe(
+        &mut self,
+        before: &CpuState,
+        outcomes: &[Outcome],
+        difference: &Difference,
+    ) -> String {
+        let trial = difference.trial;
+        let goal = outcomes.get(trial).map_or(before, |outcome| &outcome.goal);
         let mut text = format!(
-            "lockstep: {}\n  from {:#x}, {}; the translation left at {:#x}\n",
+            "lockstep: {}\n  from {:#x}, trial {} of {}, {}; the translation left at {:#x}\n",
             difference.what,
             before.rip,
+            trial + 1,
+            outcomes.len(),
             if self.bt.mode.has(translate::Mode::USER) { "user" } else { "supervisor" },
             goal.rip,
         );
