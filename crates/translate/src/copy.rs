@@ -241,7 +241,7 @@ fn renamed(insn: &Instruction, plan: &Plan) -> Result<Instruction> {
                         host.set_memory_base(base.sized(8));
                         host.set_memory_index(address.sized(8));
                     }
-                    None => rename_memory(&mut host, address),
+                    None => at_address(&mut host, address),
                 }
             }
             _ => {}
@@ -262,7 +262,8 @@ fn host_register(guest: Gpr, register: Register, plan: &Plan) -> Result<Register
     Ok(holder.sized(register.size()))
 }
 
-fn rename_memory(host: &mut Instruction, address: Gpr) {
+/// Makes the memory operand the one at the host address in a register.
+pub(crate) fn at_address(host: &mut Instruction, address: Gpr) {
     host.set_segment_prefix(Register::None);
     host.set_memory_base(address.sized(8));
     host.set_memory_index(Register::None);

@@ -1,10 +1,11 @@
 //! Instructions that need more than new names for their operands.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::asm::{Condition, Op};
 use crate::block::{Form, Mode};
 use crate::clock::{processor_id, time_stamp};
+use crate::copy::at_address;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
 use crate::mxcsr::mxcsr;
@@ -148,14 +149,14 @@ fn bit_string(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
 fn merge_carry(e: &mut Emitter<'_>, insn: &Instruction, bytes: usize) -> Result {
     let mut host = *insn;
     if e.form == Form::Dead {
-        rename(&mut host, Register::RAX);
+        at_address(&mut host, Gpr::RAX);
         host.set_op1_register(Gpr::RCX.sized(bytes));
     } else {
         // Loading the flags takes RAX: the address changes places with a register that is put back.
         e.asm.gs_store(crate::context::at::TEMP, Gpr::RDX);
         e.asm.mov(Gpr::RDX, Gpr::RAX);
         e.load_flags();
-        rename(&mut host, Register::RDX);
+        at_address(&mut host, Gpr::RDX);
         host.set_op1_register(Gpr::RCX.sized(bytes));
     }
     e.encode(&host)?;
@@ -164,15 +165,6 @@ fn merge_carry(e: &mut Emitter<'_>, insn: &Instruction, bytes: usize) -> Result 
     }
     e.form = Form::Host;
     Ok(())
-}
-
-fn rename(host: &mut Instruction, base: Register) {
-    host.set_segment_prefix(Register::None);
-    host.set_memory_base(base);
-    host.set_memory_index(Register::None);
-    host.set_memory_index_scale(1);
-    host.set_memory_displacement64(0);
-    host.set_memory_displ_size(0);
 }
 
 /// CMPXCHG8B and CMPXCHG16B: RAX and RCX are operands, so the address takes R12's place for a moment.
@@ -194,7 +186,7 @@ fn wide_exchange(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     e.asm.mov(Gpr::RAX, a);
     e.asm.mov(Gpr::RCX, c);
     let mut host = *insn;
-    rename(&mut host, Register::R12);
+    at_address(&mut host, Gpr::R12);
     e.encode(&host)?;
     e.asm.mov(a, Gpr::RAX);
     e.asm.gs_load(Gpr::R12, crate::context::at::TEMP);
