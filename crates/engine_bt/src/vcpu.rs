@@ -206,9 +206,9 @@ impl BtVcpu {
         }
         if everything {
             self.views.drop_writable(memory, None);
-            self.views.clear();
-            self.empty_shadows(Stale { supervisor: true, user: true });
-            self.drop_code()?;
+            self.views.clear_memory();
+            // Who cannot say what was written may have missed that code was.
+            self.drop_code();
         }
         self.slow.sync_memory();
         // Both caches of translations have heard at least this.
@@ -216,11 +216,16 @@ impl BtVcpu {
         Ok(())
     }
 
-    /// Who cannot say what was written may have missed that code was.
-    fn drop_code(&mut self) -> Result<(), HostError> {
+    /// Drops all translations.
+    fn drop_code(&mut self) {
         self.cache.clear();
+        self.forget_code();
+    }
+
+    /// Forgets whatever translations are found by.
+    fn forget_code(&mut self) {
         self.views.clear_code();
-        Ok(())
+        self.empty_shadows(Stale { supervisor: true, user: true });
     }
 
     #[cold]
@@ -264,8 +269,7 @@ impl BtVcpu {
         let known = &mut self.modes[mode.table() as usize];
         if *known != mode {
             *known = mode;
-            self.views.clear_code();
-            self.empty_shadows(Stale { supervisor: true, user: true });
+            self.forget_code();
         }
     }
 
@@ -385,8 +389,7 @@ impl BtVcpu {
             return Ok(None);
         }
         if !self.cache.has_room(block.code.len()) {
-            self.empty_shadows(Stale { supervisor: true, user: true });
-            self.drop_code()?;
+            self.drop_code();
         }
         let number = self.cache.place(key, second.map(|(mfn, _)| mfn), code, block)?;
         self.names.placed(&self.cache, number, rip);

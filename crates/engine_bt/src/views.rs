@@ -338,10 +338,14 @@ impl View {
     }
 
     fn clear(&mut self) {
+        self.clear_memory();
+        self.jumps.clear(self.base());
+    }
+
+    fn clear_memory(&mut self) {
         let base = self.base();
         self.user.clear(base);
         self.ac.clear(base);
-        self.jumps.clear(base);
     }
 }
 
@@ -483,13 +487,12 @@ impl Views {
         }
     }
 
-    /// Drops everything.
-    pub(crate) fn clear(&mut self) {
+    /// Forgets where all memory is.
+    pub(crate) fn clear_memory(&mut self) {
         self.drops += 1;
         let base = self.base();
         self.supervisor.clear(base);
-        self.views.iter_mut().for_each(View::clear);
-        self.clear_code();
+        self.views.iter_mut().for_each(View::clear_memory);
         self.global_user = false;
     }
 
@@ -499,7 +502,8 @@ impl Views {
         let everything = Stale { supervisor: true, user: true };
         Ok(match what {
             Invalidation::All => {
-                self.clear();
+                self.clear_memory();
+                self.clear_code();
                 everything
             }
             Invalidation::NonGlobal => {
