@@ -334,7 +334,7 @@ impl BtVcpu {
 
     /// The block of a place in a frame, translated if it is time.
     fn block_at(&mut self, mfn: Mfn, rip: u64) -> Result<Option<u32>, HostError> {
-        let key = Key { mfn, offset: x86::bits::low16(rip & PAGE_MASK), mode: self.mode };
+        let key = Key { mfn, offset: low16(rip & PAGE_MASK), mode: self.mode };
         if let Some(number) = self.cache.find(key) {
             return Ok(Some(number));
         }
@@ -644,11 +644,8 @@ impl BtVcpu {
         Ok(block.map(|block| self.cache.address(block, resume)))
     }
 
-    /// Goes on with a plain translation of the rest of a block.
+    /// Goes on with a plain translation of the rest of a block, or, if there cannot be one, behind the instruction.
     fn plain(&mut self, from: u32, rip: u64) -> Result<Next, HostError> {
-        if self.cache.block(from).is_none_or(|block| block.stale) {
-            return Ok(Next::Dispatch);
-        }
         if let Some(code) = self.plain_code(from, rip)? {
             return Ok(Next::Resume(code));
         }

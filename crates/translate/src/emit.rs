@@ -303,11 +303,10 @@ impl<'a> Emitter<'a> {
         }
         let room =
             4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
-        let (tlb, resume) = (at::tlb(self.mode.table()), self.asm.here());
-        let miss = self.hashed(room, write);
-        let tag = tlb + if write { at::WRITE } else { at::READ };
+        let resume = self.asm.here();
+        let (miss, tag) = self.hashed(room, write);
         self.leave_by(miss, self.at, Exit::Miss { write, resume }, Before::Address(tag));
-        self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tlb + at::BASE);
+        self.add_page();
         Ok(())
     }
 
@@ -324,14 +323,19 @@ impl<'a> Emitter<'a> {
     }
 
     /// RAX, a linear address, becomes its offset in the page of its TLB slot, RCX the slot's offset; the jump is taken if
-    /// that is more than `room`.
-    fn hashed(&mut self, room: i32, write: bool) -> Hole {
+    /// that is more than `room`. Beside it: where the tag is, less the slot's offset.
+    fn hashed(&mut self, room: i32, write: bool) -> (Hole, i32) {
         let table = self.mode.table();
         routines::index(&mut self.asm, Gpr::RCX, Gpr::RAX, table, self.source.host.bmi2);
         let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
         self.asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tag);
         self.asm.op_imm(Op::Cmp, Gpr::RAX, room);
-        self.asm.jcc(Condition::ABOVE)
+        (self.asm.jcc(Condition::ABOVE), tag)
+    }
+
+    /// Behind [`Emitter::hashed`]: RAX becomes the host address.
+    fn add_page(&mut self) {
+        self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, at::tlb(self.mode.table()) + at::BASE);
     }
 
     fn check_at(&mut self, anchor: i32, bytes: usize, write: bool) -> Result {
@@ -424,9 +428,9 @@ impl<'a> Emitter<'a> {
     /// The group's check by way of the TLB: RAX is the range's first address. RCX = the displacement.
     fn reach_hashed(&mut self, group: &Group, low: i32) -> Result {
         let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
-        let other = self.hashed(room, group.write);
+        let (other, _) = self.hashed(room, group.write);
         self.leave_by(other, self.at, Exit::Plain, Before::Nothing);
-        self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, at::tlb(self.mode.table()) + at::BASE);
+        self.add_page();
         let base = self.read(group.base, Gpr::RCX);
         self.asm.op(Op::Sub, Gpr::RAX, base);
         self.asm.lea(Gpr::RCX, Gpr::RAX, low.checked_neg().ok_or(Unsupported)?);
