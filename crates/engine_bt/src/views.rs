@@ -570,15 +570,22 @@ impl Views {
                 self.views.push(View::new(&self.file, pcid)?);
                 self.views.len() - 1
             }
-            None => {
-                let oldest = (0..self.views.len()).min_by_key(|&i| self.views[i].used).unwrap_or(0);
-                self.views[oldest].clear();
-                self.views[oldest].pcid = pcid;
-                oldest
-            }
+            None => self.replace_oldest(pcid),
         };
-        self.views[self.current].used = self.clock;
+        if let Some(view) = self.views.get_mut(self.current) {
+            view.used = self.clock;
+        }
         Ok(())
+    }
+
+    /// The view of another address space becomes this one's, empty.
+    fn replace_oldest(&mut self, pcid: u16) -> usize {
+        let by_use = self.views.iter_mut().enumerate().min_by_key(|(_, view)| view.used);
+        by_use.map_or(0, |(index, view)| {
+            view.clear();
+            view.pcid = pcid;
+            index
+        })
     }
 
     /// Drops whatever translates an address; memory has been told.
@@ -596,7 +603,8 @@ impl Views {
         self.drops += 1;
         let page = frame.map(|mfn| memory.frames().host_ptr(mfn) as u64);
         let note = |gfn: Gfn| memory.note_write(gfn, memory.entry(gfn).mfn);
-        self.supervisor.drop_writable(self.views[self.current].base(), page, note);
+        let base = self.base();
+        self.supervisor.drop_writable(base, page, note);
         for view in &mut self.views {
             let base = view.base();
             view.user.drop_writable(base, page, note);
