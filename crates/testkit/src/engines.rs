@@ -1,4 +1,5 @@
-//! Engines by the names that `--engine` knows.
+//! Engines by the names that `--engine` knows. The translating one translates everything the first time it is met: most
+//! cases run once, and would else be interpreted.
 
 use engine::Engine;
 use engine_bt::Bt;
@@ -6,7 +7,7 @@ use interp::Interp;
 
 /// All of them.
 fn all() -> [Box<dyn Engine>; 2] {
-    [Box::new(Interp), Box::new(Bt::default())]
+    [Box::new(Interp), Box::new(Bt::eager())]
 }
 
 /// The names, for those who offer a choice.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use engine::{Engine, EngineError, Exit, Vcpu, VcpuId, VcpuSetup};
 use memory::{GuestMemory, RamRange};
-use x86::control::{cr0, cr4, efer};
+use x86::control::{cr0, cr4, efer, xcr0};
 use x86::cpuid::CpuidTable;
 use x86::descriptor::attr;
 use x86::state::Activity;
@@ -264,6 +264,9 @@ impl Guest {
     }
 }
 
+/// The components of extended state that the guest has enabled.
+pub const XCR0: u64 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
+
 /// The state of every case but for its registers: user mode as Linux sets it up.
 fn template(world: &World) -> CpuState {
     let mut s = CpuState::reset();
@@ -271,7 +274,7 @@ fn template(world: &World) -> CpuState {
     s.cr3 = PML4;
     s.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PGE;
     s.msrs.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
-    s.xcr0 = 7;
+    s.xcr0 = XCR0;
     s.gdtr = DescriptorTable { base: SYSTEM + GDT, limit: TSS_SELECTOR + 15 };
     s.idtr = DescriptorTable { base: SYSTEM + IDT, limit: 32 * 16 - 1 };
     let user = attr::P | attr::S | attr::ACCESSED | 3 << attr::DPL_SHIFT;

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::Engine;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use x86::cpuid::CpuidTable;
 use x86::exception::{pf, vector};
 
@@ -37,7 +37,7 @@ use super::build::World;
 use super::case::{INT3, Image, Input, Output, image_at};
 use super::child::{BATCH, Child};
 use super::compare::{self, Ending};
-use super::guest::{Guest, Lost};
+use super::guest::{self, Guest, Lost};
 use super::{Group, Options, OracleError, Report, background, child, forms, host_model, vendor};
 
 /// Failures that are made shorter; there may be many of one cause.
@@ -118,8 +118,9 @@ impl Session<'_> {
         for (index, (_, made)) in made[..done].iter().enumerate() {
             let result = self.guest.run(&made.encoded.input, &mut output);
             let expected = &self.child.batch().outputs[index];
+            let host = self.world.host;
             let difference =
-                difference(&made.program, &made.encoded, self.world.host, expected, result, &output);
+                difference(&made.program, &made.encoded, host, &image, expected, result, &output);
             failures.extend(difference.map(|text| (index, text)));
             self.report.cases += 1;
         }
@@ -182,7 +183,7 @@ impl Session<'_> {
         let mut output = Box::new(Output::EMPTY);
         let result = guest.run(&encoded.input, &mut output);
         let expected = &self.child.batch().outputs[0];
-        Ok(difference(program, &encoded, self.world.host, expected, result, &output))
+        Ok(difference(program, &encoded, self.world.host, image, expected, result, &output))
     }
 
     fn note(&mut self, key: &str, number: u64, program: &Program, text: &str) {
@@ -201,6 +202,7 @@ fn difference(
     program: &Program,
     encoded: &Encoded,
     host: vendor::Host,
+    background: &Image,
     cpu: &Output,
     result: Result<(), Lost>,
     engine: &Output,
@@ -211,6 +213,11 @@ fn difference(
         Ok(()) => {}
     }
     let rip = cpu.registers.rip;
+    if (rip, cpu.vector) != (engine.registers.rip, engine.vector)
+        && refuses_components(encoded, background, engine)
+    {
+        return None;
+    }
     let breakpoint = cpu.vector == u32::from(vector::BP);
     let fetch = cpu.vector == u32::from(vector::PF) && cpu.error & pf::FETCH != 0;
     let completed = breakpoint || fetch;
@@ -245,6 +252,38 @@ fn instruction_at(encoded: &Encoded, cpu: &Output, rip: u64) -> Instruction {
     }
     let Some(at) = image_at(rip).filter(|at| *at < image.len()) else { return Instruction::new() };
     Decoder::with_ip(encoded.input.bits, &image[at..], rip, DecoderOptions::NONE).decode()
+}
+
+/// Whether the engine ended with an XRSTOR that it refused for components which the guest has not enabled: #GP (SDM vol. 2,
+/// XRSTOR). The host's system, whose XCR0 is not ours to choose, may have enabled more.
+fn refuses_components(encoded: &Encoded, background: &Image, engine: &Output) -> bool {
+    /// Bit of XCOMP_BV that is none of a component's (SDM vol. 1, 13.4.2).
+    const COMPACTED: u64 = 1 << 63;
+    let registers = &engine.registers;
+    let instruction = instruction_at(encoded, engine, registers.rip);
+    if engine.vector != u32::from(vector::GP)
+        || !matches!(instruction.mnemonic(), Mnemonic::Xrstor | Mnemonic::Xrstor64)
+    {
+        return false;
+    }
+    let register = |name: Register, _, _| match name {
+        Register::FS | Register::GS => None,
+        _ if name.is_segment_register() => Some(0),
+        _ => {
+            let value = registers.gpr.get(name.full_register().number())?;
+            Some(value & x86::bits::mask_of(u32::try_from(name.size()).ok()?))
+        }
+    };
+    let Some(image) = instruction.virtual_address(0, 0, register) else { return false };
+    let word = |address: u64| {
+        let bytes = std::array::from_fn(|index| {
+            let at = image_at(address.wrapping_add(index as u64));
+            at.and_then(|at| engine.byte(at).or_else(|| background.get(at).copied())).unwrap_or(0)
+        });
+        u64::from_le_bytes(bytes)
+    };
+    let [present, layout] = [512, 520].map(|field| word(image.wrapping_add(field)));
+    (present | layout & !COMPACTED) & !guest::XCR0 != 0
 }
 
 /// The instructions that are left, as a name for the failure.
