@@ -70,8 +70,8 @@ pub(crate) struct Placed {
     entry_memory: u32,
     entry_jump: u32,
     host_is_free: bool,
-    stale_host: u32,
     stale_memory: u32,
+    stale_host: Option<u32>,
     pub(crate) stale: bool,
 }
 
@@ -83,6 +83,8 @@ pub(crate) struct PlacedSite {
     /// Page offset of the guest instruction, or of the target.
     pub(crate) guest: u16,
     pub(crate) exit: Exit,
+    /// The mode there, [`Mode::PLAIN`] left out; no mode at all for the exit that no block has.
+    pub(crate) mode: Mode,
     /// Of [`Exit::Interpret`] and [`Exit::Transfer`], which instruction is.
     pub(crate) mnemonic: Mnemonic,
 }
@@ -142,8 +144,9 @@ impl Cache {
         self.blocks.clear();
         self.sites.clear();
         // Number zero is the exit that no block has.
-        let exit = Exit::Lookup;
-        self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit, mnemonic: Mnemonic::INVALID });
+        let (exit, mode) = (Exit::Lookup, Mode::new().with(Mode::PLAIN, true));
+        let mnemonic = Mnemonic::INVALID;
+        self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit, mode, mnemonic });
         self.index.clear();
         self.frames.clear();
         self.replaceable.clear();
@@ -179,17 +182,15 @@ impl Cache {
         let start = self.used.next_multiple_of(ALIGNMENT);
         for site in &block.sites {
             let site_number = u32::try_from(self.sites.len()).unwrap_or(0);
-            let at = site.number_at as usize;
-            if let Some(slot) = block.code.get_mut(at..at + 4) {
-                slot.copy_from_slice(&site_number.to_le_bytes());
-            }
+            site.complete(&mut block.code, offset32(start), site_number, &self.routines.exits);
             let mnemonic = match site.exit {
                 Exit::Interpret | Exit::Transfer { .. } => {
                     mnemonic(code, usize::from(site.guest.wrapping_sub(key.offset)))
                 }
                 _ => Mnemonic::INVALID,
             };
-            self.sites.push(PlacedSite { block: number, guest: site.guest, exit: site.exit, mnemonic });
+            let (guest, exit, mode) = (site.guest, site.exit, site.mode.without(Mode::PLAIN));
+            self.sites.push(PlacedSite { block: number, guest, exit, mode, mnemonic });
         }
         self.code.write(start, &block.code)?;
         self.used = start + block.code.len();
@@ -227,6 +228,11 @@ impl Cache {
         self.address(block, block.entry_memory)
     }
 
+    /// The same for a block by its number, unless it is stale.
+    pub(crate) fn entry_of(&self, number: u32) -> Option<u64> {
+        self.block(number).filter(|block| !block.stale).map(|block| self.entry(block))
+    }
+
     /// Where the jump cache leads.
     pub(crate) fn jump_entry(&self, block: &Placed) -> u64 {
         self.address(block, block.entry_jump)
@@ -255,6 +261,15 @@ impl Cache {
         self.code.write(at as usize, &target.wrapping_sub(at + 4).to_le_bytes())
     }
 
+    /// Lets the site at `from` of block `of`, whose flags are in memory, lead to block `to`.
+    pub(crate) fn lead(&mut self, of: u32, from: u32, to: u32) -> Result<(), HostError> {
+        let (Some(of), Some(to)) = (self.block(of).copied(), self.block(to).copied()) else {
+            return Ok(());
+        };
+        self.stats.links += 1;
+        self.divert(of.start + from, to.start + to.entry_memory)
+    }
+
     /// The code of a frame has been written: its blocks are stale, and `tell` hears of each.
     pub(crate) fn make_stale(&mut self, mfn: Mfn, mut tell: impl FnMut(Key)) -> Result<(), HostError> {
         let Some(numbers) = self.frames.remove(&mfn.0) else { return Ok(()) };
@@ -269,8 +284,8 @@ impl Cache {
             tell(block.key);
             self.replaceable.insert(block.key.number(), number);
             self.divert(block.start + block.entry_memory, block.start + block.stale_memory)?;
-            if block.entry_host != block.entry_memory {
-                self.divert(block.start + block.entry_host, block.start + block.stale_host)?;
+            if let Some(stale) = block.stale_host {
+                self.divert(block.start + block.entry_host, block.start + stale)?;
             }
             if block.entry_jump != block.entry_memory {
                 self.divert(block.start + block.entry_jump, block.start + block.stale_memory)?;
@@ -286,7 +301,7 @@ impl Cache {
             return Ok(());
         };
         self.divert(old.start + old.entry_memory, new.start + new.entry_memory)?;
-        if old.entry_host != old.entry_memory {
+        if old.stale_host.is_some() {
             self.divert(old.start + old.entry_host, new.start + new.entry_host)?;
         }
         Ok(())

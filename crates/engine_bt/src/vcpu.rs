@@ -25,6 +25,7 @@ use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::{Table, fast_segments};
 use translate::{Exit, HostFeatures, Mode, Source};
 use x86::bits::{low16, low32};
+use x86::exception::Exception;
 use x86::rflags::{IF, STATUS};
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
@@ -70,12 +71,16 @@ pub struct BtVcpu {
 /// The bytes that the longest instruction may have in its second page.
 const LONGEST: usize = 14;
 
-/// What to do after translated code has left.
+/// What an exit leads to.
 enum Next {
     /// Whatever the state says.
     Dispatch,
-    /// Go on at a host address.
+    /// Translated code at a host address, the registers where they are.
     Resume(u64),
+    /// The instruction at RIP is interpreted.
+    Interpret,
+    /// An exception that it raises.
+    Raise(Exception),
 }
 
 impl BtVcpu {
@@ -288,11 +293,13 @@ impl BtVcpu {
     /// Puts the code at a linear address into the jump cache, translated if it is time; its host address.
     fn find_code(&mut self, rip: u64) -> Result<Option<u64>, HostError> {
         let table = self.mode.table();
-        let Some(mfn) = self.code_frame(rip) else { return Ok(None) };
+        let Some(first) = self.resolve_code(rip) else { return Ok(None) };
+        let Some(mfn) = first.frame() else { return Ok(None) };
+        let drops = self.views.drops();
         let Some(number) = self.block_at(mfn, rip)? else { return Ok(None) };
         self.catch_up()?;
-        let privilege = self.code_privilege();
-        let resolved = self.slow.resolve_code(rip, privilege);
+        // To translate may have changed what was resolved.
+        let resolved = if drops == self.views.drops() { Some(first) } else { self.resolve_code(rip) };
         let (Some(resolved), Some(block)) = (resolved, self.cache.block(number).copied()) else {
             return Ok(None);
         };
@@ -301,7 +308,7 @@ impl BtVcpu {
         }
         if let Some(second) = block.second {
             let next = (rip | PAGE_MASK).wrapping_add(1);
-            let there = self.slow.resolve_code(next, privilege);
+            let there = self.resolve_code(next);
             let Some(there) = there.filter(|there| there.frame() == Some(second)) else {
                 self.cache.forget(number);
                 return Ok(None);
@@ -315,16 +322,15 @@ impl BtVcpu {
         Ok(Some(code))
     }
 
+    /// Where code is fetched from.
+    fn resolve_code(&mut self, rip: u64) -> Option<Resolved> {
+        let privilege = self.code_privilege();
+        if Gva(rip).is_canonical() { self.slow.resolve_code(rip, privilege) } else { None }
+    }
+
     /// The machine frame that code is fetched from.
     fn code_frame(&mut self, rip: u64) -> Option<Mfn> {
-        let privilege = self.code_privilege();
-        if !Gva(rip).is_canonical() {
-            return None;
-        }
-        if let Some(mfn) = self.slow.tlb().lookup_exec(Gva(rip), privilege) {
-            return Some(mfn);
-        }
-        self.slow.resolve_code(rip, privilege)?.frame()
+        self.resolve_code(rip)?.frame()
     }
 
     /// The privilege of instruction fetches in the mode.
@@ -427,19 +433,24 @@ impl BtVcpu {
 
     /// Runs translated code until something has to be done that the loop does.
     fn execute(&mut self, code: u64) -> Result<(), HostError> {
-        let mut next = Next::Resume(code);
+        if self.is_wanted() {
+            return Ok(());
+        }
         self.registers_in();
-        while let Next::Resume(code) = next {
-            if self.go.is_called() {
-                self.go.reset();
-                if self.kick.is_raised() {
-                    return Ok(());
-                }
-            }
+        let mut next = Some(code);
+        while let Some(code) = next {
             self.run_at(code);
             next = self.left()?;
         }
         Ok(())
+    }
+
+    /// Whether somebody wants attention. Who does is heard from now on.
+    fn is_wanted(&self) -> bool {
+        self.go.is_called() && {
+            self.go.reset();
+            self.kick.is_raised()
+        }
     }
 
     fn run_at(&mut self, code: u64) {
@@ -507,62 +518,127 @@ impl BtVcpu {
         context.shadow[user] = context.stack;
     }
 
-    /// Acts on an exit.
-    fn left(&mut self) -> Result<Next, HostError> {
+    /// Acts on an exit; where translated code goes on, if it does at once.
+    ///
+    /// What most exits need is something found, not the registers: these stay in the context, unless the mode is another
+    /// than when they came in, or somebody wants attention.
+    fn left(&mut self) -> Result<Option<u64>, HostError> {
         let context = self.views.context();
-        let (number, page, rax) = (context.site, context.page, context.scratch[0]);
-        let Some(site) = self.cache.site(number) else { return Ok(Next::Dispatch) };
+        let (number, page, rax) = (low32(context.site), context.page, context.scratch[0]);
+        let Some(site) = self.cache.site(number) else { return Ok(None) };
         let rip = match site.exit {
             Exit::Lookup => rax,
             _ => page.wrapping_add(site.guest.into()),
         };
-        self.registers_out(rip);
+        let out = site.mode != self.mode || self.go.is_called();
+        if out {
+            self.registers_out(rip);
+        }
+        if number == translate::UNFORESEEN {
+            self.empty_shadow();
+        }
+        if out && self.is_wanted() {
+            self.stats.attentions += 1;
+            return Ok(None);
+        }
+        let next = self.follow(site, rax, rip)?;
+        if !out {
+            match next {
+                Next::Resume(_) => self.keep_shadow(),
+                _ => self.registers_out(rip),
+            }
+        }
+        match next {
+            Next::Resume(code) => return Ok(Some(code)),
+            Next::Interpret => self.slow.execute_one(),
+            Next::Raise(exception) => self.slow.deliver(exception),
+            Next::Dispatch => {}
+        }
+        Ok(None)
+    }
+
+    /// What an exit at `rip` leads to.
+    fn follow(&mut self, site: PlacedSite, rax: u64, rip: u64) -> Result<Next, HostError> {
         match site.exit {
             Exit::Miss { write, resume } => {
                 self.stats.misses += 1;
-                return self.miss(rax, write, site.block, resume);
+                self.miss(rax, write, site.block, resume)
             }
             Exit::Transfer { mode, resume } => {
                 self.stats.lookups += 1;
-                return self.transfer(rax, mode, site, resume);
+                let code = self.transfer_code(rax, mode, site.block, resume)?;
+                Ok(code.map_or_else(|| self.leave(&site), Next::Resume))
             }
-            Exit::Lend { resume } => {
-                if x87::lend(&mut self.slow, self.views.context())
-                    && let Some(block) = self.cache.block(site.block)
-                {
-                    self.stats.loans += 1;
-                    return Ok(Next::Resume(self.cache.address(block, resume)));
-                }
-                self.slow.execute_one();
-            }
-            Exit::Interpret => {
-                self.left.count(site.mnemonic);
-                self.stats.callouts += 1;
-                self.slow.execute_one();
-            }
+            Exit::Lend { resume } => Ok(self.lend(&site, resume)),
+            Exit::Interpret => Ok(self.leave(&site)),
             Exit::Link { jump, form } => {
                 self.stats.unlinked += 1;
-                self.link(site.block, jump, form, rip)?;
+                let target = self.link(site.block, jump, form, rip)?;
+                Ok(self.resume_at(target, Next::Dispatch))
             }
             Exit::Lookup => {
                 self.stats.lookups += 1;
-                if number == translate::UNFORESEEN {
-                    let user = usize::from(self.mode.has(Mode::USER));
-                    let context = self.views.context();
-                    context.shadow[user] = context.shadow_top[user];
-                }
+                self.look_up(rax)
             }
-            Exit::Attention => self.stats.attentions += 1,
-            Exit::Plain => {
+            Exit::Attention => Ok(Next::Dispatch),
+            Exit::Plain { from } => {
                 self.stats.plain += 1;
-                return self.plain(site.block, rip);
+                let plain = self.plain_block(site.block, rip)?;
+                if let Some(plain) = plain {
+                    self.cache.lead(site.block, from, plain)?;
+                }
+                Ok(self.resume_at(plain, Next::Interpret))
             }
             Exit::Stale => {
                 self.stats.stale_entries += 1;
                 self.views.forget_code(self.mode.table(), rip);
+                Ok(Next::Dispatch)
             }
         }
-        Ok(Next::Dispatch)
+    }
+
+    /// An instruction that is left to the interpreter.
+    fn leave(&mut self, site: &PlacedSite) -> Next {
+        self.left.count(site.mnemonic);
+        self.stats.callouts += 1;
+        Next::Interpret
+    }
+
+    /// The beginning of a block, entered with the flags in memory, if there is one.
+    fn resume_at(&self, block: Option<u32>, or: Next) -> Next {
+        block.and_then(|number| self.cache.entry_of(number)).map_or(or, Next::Resume)
+    }
+
+    fn lend(&mut self, site: &PlacedSite, resume: u32) -> Next {
+        if x87::lend(&mut self.slow, self.views.context())
+            && let Some(block) = self.cache.block(site.block)
+        {
+            self.stats.loans += 1;
+            return Next::Resume(self.cache.address(block, resume));
+        }
+        Next::Interpret
+    }
+
+    /// The current shadow stack is what translated code has left it.
+    fn keep_shadow(&mut self) {
+        let user = usize::from(self.mode.has(Mode::USER));
+        let context = self.views.context();
+        context.shadow[user] = context.stack;
+    }
+
+    /// The current shadow stack is empty.
+    fn empty_shadow(&mut self) {
+        let user = usize::from(self.mode.has(Mode::USER));
+        let context = self.views.context();
+        context.shadow[user] = context.shadow_top[user];
+    }
+
+    /// A jump to a linear address that is not in the jump cache.
+    fn look_up(&mut self, va: u64) -> Result<Next, HostError> {
+        self.catch_up()?;
+        let Some(code) = self.find_code(va)? else { return Ok(Next::Dispatch) };
+        self.views.context().page = va & !PAGE_MASK;
+        Ok(Next::Resume(code))
     }
 
     /// A miss: fills the TLB, or has the instruction interpreted if it cannot be.
@@ -570,12 +646,14 @@ impl BtVcpu {
         let access = if write { Access::Write } else { Access::Read };
         // Near the edge of canonical addresses, and beyond, faults come in another order.
         if !Gva(va).is_canonical() || !Gva(va.wrapping_add(PAGE_SIZE)).is_canonical() {
-            self.slow.execute_one();
-            return Ok(Next::Dispatch);
+            return Ok(Next::Interpret);
         }
         let drops = self.views.drops();
         self.catch_up()?;
-        let Some(resolved) = self.slow.resolve(va, access) else { return Ok(Next::Dispatch) };
+        let resolved = match self.slow.resolve(va, access) {
+            Ok(resolved) => resolved,
+            Err(fault) => return Ok(Next::Raise(fault)),
+        };
         self.catch_up()?;
         // What the block has checked before, and what was resolved, holds only as long as nothing has been dropped.
         if drops == self.views.drops()
@@ -585,11 +663,11 @@ impl BtVcpu {
         {
             return Ok(Next::Resume(self.cache.address(block, resume)));
         }
-        if drops == self.views.drops() {
-            self.stats.slow_accesses += 1;
-            self.slow.execute_one();
+        if drops != self.views.drops() {
+            return Ok(Next::Dispatch);
         }
-        Ok(Next::Dispatch)
+        self.stats.slow_accesses += 1;
+        Ok(Next::Interpret)
     }
 
     /// Caches a translation. False if the access that asked for it must not be made through the TLB: a device, code, or
@@ -601,24 +679,6 @@ impl BtVcpu {
         }
         let table: Table = self.mode.table();
         self.views.insert(self.slow.memory(), table, va, write, resolved)
-    }
-
-    /// A transfer whose target was not in the jump cache: puts it there if it has been translated, or has the instruction
-    /// interpreted.
-    fn transfer(
-        &mut self,
-        target: u64,
-        mode: Mode,
-        site: PlacedSite,
-        resume: u32,
-    ) -> Result<Next, HostError> {
-        if let Some(code) = self.transfer_code(target, mode, site.block, resume)? {
-            return Ok(Next::Resume(code));
-        }
-        self.left.count(site.mnemonic);
-        self.stats.callouts += 1;
-        self.slow.execute_one();
-        Ok(Next::Dispatch)
     }
 
     /// Where to go on with a transfer whose target is in the jump cache now, if it is.
@@ -644,42 +704,44 @@ impl BtVcpu {
         Ok(block.map(|block| self.cache.address(block, resume)))
     }
 
-    /// Goes on with a plain translation of the rest of a block, or, if there cannot be one, behind the instruction.
-    fn plain(&mut self, from: u32, rip: u64) -> Result<Next, HostError> {
-        if let Some(code) = self.plain_code(from, rip)? {
-            return Ok(Next::Resume(code));
-        }
-        self.slow.execute_one();
-        Ok(Next::Dispatch)
-    }
-
     /// The plain translation of the rest of a block.
-    fn plain_code(&mut self, from: u32, rip: u64) -> Result<Option<u64>, HostError> {
+    fn plain_block(&mut self, from: u32, rip: u64) -> Result<Option<u32>, HostError> {
         let Some(block) = self.cache.block(from).filter(|block| !block.stale) else { return Ok(None) };
         let mode = self.mode.with(Mode::PLAIN, true);
         let key = Key { mfn: block.key.mfn, offset: low16(rip & PAGE_MASK), mode };
+        let flushes = self.cache.stats.flushes;
+        self.catch_up()?;
         let number = match self.cache.find(key) {
             Some(number) => Some(number),
             None => self.translate(key, rip)?,
         };
-        let block = number.and_then(|number| self.cache.block(number)).filter(|block| !block.stale);
-        Ok(block.map(|block| self.cache.entry(block)))
+        Ok(number.filter(|_| self.has_kept(from, flushes)))
     }
 
-    /// Lets a direct jump lead to its target, if that has been or can be translated.
-    fn link(&mut self, from: u32, jump: u32, form: translate::Form, rip: u64) -> Result<(), HostError> {
-        let Some(source) = self.cache.block(from).copied() else { return Ok(()) };
+    /// Whether a block is still in the cache, which had been flushed `flushes` times, and not stale.
+    fn has_kept(&self, block: u32, flushes: u64) -> bool {
+        self.cache.stats.flushes == flushes && self.cache.block(block).is_some_and(|block| !block.stale)
+    }
+
+    /// Lets a direct jump lead to its target, if that has been or can be translated; the target's number, if so.
+    fn link(
+        &mut self,
+        from: u32,
+        jump: u32,
+        form: translate::Form,
+        rip: u64,
+    ) -> Result<Option<u32>, HostError> {
+        let Some(source) = self.cache.block(from).copied() else { return Ok(None) };
         let flushes = self.cache.stats.flushes;
         if source.stale || source.key.mode.without(Mode::PLAIN) != self.mode {
-            return Ok(());
+            return Ok(None);
         }
-        if let Some(target) = self.block_at(source.key.mfn, rip)?
-            && self.cache.stats.flushes == flushes
-            && self.cache.block(from).is_some_and(|block| !block.stale)
-        {
+        self.catch_up()?;
+        let target = self.block_at(source.key.mfn, rip)?.filter(|_| self.has_kept(from, flushes));
+        if let Some(target) = target {
             self.cache.link(from, jump, form, target)?;
         }
-        Ok(())
+        Ok(target)
     }
 
     /// What was counted.

@@ -138,16 +138,15 @@ impl InterpVcpu {
         self.cpu.deliver_exception(exception);
     }
 
-    /// Translates an access at the privilege of explicit ones; a page fault is delivered, and `None` returned.
-    pub fn resolve(&mut self, va: u64, access: Access) -> Option<Resolved> {
+    /// Translates an access at the privilege of explicit ones.
+    ///
+    /// # Errors
+    /// The page fault that it raises, which is not delivered.
+    pub fn resolve(&mut self, va: u64, access: Access) -> Result<Resolved, Exception> {
         let cpu = &mut self.cpu;
-        match cpu.tlb.resolve(&cpu.paging, Gva(va), access, cpu.privilege) {
-            Ok(resolved) => Some(resolved),
-            Err(fault) => {
-                self.deliver(Exception::page_fault(va, fault.error));
-                None
-            }
-        }
+        cpu.tlb
+            .resolve(&cpu.paging, Gva(va), access, cpu.privilege)
+            .map_err(|fault| Exception::page_fault(va, fault.error))
     }
 
     /// Translates an instruction fetch. Faults are not delivered: executing the instruction will.

@@ -5,9 +5,8 @@
 //! a watched instruction takes the careful road to memory.
 
 use engine::Kick;
-use mmu::{Access, Resolved};
 use x86::rflags::{AC, RF, VM};
-use x86::{CpuState, Gva, Mfn};
+use x86::{CpuState, Mfn};
 
 use crate::vcpu::InterpVcpu;
 
@@ -57,12 +56,6 @@ impl InterpVcpu {
         self.cpu.refresh_access();
         watch.written = self.cpu.written.take().unwrap_or_default();
         std::mem::swap(&mut self.cpu.kick, &mut watch.kick);
-    }
-
-    /// Translates an access at the privilege of explicit ones; `None` if it faults, which is not delivered.
-    pub fn try_resolve(&mut self, va: u64, access: Access) -> Option<Resolved> {
-        let cpu = &mut self.cpu;
-        cpu.tlb.resolve(&cpu.paging, Gva(va), access, cpu.privilege).ok()
     }
 
     /// Goes back to a state that differs from this one in nothing that address translation depends on, but for the

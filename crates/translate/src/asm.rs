@@ -8,9 +8,18 @@
 use crate::host::Gpr;
 
 /// Grows at its end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Asm {
     bytes: Vec<u8>,
+}
+
+/// Bytes that most blocks have room in.
+const ROOM: usize = 1024;
+
+impl Default for Asm {
+    fn default() -> Self {
+        Self { bytes: Vec::with_capacity(ROOM) }
+    }
 }
 
 /// A 32-bit displacement to be filled in: the offset of its first byte.
@@ -180,13 +189,6 @@ impl Asm {
         self.raw(&[0xc7]);
         self.direct(0, to.number());
         self.imm32(value);
-    }
-
-    /// MOV r32, imm32.
-    pub(crate) fn mov_imm32(&mut self, to: Gpr, value: u32) {
-        self.rex(false, 0, 0, to.number());
-        self.raw(&[0xb8 | to.number() & 7]);
-        self.raw(&value.to_le_bytes());
     }
 
     /// SHL r32, imm8.
@@ -433,13 +435,6 @@ impl Asm {
         self.imm32(value);
     }
 
-    /// MOV qword gs:[disp], imm32 sign-extended.
-    pub(crate) fn gs_store_imm(&mut self, disp: i32, value: i32) {
-        self.raw(&[GS, 0x48, 0xc7]);
-        self.absolute(0, disp);
-        self.imm32(value);
-    }
-
     /// MOV dword gs:[disp], imm32. Returns where the immediate is.
     pub(crate) fn gs_store_imm32(&mut self, disp: i32, value: u32) -> u32 {
         self.raw(&[GS, 0xc7]);
@@ -556,6 +551,29 @@ impl Asm {
     pub(crate) fn push(&mut self, register: Gpr) {
         self.rex(false, 0, 0, register.number());
         self.raw(&[0x50 | register.number() & 7]);
+    }
+
+    /// PUSH imm32 sign-extended, always five bytes.
+    pub(crate) fn push_imm(&mut self, value: i32) {
+        self.raw(&[0x68]);
+        self.imm32(value);
+    }
+
+    pub(crate) fn pop(&mut self, register: Gpr) {
+        self.rex(false, 0, 0, register.number());
+        self.raw(&[0x58 | register.number() & 7]);
+    }
+
+    /// POP qword gs:[disp].
+    pub(crate) fn gs_pop(&mut self, disp: i32) {
+        self.raw(&[GS, 0x8f]);
+        self.absolute(0, disp);
+    }
+
+    /// TEST EAX, imm32.
+    pub(crate) fn test_eax(&mut self, value: i32) {
+        self.raw(&[0xa9]);
+        self.imm32(value);
     }
 
     /// NOP of five bytes.

@@ -116,8 +116,70 @@ pub struct Site {
     pub guest: u16,
     /// What for.
     pub exit: Exit,
-    /// Where in the code the site's number, 32 bits, is to be put.
-    pub number_at: u32,
+    /// The mode at this place: the block's, but for AC, which it may have changed.
+    pub mode: Mode,
+    /// Where in the code it begins: PUSH of the site's number, then JMP to a shared exit, [`Site::BYTES`] in all. Both are
+    /// filled in when the block is placed ([`Site::complete`]).
+    pub at: u32,
+    /// Which of the shared exits it leaves by.
+    pub way: Way,
+}
+
+impl Site {
+    /// Bytes of a site's code.
+    pub const BYTES: u32 = 10;
+
+    /// Completes the site's code: its number, and the distance to the shared exit if the block's first byte lies at
+    /// `start`, counted as [`crate::Routines::exits`] are.
+    pub fn complete(&self, code: &mut [u8], start: u32, number: u32, exits: &[u32; Way::COUNT]) {
+        let from = start.wrapping_add(self.at).wrapping_add(Self::BYTES);
+        let distance = exits[self.way as usize].wrapping_sub(from);
+        let at = self.at as usize;
+        for (at, value) in [(at + 1, number), (at + 6, distance)] {
+            if let Some(slot) = code.get_mut(at..at + 4) {
+                slot.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// What a shared exit does before it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Way {
+    /// Nothing.
+    Bare,
+    /// The status flags go from the host's into memory. RAX is lost.
+    SaveFlags,
+    /// RAX, less the read tag of the entry at RCX in the supervisor TLB, becomes the linear address again.
+    SupervisorRead,
+    /// The same for the write tag.
+    SupervisorWrite,
+    /// The same in the TLB of supervisor accesses with AC set.
+    AcRead,
+    /// The same for the write tag.
+    AcWrite,
+    /// The same in the user TLB.
+    UserRead,
+    /// The same for the write tag.
+    UserWrite,
+}
+
+impl Way {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+
+    /// The way for a miss of a table.
+    pub(crate) const fn address(table: Table, write: bool) -> Self {
+        match (table, write) {
+            (Table::Supervisor, false) => Self::SupervisorRead,
+            (Table::Supervisor, true) => Self::SupervisorWrite,
+            (Table::SupervisorAc, false) => Self::AcRead,
+            (Table::SupervisorAc, true) => Self::AcWrite,
+            (Table::User, false) => Self::UserRead,
+            (Table::User, true) => Self::UserWrite,
+        }
+    }
 }
 
 /// The number of the exit that no block has: RAX is the linear address at which to go on, and the shadow stack is empty.
@@ -162,8 +224,11 @@ pub enum Exit {
     /// Somebody wants attention; the instruction has not begun.
     Attention,
     /// The rest of the block is to be translated plainly: the instruction is the first of a group of accesses that are not
-    /// all in one cached page.
-    Plain,
+    /// all in one cached page. The flags are in memory; the site's code may be made a jump to that translation.
+    Plain {
+        /// Where the site's code begins.
+        from: u32,
+    },
     /// The block is not to be entered any more.
     Stale,
 }
@@ -182,10 +247,12 @@ pub struct Block {
     pub entry_jump: u32,
     /// Which of the two costs nothing.
     pub host_is_free: bool,
-    /// Where the code is that takes the place of `entry_host` when the block is no longer good.
-    pub stale_host: u32,
-    /// The same for `entry_memory`.
+    /// `entry_host` saves the flags and goes on at `entry_memory`.
+    pub host_leads_to_memory: bool,
+    /// Where the code is that takes the place of `entry_memory` when the block is no longer good.
     pub stale_memory: u32,
+    /// The same for `entry_host`; `None` if that leads to `entry_memory`.
+    pub stale_host: Option<u32>,
     /// Exits, in the order of their code.
     pub sites: Vec<Site>,
     /// How many bytes of guest code it stands for, from the first instruction on.

@@ -1,7 +1,7 @@
 //! Which instructions may be copied, and what a copy has to mind.
 
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
     Register,
 };
 
@@ -191,7 +191,7 @@ pub(crate) fn count_register(insn: &Instruction, i: u32) -> bool {
 /// Whether it writes its memory operand.
 pub(crate) fn writes_memory(info: &mut InstructionInfoFactory, insn: &Instruction) -> bool {
     // What is not only read must be writable, whether written this time or not (SDM vol. 2, CMPXCHG).
-    info.info(insn)
+    info.info_options(insn, InstructionInfoOptions::NO_REGISTER_USAGE)
         .used_memory()
         .iter()
         .any(|memory| !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess))

@@ -52,8 +52,8 @@ pub struct Context {
     pub status: u64,
     /// The linear address of the page that holds the running code.
     pub page: u64,
-    /// Which site of which block left, by number.
-    pub site: u32,
+    /// Which site of which block left, by number (sign-extended).
+    pub site: u64,
     /// RAX and RCX, the scratch registers, at an exit.
     pub scratch: [u64; 2],
     /// Values that one instruction's sequence keeps.
@@ -62,8 +62,6 @@ pub struct Context {
     pub kept: [u64; 4],
     /// The displacements of a block's groups of accesses.
     pub deltas: [[u64; 8]; 8],
-    /// How far into its page an access that is looked up may begin: 4096 less its bytes.
-    pub room: u64,
     /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
     pub routines: [[u64; 2]; 3],
     /// The flags that are not status flags.
@@ -233,7 +231,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; ROOM: room; DELTAS: deltas; ROUTINES: routines;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; ROUTINES: routines;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;

@@ -5,7 +5,7 @@
 //! instruction is *planned* first: who gets RAX, who RCX. What does not fit is left to the interpreter; that is rare
 //! (two homeless registers and memory in one instruction).
 
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoOptions, OpAccess, OpKind, Register};
 
 use crate::asm::Condition;
 use crate::block::Form;
@@ -187,8 +187,9 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
     for (guest, read, written) in implicit.list() {
         plan.hold(guest, guest, read, written)?;
     }
-    let info = e.info.info(insn);
-    let accesses: Vec<OpAccess> = (0..insn.op_count()).map(|i| info.op_access(i)).collect();
+    let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
+    let info = e.info.info_options(insn, options);
+    let accesses = [0, 1, 2, 3, 4].map(|i| info.op_access(i));
     if let Some(high) = high {
         let guest = Gpr::of(insn.op_register(high)).ok_or(Unsupported)?;
         plan.hold(guest, Gpr::RAX, true, writes(accesses[high as usize]))?;

@@ -23,11 +23,11 @@
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 
 use crate::asm::{Asm, Condition, Hole, Op};
-use crate::block::{Block, Exit, Form, Mode, Site, Source};
+use crate::block::{Block, Exit, Form, Mode, Site, Source, Way};
 use crate::context::{ANCHOR_BYTES, ANCHORS, SPANS, at, gpr_at};
 use crate::groups::{Group, Groups, Member};
 use crate::host::Gpr;
-use crate::routines;
+use crate::routines::{self, look_up_operand};
 use crate::x87::X87;
 
 /// The instruction is left to the interpreter.
@@ -40,25 +40,13 @@ pub(crate) type Result<T = ()> = std::result::Result<T, Unsupported>;
 struct Cold {
     from: Hole,
     site: Site,
-    before: Before,
+    look_up: Option<LookUp>,
 }
 
-/// What a cold path does before it leaves.
-enum Before {
-    Nothing,
-    /// RAX, less a tag, becomes the address again: the tag's displacement, RCX the index.
-    Address(i32),
-    /// Looks the address up, RAX plus the anchor's page, and comes back.
-    LookUp(LookUp),
-    SaveFlags,
-}
-
-/// What a look-up in the TLB needs to know.
+/// A look-up in the TLB before a cold path leaves, which comes back if it finds something: see [`crate::routines`].
 struct LookUp {
-    /// The anchor's displacement.
-    anchor: i32,
-    /// How far into its page the access may begin.
-    room: i32,
+    /// What it is to know.
+    operand: i32,
     /// The routine's displacement.
     routine: i32,
     back: u32,
@@ -112,7 +100,7 @@ impl<'a> Emitter<'a> {
             shadow: false,
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
-            cold: Vec::new(),
+            cold: Vec::with_capacity(16),
             streaming: false,
             groups: Groups::default(),
             checked: 0,
@@ -169,18 +157,19 @@ impl<'a> Emitter<'a> {
 
     // ---- exits ---------------------------------------------------------------------------------------------------
 
-    fn leave_by(&mut self, from: Hole, guest: u16, exit: Exit, before: Before) {
-        self.cold.push(Cold { from, site: Site { guest, exit, number_at: 0 }, before });
+    fn leave_by(&mut self, from: Hole, guest: u16, exit: Exit, way: Way) {
+        let site = Site { guest, exit, mode: self.mode, at: 0, way };
+        self.cold.push(Cold { from, site, look_up: None });
     }
 
     /// The jump leaves to have the current instruction interpreted. Flags are in memory.
     pub(crate) fn interpret_from(&mut self, hole: Hole) {
-        self.leave_by(hole, self.at, Exit::Interpret, Before::Nothing);
+        self.leave_by(hole, self.at, Exit::Interpret, Way::Bare);
     }
 
     /// The jump leaves to have the x87 state lent, and comes back to `resume`. Flags are in memory.
     pub(crate) fn lend_from(&mut self, hole: Hole, resume: u32) {
-        self.leave_by(hole, self.at, Exit::Lend { resume }, Before::Nothing);
+        self.leave_by(hole, self.at, Exit::Lend { resume }, Way::Bare);
     }
 
     /// The current instruction is interpreted.
@@ -193,24 +182,27 @@ impl<'a> Emitter<'a> {
     /// The jump goes to the page offset `target`, which lies in the page, in the current form.
     pub(crate) fn link(&mut self, hole: Hole, target: u16) {
         let exit = Exit::Link { jump: hole.position(), form: self.form };
-        let before = if self.form == Form::Host { Before::SaveFlags } else { Before::Nothing };
-        self.leave_by(hole, target, exit, before);
+        self.leave_by(hole, target, exit, self.way());
     }
 
     /// The jump goes to the linear address in RAX. Flags are in memory.
     pub(crate) fn look_up_from(&mut self, hole: Hole) {
-        self.leave_by(hole, self.at, Exit::Lookup, Before::Nothing);
+        self.leave_by(hole, self.at, Exit::Lookup, Way::Bare);
     }
 
     /// The jump goes to the linear address in RAX if that is known in `mode`, and else has the current instruction interpreted.
     pub(crate) fn transfer_from(&mut self, hole: Hole, mode: Mode, resume: u32) {
-        self.leave_by(hole, self.at, Exit::Transfer { mode, resume }, Before::Nothing);
+        self.leave_by(hole, self.at, Exit::Transfer { mode, resume }, Way::Bare);
     }
 
     /// The jump gives way to whoever wants attention, before the current instruction.
     pub(crate) fn attend_from(&mut self, hole: Hole) {
-        let before = if self.form == Form::Host { Before::SaveFlags } else { Before::Nothing };
-        self.leave_by(hole, self.at, Exit::Attention, before);
+        self.leave_by(hole, self.at, Exit::Attention, self.way());
+    }
+
+    /// The way out that leaves the flags in memory.
+    fn way(&self) -> Way {
+        if self.form == Form::Host { Way::SaveFlags } else { Way::Bare }
     }
 
     // ---- registers -----------------------------------------------------------------------------------------------
@@ -304,8 +296,9 @@ impl<'a> Emitter<'a> {
         let room =
             4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
         let resume = self.asm.here();
-        let (miss, tag) = self.hashed(room, write);
-        self.leave_by(miss, self.at, Exit::Miss { write, resume }, Before::Address(tag));
+        let miss = self.hashed(room, write);
+        let way = Way::address(self.mode.table(), write);
+        self.leave_by(miss, self.at, Exit::Miss { write, resume }, way);
         self.add_page();
         Ok(())
     }
@@ -323,14 +316,14 @@ impl<'a> Emitter<'a> {
     }
 
     /// RAX, a linear address, becomes its offset in the page of its TLB slot, RCX the slot's offset; the jump is taken if
-    /// that is more than `room`. Beside it: where the tag is, less the slot's offset.
-    fn hashed(&mut self, room: i32, write: bool) -> (Hole, i32) {
+    /// that is more than `room`.
+    fn hashed(&mut self, room: i32, write: bool) -> Hole {
         let table = self.mode.table();
         routines::index(&mut self.asm, Gpr::RCX, Gpr::RAX, table, self.source.host.bmi2);
         let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
         self.asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tag);
         self.asm.op_imm(Op::Cmp, Gpr::RAX, room);
-        (self.asm.jcc(Condition::ABOVE), tag)
+        self.asm.jcc(Condition::ABOVE)
     }
 
     /// Behind [`Emitter::hashed`]: RAX becomes the host address.
@@ -358,16 +351,19 @@ impl<'a> Emitter<'a> {
         self.asm.gs_op(Op::Sub, Gpr::RAX, anchor + at::ANCHOR_PAGE);
         self.asm.gs_op(Op::Cmp, Gpr::RAX, limit);
         let other = self.asm.jcc(Condition::ABOVE_EQUAL);
-        let table = self.mode.table() as i32;
-        let routine = at::ROUTINES + 16 * table + if write { 8 } else { 0 };
-        let look_up = LookUp { anchor, room: 4096 - i32::from(bytes), routine, back: 0 };
-        self.leave_by(other, self.at, exit, Before::LookUp(look_up));
+        let table = self.mode.table();
+        let routine = at::ROUTINES + 16 * table as i32 + if write { 8 } else { 0 };
+        let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes));
+        self.leave_by(other, self.at, exit, Way::Bare);
+        if let Some(cold) = self.cold.last_mut() {
+            cold.look_up = Some(LookUp { operand, routine, back: 0 });
+        }
         Ok(())
     }
 
     fn come_back(&mut self) {
         let here = self.asm.here();
-        if let Some(Cold { before: Before::LookUp(look_up), .. }) = self.cold.last_mut() {
+        if let Some(Cold { look_up: Some(look_up), .. }) = self.cold.last_mut() {
             look_up.back = here;
         }
     }
@@ -418,7 +414,7 @@ impl<'a> Emitter<'a> {
         let anchor =
             if group.base == Gpr::RSP { self.anchor(0, group.write) } else { self.new_anchor(group.write) };
         let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
-        self.anchored(anchor, span, group.write, Exit::Plain)?;
+        self.anchored(anchor, span, group.write, Exit::Plain { from: 0 })?;
         self.come_back();
         // Now, not later: the next access through this anchor may give it another page.
         self.asm.gs_load(Gpr::RCX, anchor + at::ANCHOR_DELTA);
@@ -428,8 +424,8 @@ impl<'a> Emitter<'a> {
     /// The group's check by way of the TLB: RAX is the range's first address. RCX = the displacement.
     fn reach_hashed(&mut self, group: &Group, low: i32) -> Result {
         let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
-        let (other, _) = self.hashed(room, group.write);
-        self.leave_by(other, self.at, Exit::Plain, Before::Nothing);
+        let other = self.hashed(room, group.write);
+        self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::Bare);
         self.add_page();
         let base = self.read(group.base, Gpr::RCX);
         self.asm.op(Op::Sub, Gpr::RAX, base);
@@ -450,46 +446,46 @@ impl<'a> Emitter<'a> {
         outcome.map(|_| ()).map_err(|_| Unsupported)
     }
 
-    fn look_up(&mut self, look_up: &LookUp, mut site: Site, block: &mut Block) {
-        self.asm.gs_op(Op::Add, Gpr::RAX, look_up.anchor + at::ANCHOR_PAGE);
-        site.number_at = self.asm.gs_store_imm32(at::SITE, 0);
-        block.sites.push(site);
-        self.asm.gs_store_imm(at::ROOM, look_up.room);
-        self.asm.gs_store(at::KEPT + 24, Gpr::RCX);
-        self.asm.mov_imm32(Gpr::RCX, look_up.anchor.cast_unsigned());
+    fn look_up(&mut self, look_up: &LookUp) {
         self.asm.gs_call(look_up.routine);
+        self.asm.test_eax(look_up.operand);
         let back = self.asm.jmp();
         self.asm.fill(back, look_up.back);
     }
 
     fn leave(&mut self, mut site: Site, block: &mut Block) {
-        site.number_at = self.asm.gs_store_imm32(at::SITE, 0);
-        self.asm.gs_jmp(at::EXIT);
+        site.at = self.asm.here();
+        if let Exit::Plain { from } = &mut site.exit {
+            *from = site.at;
+        }
         block.sites.push(site);
+        self.asm.push_imm(0);
+        let _completed_when_placed = self.asm.jmp();
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------
 
     /// Appends the cold paths and makes the block of it all.
     pub(crate) fn finish(mut self, mut block: Block) -> Block {
-        for cold in std::mem::take(&mut self.cold) {
+        let cold = std::mem::take(&mut self.cold);
+        block.sites.reserve(cold.len() + 2);
+        for cold in cold {
             let start = self.asm.here();
             self.asm.fill(cold.from, start);
-            match cold.before {
-                Before::Nothing => {}
-                Before::Address(tag) => self.asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tag),
-                Before::LookUp(look_up) => {
-                    self.look_up(&look_up, cold.site, &mut block);
-                    continue;
-                }
-                Before::SaveFlags => self.save_flags(),
+            if let Some(look_up) = &cold.look_up {
+                self.look_up(look_up);
             }
             self.leave(cold.site, &mut block);
         }
-        block.stale_host = self.asm.here();
-        self.save_flags();
+        let Source { offset: guest, mode, .. } = *self.source;
+        let stale = |way| Site { guest, exit: Exit::Stale, mode, at: 0, way };
+        let (by_memory, by_host) = (stale(Way::Bare), stale(Way::SaveFlags));
         block.stale_memory = self.asm.here();
-        self.leave(Site { guest: self.source.offset, exit: Exit::Stale, number_at: 0 }, &mut block);
+        self.leave(by_memory, &mut block);
+        if !block.host_leads_to_memory {
+            block.stale_host = Some(self.asm.here());
+            self.leave(by_host, &mut block);
+        }
         block.code = self.asm.finish();
         block
     }

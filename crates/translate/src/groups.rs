@@ -12,7 +12,7 @@
 //! A group that begins with reads takes in a write only if nothing can leave the block in between: else pages that are only
 //! read would have to be writable.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::catalogue;
 use crate::context::SPANS;
@@ -61,7 +61,7 @@ const MAX_SPAN: i32 = SPANS[2] as i32;
 impl Groups {
     /// Finds the groups of a run of instructions.
     pub(crate) fn find(run: &[Instruction], info: &mut InstructionInfoFactory) -> Self {
-        let mut finder = Finder::default();
+        let mut finder = Finder { members: Vec::with_capacity(run.len()), ..Finder::default() };
         for insn in run {
             let member = access(insn, info).and_then(|access| finder.join(&access));
             finder.members.push(member);
@@ -122,7 +122,7 @@ impl Finder {
             return;
         }
         let constant = constant_change(insn);
-        for used in info.info(insn).used_registers() {
+        for used in info.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE).used_registers() {
             let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
             let Some(register) = Gpr::of(used.register()).filter(|_| writes) else { continue };
             let number = usize::from(register.number());

@@ -1,19 +1,24 @@
 //! Code that every translation shares: the look-ups behind the anchors, and the exit that nobody foresaw.
 //!
-//! A routine is called by the cold path of an access whose anchor did not fit, with
+//! # Exits
+//! Every site of a block pushes its number on the shadow stack and jumps to one of eight exits ([`Way`]), which do what
+//! the site would have to do before it leaves.
 //!
-//! - RAX: the linear address, RCX: the anchor's displacement from GS;
-//! - [`Context::room`](crate::Context::room): how far into its page the access may begin;
-//! - [`Context::site`](crate::Context::site): the exit to take if the TLB has no such translation.
+//! # Look-ups
+//! A look-up is called by the cold path of an access whose anchor did not fit, with RAX the linear address less the
+//! anchor's page. Behind the call lie
 //!
-//! - [`Context::kept`](crate::Context::kept): in its last element, what RCX held before.
+//! - a TEST of EAX with 32 bits that say which anchor it is (low eight) and how far into its page the access may begin
+//!   (high sixteen), which executes as nothing at all;
+//! - a jump back to the access, reached if the TLB has the translation: RAX is the host address then, and the anchor is the
+//!   page's from now on;
+//! - the site to leave by, reached if it has not: RAX is the linear address.
 //!
-//! It returns the host address in RAX, RCX as it was before, and the anchor is the page's from now on; or it leaves, RAX
-//! and RCX as they were. Status flags are lost, so they have to be in memory.
+//! RCX stays as it was. Status flags are lost, so they have to be in memory.
 
 use crate::asm::{Asm, Condition, Op};
-use crate::block::UNFORESEEN;
-use crate::context::{SPANS, Table, at, tlb_index};
+use crate::block::{UNFORESEEN, Way};
+use crate::context::{ANCHOR_BYTES, SPANS, Table, at, tlb_index};
 use crate::host::Gpr;
 
 /// All of them, placed one behind the other from the beginning of the code cache.
@@ -26,17 +31,40 @@ pub struct Routines {
     pub unforeseen: u32,
     /// Where the look-ups begin: by [`Table`], reads and writes.
     pub look_ups: [[u32; 2]; 3],
+    /// Where the exits begin, by [`Way`].
+    pub exits: [u32; Way::COUNT],
 }
 
 /// Makes them.
 pub fn routines(bmi2: bool) -> Routines {
     let mut asm = Asm::default();
     let unforeseen = asm.here();
-    asm.gs_store_imm32(at::SITE, UNFORESEEN);
+    asm.push_imm(UNFORESEEN.cast_signed());
+    let bare = exit(&mut asm, |_| {});
+    let save = exit(&mut asm, |asm| {
+        asm.flags_to_ax();
+        asm.gs_store16(at::STATUS, Gpr::RAX);
+    });
+    let mut exits = [bare; Way::COUNT];
+    exits[Way::SaveFlags as usize] = save;
+    for (table, write) in TABLES.into_iter().flat_map(|table| [(table, false), (table, true)]) {
+        let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
+        let address = |asm: &mut Asm| asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tag);
+        exits[Way::address(table, write) as usize] = exit(&mut asm, address);
+    }
+    let look_ups = TABLES.map(|table| [at::READ, at::WRITE].map(|tag| look_up(&mut asm, table, tag, bmi2)));
+    Routines { code: asm.finish(), unforeseen, look_ups, exits }
+}
+
+const TABLES: [Table; 3] = [Table::Supervisor, Table::SupervisorAc, Table::User];
+
+/// An exit: `before`, then the site's number from the shadow stack.
+fn exit(asm: &mut Asm, before: impl FnOnce(&mut Asm)) -> u32 {
+    let start = asm.here();
+    before(asm);
+    asm.gs_pop(at::SITE);
     asm.gs_jmp(at::EXIT);
-    let look_ups = [Table::Supervisor, Table::SupervisorAc, Table::User]
-        .map(|table| [at::READ, at::WRITE].map(|tag| look_up(&mut asm, table, tag, bmi2)));
-    Routines { code: asm.finish(), unforeseen, look_ups }
+    start
 }
 
 /// `to` = the byte offset of the slot of `from`.
@@ -55,36 +83,58 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     let start = asm.here();
     let tlb = at::tlb(table);
     let [kept_rax, kept_rdx, kept_rbx, kept_rcx] = [0, 8, 16, 24].map(|offset| at::KEPT + offset);
-    asm.gs_store(kept_rax, Gpr::RAX);
     asm.gs_store(kept_rdx, Gpr::RDX);
+    asm.gs_store(kept_rcx, Gpr::RCX);
+    asm.gs_store(kept_rbx, Gpr::RBX);
+    // RCX = the anchor's offset, RBX = the room.
+    asm.load(Gpr::RDX, Gpr::RSP, 0);
+    asm.load32(Gpr::RBX, Gpr::RDX, 1);
+    asm.op32(Op::Mov, Gpr::RCX, Gpr::RBX);
+    asm.op32_imm(Op::And, Gpr::RCX, 0xff);
+    asm.shl32(Gpr::RCX, ANCHOR_BYTES.trailing_zeros() as u8);
+    asm.shr(Gpr::RBX, 16);
+    let anchor = |field| at::anchors(table) + field;
+    asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, anchor(at::ANCHOR_PAGE));
+    asm.gs_store(kept_rax, Gpr::RAX);
     index(asm, Gpr::RDX, Gpr::RAX, table, bmi2);
     asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RDX, tlb + tag);
-    asm.gs_op(Op::Cmp, Gpr::RAX, at::ROOM);
+    asm.op(Op::Cmp, Gpr::RAX, Gpr::RBX);
     let miss = asm.jcc(Condition::ABOVE);
-    asm.gs_store(kept_rbx, Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + at::GFN);
-    asm.gs_store_at(Gpr::RCX, at::ANCHOR_GFN, Gpr::RBX);
+    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_GFN), Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + tag);
-    asm.gs_store_at(Gpr::RCX, at::ANCHOR_PAGE, Gpr::RBX);
+    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_PAGE), Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RDX, Gpr::RDX, tlb + at::BASE);
-    asm.gs_store_at(Gpr::RCX, at::ANCHOR_BASE, Gpr::RDX);
+    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_BASE), Gpr::RDX);
     asm.op(Op::Add, Gpr::RAX, Gpr::RDX);
     asm.op(Op::Sub, Gpr::RDX, Gpr::RBX);
-    asm.gs_store_at(Gpr::RCX, at::ANCHOR_DELTA, Gpr::RDX);
-    for (span, limit) in SPANS.into_iter().zip((at::ANCHOR_LIMIT..).step_by(8)) {
+    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_DELTA), Gpr::RDX);
+    for (span, limit) in SPANS.into_iter().zip((anchor(at::ANCHOR_LIMIT)..).step_by(8)) {
         asm.gs_store_imm_at(Gpr::RCX, limit, 4097 - i32::from(span));
     }
-    asm.gs_load(Gpr::RDX, kept_rdx);
-    asm.gs_load(Gpr::RBX, kept_rbx);
-    asm.gs_load(Gpr::RCX, kept_rcx);
+    let restore = |asm: &mut Asm| {
+        asm.gs_load(Gpr::RDX, kept_rdx);
+        asm.gs_load(Gpr::RBX, kept_rbx);
+        asm.gs_load(Gpr::RCX, kept_rcx);
+    };
+    restore(asm);
     asm.ret();
     let here = asm.here();
     asm.fill(miss, here);
+    restore(asm);
+    asm.pop(Gpr::RAX);
+    asm.lea(Gpr::RAX, Gpr::RAX, TEST_AND_JUMP);
+    asm.push(Gpr::RAX);
     asm.gs_load(Gpr::RAX, kept_rax);
-    asm.gs_load(Gpr::RDX, kept_rdx);
-    asm.gs_load(Gpr::RCX, kept_rcx);
-    // The return address is not needed.
-    asm.lea(Gpr::RSP, Gpr::RSP, 8);
-    asm.gs_jmp(at::EXIT);
+    asm.ret();
     start
+}
+
+/// Bytes between a look-up's return address and its site.
+const TEST_AND_JUMP: i32 = 10;
+
+/// What lies behind the call of a look-up: the anchor at displacement `anchor`, the room.
+pub(crate) fn look_up_operand(table: Table, anchor: i32, room: i32) -> i32 {
+    let number = (anchor - at::anchors(table)) / i32::try_from(ANCHOR_BYTES).unwrap_or(1);
+    number & 0xff | room << 16
 }

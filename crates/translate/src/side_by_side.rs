@@ -57,7 +57,9 @@ fn remarks(block: &Block, source: &Source<'_>, page: u64) -> BTreeMap<u64, Vec<S
     add(block.entry_memory, "entry, flags in memory:".to_owned());
     add(block.entry_host, "entry, flags in the host's:".to_owned());
     add(block.stale_memory, "instead of the entry with flags in memory, when stale:".to_owned());
-    add(block.stale_host, "instead of the entry with flags in the host's, when stale:".to_owned());
+    if let Some(stale) = block.stale_host {
+        add(stale, "instead of the entry with flags in the host's, when stale:".to_owned());
+    }
     let mut formatter = NasmFormatter::new();
     readable(&mut formatter);
     for &(host, guest) in &block.map {
@@ -67,7 +69,7 @@ fn remarks(block: &Block, source: &Source<'_>, page: u64) -> BTreeMap<u64, Vec<S
         add(host, format!("{ip:016x}  {}", print(&mut formatter, &insn)));
     }
     for site in &block.sites {
-        add(site.number_at, format!("  exit: {}", purpose(site, page)));
+        add(site.at, format!("  exit: {}", purpose(site, page)));
     }
     remarks
 }
@@ -84,7 +86,7 @@ fn purpose(site: &Site, page: u64) -> String {
         Exit::Lookup => "jump to RAX".to_owned(),
         Exit::Transfer { .. } => "jump to RAX, or interpret".to_owned(),
         Exit::Attention => format!("attention, at {place}"),
-        Exit::Plain => format!("no one page for all, at {place}"),
+        Exit::Plain { .. } => format!("no one page for all, at {place}"),
         Exit::Stale => "the block is stale".to_owned(),
     }
 }
@@ -166,8 +168,8 @@ mod tests {
             "entry, flags in memory:",
             "exit: read not in the TLB",
             "exit: interpret 401006",
-            "[gs:exit]",
-            "dword [gs:site], 0\n",
+            "push    0\n",
+            "exit: the block is stale",
         ] {
             assert!(text.contains(part), "no '{part}' in:\n{text}");
         }

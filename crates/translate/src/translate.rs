@@ -123,6 +123,7 @@ fn begin_across(e: &mut Emitter<'_>, block: &mut Block) -> Result {
     block.entry_host = e.asm.here();
     e.save_flags();
     block.entry_memory = e.asm.here();
+    block.host_leads_to_memory = true;
     e.form = Form::Memory;
     enter_by_jump_cache(e)?;
     block.entry_jump = e.asm.here();
@@ -159,6 +160,7 @@ fn begin(e: &mut Emitter<'_>, run: &[Instruction], block: &mut Block) {
             block.entry_host = e.asm.here();
             e.save_flags();
             block.entry_memory = e.asm.here();
+            block.host_leads_to_memory = true;
             e.form = Form::Memory;
         }
     }

@@ -304,7 +304,7 @@ impl LockstepVcpu {
         loop {
             self.bt.run_at(code);
             let context = self.bt.views.context();
-            let (number, page, rax) = (context.site, context.page, context.scratch[0]);
+            let (number, page, rax) = (x86::bits::low32(context.site), context.page, context.scratch[0]);
             let Some(site) = self.bt.cache.site(number) else {
                 // There is no exit of this number; whatever the registers are will be compared.
                 return Ok((End { exit: Exit::Lookup, block: u32::MAX, rip: rax }, plain));
@@ -318,7 +318,7 @@ impl LockstepVcpu {
             if number == UNFORESEEN {
                 self.bt.empty_shadows(Stale { supervisor: true, user: true });
             }
-            plain |= site.exit == Exit::Plain;
+            plain |= matches!(site.exit, Exit::Plain { .. });
             if let Some(next) = self.resumption(site, rax, rip)? {
                 code = next;
                 continue;
@@ -338,7 +338,10 @@ impl LockstepVcpu {
                 let block = self.bt.cache.block(site.block).filter(|block| !block.stale);
                 Ok(block.map(|block| self.bt.cache.address(block, resume)))
             }
-            Exit::Plain => self.bt.plain_code(site.block, rip),
+            Exit::Plain { .. } => {
+                let plain = self.bt.plain_block(site.block, rip)?;
+                Ok(plain.and_then(|number| self.bt.cache.entry_of(number)))
+            }
             Exit::Transfer { mode, resume } if self.engine.closeness.chained => {
                 self.bt.transfer_code(va, mode, site.block, resume)
             }
@@ -357,7 +360,7 @@ impl LockstepVcpu {
             return Ok(false);
         }
         self.bt.catch_up()?;
-        let Some(resolved) = self.bt.slow.try_resolve(va, access) else { return Ok(false) };
+        let Ok(resolved) = self.bt.slow.resolve(va, access) else { return Ok(false) };
         self.bt.catch_up()?;
         if let Target::Ram { mfn, gfn, .. } = resolved.target
             && write

@@ -73,7 +73,7 @@ fn read(bt: &mut BtVcpu, va: u64) -> Option<u64> {
     if !Gva(va).is_canonical() || va & PAGE_MASK > PAGE_SIZE - 8 {
         return None;
     }
-    match bt.slow.try_resolve(va, Access::Read)?.target {
+    match bt.slow.resolve(va, Access::Read).ok()?.target {
         Target::Ram { mfn, .. } => Some(bt.slow.memory().frames().read(mfn, va & PAGE_MASK)),
         _ => None,
     }
