@@ -513,9 +513,6 @@ impl BtVcpu {
         if let Some(mode) = translatable(&self.slow.regime()) {
             self.mode = mode;
         }
-        let user = usize::from(self.mode.has(Mode::USER));
-        let context = self.views.context();
-        context.shadow[user] = context.stack;
     }
 
     /// Acts on an exit; where translated code goes on, if it does at once.
@@ -534,6 +531,8 @@ impl BtVcpu {
         if out {
             self.registers_out(rip);
         }
+        // Before anything is done that may empty it.
+        self.keep_shadow();
         if number == translate::UNFORESEEN {
             self.empty_shadow();
         }
@@ -542,17 +541,16 @@ impl BtVcpu {
             return Ok(None);
         }
         let next = self.follow(site, rax, rip)?;
+        if let Next::Resume(code) = next {
+            return Ok(Some(code));
+        }
         if !out {
-            match next {
-                Next::Resume(_) => self.keep_shadow(),
-                _ => self.registers_out(rip),
-            }
+            self.registers_out(rip);
         }
         match next {
-            Next::Resume(code) => return Ok(Some(code)),
             Next::Interpret => self.slow.execute_one(),
             Next::Raise(exception) => self.slow.deliver(exception),
-            Next::Dispatch => {}
+            Next::Dispatch | Next::Resume(_) => {}
         }
         Ok(None)
     }

@@ -315,6 +315,7 @@ impl LockstepVcpu {
                 _ => page.wrapping_add(site.guest.into()),
             };
             self.bt.registers_out(rip);
+            self.bt.keep_shadow();
             if number == UNFORESEEN {
                 self.bt.empty_shadows(Stale { supervisor: true, user: true });
             }
