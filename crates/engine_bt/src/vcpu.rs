@@ -19,10 +19,10 @@ use std::sync::Arc;
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::{Instruction, Mnemonic};
-use interp::{InterpVcpu, Regime, Registers};
+use interp::{InterpVcpu, PlainReturns, Regime, Registers};
 use memory::{Change, Seat};
 use mmu::{Access, Privilege, Resolved, Target};
-use translate::context::{Table, fast_segments};
+use translate::context::{Return, Table, fast_segments};
 use translate::{Exit, HostFeatures, Mode, Source};
 use x86::bits::{low16, low32};
 use x86::rflags::{IF, STATUS};
@@ -462,6 +462,7 @@ impl BtVcpu {
         let mxcsr = self.slow.vector().mxcsr;
         let system = self.slow.system_registers();
         let tsc_offset = self.slow.tsc_offset();
+        let returns = returns(self.slow.plain_returns());
         // With interrupts on whoever waits has been let in.
         let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
         let context = self.views.context();
@@ -476,6 +477,7 @@ impl BtVcpu {
         context.segments = fast_segments::NONE;
         context.selectors = system.selectors;
         context.fast_selectors = fast_selectors(system.star);
+        context.returns = returns;
         context.lstar = system.lstar;
         context.flag_keep = !system.fmask;
         context.tsc_offset = tsc_offset;
@@ -497,6 +499,7 @@ impl BtVcpu {
         match segments {
             fast_segments::SYSCALL => self.slow.load_syscall_segments(),
             fast_segments::SYSRET => self.slow.load_sysret_segments(),
+            fast_segments::NESTED => self.slow.load_nested_segments(),
             _ => {}
         }
         if let Some(mode) = translatable(&self.slow.regime()) {
@@ -695,6 +698,23 @@ fn fast_selectors(star: u64) -> [[u16; 2]; 2] {
     [[kernel, kernel.wrapping_add(8)], [user.wrapping_add(16) | 3, user.wrapping_add(8) | 3]]
 }
 
+/// Where IRETQ may return to by itself.
+fn returns(known: PlainReturns) -> [Return; 3] {
+    let [user, supervisor] = [known.user, known.supervisor].map(|plain| {
+        plain.map_or(Return::NONE, |plain| Return {
+            selectors: u64::from(plain.code.selector) | u64::from(plain.stack.selector) << 32,
+            descriptor: plain.code.address,
+            code: plain.code.descriptor,
+            stack: plain.stack.descriptor,
+        })
+    });
+    let nested = match known.supervisor {
+        Some(plain) => Return { selectors: plain.code.selector.into(), ..supervisor },
+        None => Return::NONE,
+    };
+    [user, supervisor, nested]
+}
+
 /// Whether an instruction has another result each time.
 fn varies(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdrand | Mnemonic::Rdseed)
@@ -702,7 +722,7 @@ fn varies(mnemonic: Mnemonic) -> bool {
 
 /// The mode in which code may be translated, if it may.
 fn translatable(regime: &Regime) -> Option<Mode> {
-    if regime.mode != x86::Mode::Long || regime.careful {
+    if regime.mode != x86::Mode::Long || regime.careful || !matches!(regime.cpl, 0 | 3) {
         return None;
     }
     Some(

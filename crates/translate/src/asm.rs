@@ -271,6 +271,11 @@ impl Asm {
         self.raw(&[0x0f, 0xae, 0xe8]);
     }
 
+    /// MFENCE.
+    pub(crate) fn mfence(&mut self) {
+        self.raw(&[0x0f, 0xae, 0xf0]);
+    }
+
     /// SHL r64, imm8.
     pub(crate) fn shl(&mut self, to: Gpr, count: u8) {
         self.rex(true, 0, 0, to.number());
@@ -322,6 +327,13 @@ impl Asm {
     pub(crate) fn load32(&mut self, to: Gpr, base: Gpr, disp: i32) {
         self.rex(false, to.number(), 0, base.number());
         self.raw(&[0x8b]);
+        self.based(to.number(), base, disp);
+    }
+
+    /// MOVZX r32, word [base + disp].
+    pub(crate) fn load16(&mut self, to: Gpr, base: Gpr, disp: i32) {
+        self.rex(false, to.number(), 0, base.number());
+        self.raw(&[0x0f, 0xb7]);
         self.based(to.number(), base, disp);
     }
 

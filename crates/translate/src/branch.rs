@@ -275,6 +275,13 @@ pub(crate) fn find(e: &mut Emitter<'_>, mode: Mode) {
     e.asm.gs_store(at::TEMP + 8, Gpr::RAX);
 }
 
+/// Changes to the shadow stack of `mode`, which is of the other privilege.
+pub(crate) fn change_shadow(e: &mut Emitter<'_>, mode: Mode) {
+    let (from, to) = if mode.has(Mode::USER) { (0, 8) } else { (8, 0) };
+    e.asm.gs_store(at::SHADOW + from, Gpr::RSP);
+    e.asm.gs_load(Gpr::RSP, at::SHADOW + to);
+}
+
 /// Goes to the code that [`find`] has found. The flags are in memory.
 pub(crate) fn go_to_found(e: &mut Emitter<'_>) {
     e.asm.gs_load(Gpr::RAX, at::TEMP);

@@ -2,7 +2,7 @@
 //!
 //! The flags that are not status flags, the selectors, the bases of FS and GS are words of the [`Context`]; changing one
 //! is a store. What would have a consequence elsewhere is left to the interpreter: letting in an event that waits, trap
-//! flags, a change of mode other than by SYSCALL, SYSRET, STAC and CLAC.
+//! flags, a change of mode other than by SYSCALL, SYSRET, IRETQ, STAC and CLAC.
 //!
 //! [`Context`]: crate::Context
 
@@ -15,9 +15,10 @@ use crate::branch::{self, Flow};
 use crate::context::{at, fast_segments, gpr_at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
+use crate::iret::iret;
 
 /// A mask of RFLAGS as an immediate.
-const fn mask(flags: u64) -> i32 {
+pub(crate) const fn mask(flags: u64) -> i32 {
     x86::bits::low32(flags).cast_signed()
 }
 
@@ -48,6 +49,7 @@ pub(crate) fn system(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
         M::Wrfsbase | M::Wrgsbase if e.mode.has(Mode::FSGSBASE) => write_base(e, insn)?,
         M::Syscall if !supervisor && e.mode.has(Mode::SYSCALL) => return syscall(e),
         M::Sysretq if supervisor && e.mode.has(Mode::SYSCALL) => return sysret(e),
+        M::Iretq if supervisor => return iret(e),
         _ => return Err(Unsupported),
     }
     Ok(Flow::Next)
@@ -65,7 +67,7 @@ fn whole_flags(e: &mut Emitter<'_>) {
 }
 
 /// The status flags in memory become those of RAX. RAX and RCX are lost.
-fn load_status(e: &mut Emitter<'_>) {
+pub(crate) fn load_status(e: &mut Emitter<'_>) {
     e.asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
     e.asm.shr(Gpr::RCX, 11);
     e.asm.op32_imm(Op::And, Gpr::RCX, 1);
@@ -113,7 +115,7 @@ fn unless_harmless(e: &mut Emitter<'_>, changeable: u64, looked_at: u64) {
     e.interpret_from(hole);
 }
 
-fn unless_nothing_waits(e: &mut Emitter<'_>) {
+pub(crate) fn unless_nothing_waits(e: &mut Emitter<'_>) {
     e.asm.gs_is_zero32(at::WAITING);
     let hole = e.asm.jcc(Condition::NOT_EQUAL);
     e.interpret_from(hole);
@@ -228,9 +230,7 @@ fn syscall(e: &mut Emitter<'_>) -> Result<Flow> {
 /// The last steps of SYSCALL and SYSRET: EAX holds the selectors of CS and SS, and [`branch::find`] has found the code.
 fn change_privilege(e: &mut Emitter<'_>, mode: Mode) {
     e.asm.gs_store32(at::SELECTORS + 2, Gpr::RAX);
-    let (from, to) = if mode.has(Mode::USER) { (0, 8) } else { (8, 0) };
-    e.asm.gs_store(at::SHADOW + from, Gpr::RSP);
-    e.asm.gs_load(Gpr::RSP, at::SHADOW + to);
+    branch::change_shadow(e, mode);
     branch::go_to_found(e);
 }
 

@@ -24,16 +24,24 @@ pub(super) fn instruction(bt: &mut BtVcpu, rip: u64) -> Option<Instruction> {
     (!insn.is_invalid()).then_some(insn)
 }
 
-/// The target and whose code it is, if the instruction is a near branch, SYSCALL or SYSRET, and what it reads can be read.
+/// The target and whose code it is, if the instruction is a near branch, SYSCALL, SYSRET or IRETQ, and what it reads can be read.
 pub(super) fn predict(bt: &mut BtVcpu, rip: u64) -> Option<(Table, u64)> {
     let insn = instruction(bt, rip)?;
     let system = bt.slow.system_registers();
     let (mode, target) = match insn.mnemonic() {
         Mnemonic::Syscall => (bt.mode.without(Mode::USER), system.lstar),
         Mnemonic::Sysretq => (bt.mode.with(Mode::USER, true).without(Mode::AC), register(bt, Register::RCX)?),
+        Mnemonic::Iretq => interrupted(bt)?,
         _ => (bt.mode, near_target(bt, &insn)?),
     };
     Gva(target).is_canonical().then_some((mode.table(), target))
+}
+
+/// What the frame at the stack pointer returns to.
+fn interrupted(bt: &mut BtVcpu) -> Option<(Mode, u64)> {
+    let stack = register(bt, Register::RSP)?;
+    let (target, selector) = (read(bt, stack)?, read(bt, stack.wrapping_add(8))?);
+    Some((bt.mode.with(Mode::USER, selector & 3 == 3), target))
 }
 
 fn near_target(bt: &mut BtVcpu, insn: &Instruction) -> Option<u64> {
