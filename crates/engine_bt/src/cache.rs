@@ -185,7 +185,7 @@ impl Cache {
             }
             let mnemonic = match site.exit {
                 Exit::Interpret | Exit::Transfer { .. } => {
-                    mnemonic(code, usize::from(site.guest.wrapping_sub(key.offset)))
+                    mnemonic(key.mode, code, usize::from(site.guest.wrapping_sub(key.offset)))
                 }
                 _ => Mnemonic::INVALID,
             };

@@ -54,8 +54,8 @@ pub struct BtVcpu {
     host: HostFeatures,
     /// The mode of the code that runs.
     mode: Mode,
-    /// The mode in which the code of each privilege ran the last time, by [`Table`].
-    modes: [Mode; 3],
+    /// The mode that 64-bit code has, or would have, at CPL 3.
+    user_mode: Mode,
     /// The epoch of memory that everything here is as good as.
     seen: u64,
     stats: BtStats,
@@ -69,6 +69,9 @@ pub struct BtVcpu {
 
 /// The bytes that the longest instruction may have in its second page.
 const LONGEST: usize = 14;
+
+/// The last page that 32-bit addresses reach.
+const LAST_PAGE: u64 = 0xffff_f000;
 
 /// What to do after translated code has left.
 enum Next {
@@ -107,7 +110,7 @@ impl BtVcpu {
             seat,
             host,
             mode: Mode::new(),
-            modes: [Mode::new(); 3],
+            user_mode: Mode::USER,
             seen,
             stats: BtStats::default(),
             left: Left::new(),
@@ -163,7 +166,7 @@ impl BtVcpu {
             self.slow.execute_block();
             return Ok(None);
         };
-        self.set_mode(mode);
+        self.set_mode(mode, &regime);
         match self.code_at_rip()? {
             Some(code) => self.execute(code)?,
             None => {
@@ -262,14 +265,25 @@ impl BtVcpu {
         }
     }
 
-    /// Code of one mode never leads to code of another: each privilege has a jump cache of its own, and when the mode in
-    /// which a privilege runs is another than the last time, what its code could be found by is forgotten.
-    fn set_mode(&mut self, mode: Mode) {
+    /// Code of one mode never leads to code of another. Each privilege has a jump cache of its own, the user's in each
+    /// address space; when the mode of a privilege's code is no longer that of its cache, the cache is emptied. While the
+    /// supervisor runs, the user's may be that of another kind of code than SYSRET goes to: then that way is closed.
+    fn set_mode(&mut self, mode: Mode, regime: &Regime) {
+        const OF_PRIVILEGE: [Mode; 5] = [Mode::USER, Mode::AC, Mode::COMPAT, Mode::FS, Mode::GS];
         self.mode = mode;
-        let known = &mut self.modes[mode.table() as usize];
-        if *known != mode {
-            *known = mode;
-            self.forget_code();
+        let common = OF_PRIVILEGE.into_iter().fold(mode, Mode::without).with(Mode::TSC, true);
+        let user = if regime.user_tsc { common } else { common.without(Mode::TSC) };
+        self.user_mode = user.with(Mode::USER, true);
+        if self.views.set_code_mode(Table::Supervisor, common)
+            | self.views.set_code_mode(Table::SupervisorAc, common.with(Mode::AC, true))
+        {
+            self.empty_shadows(Stale { supervisor: true, user: true });
+        }
+        if mode.has(Mode::USER) && self.views.set_code_mode(Table::User, mode) {
+            self.empty_shadows(Stale { supervisor: false, user: true });
+        }
+        if mode.has(Mode::COMPAT) {
+            self.slow.clear_upper_halves();
         }
     }
 
@@ -318,7 +332,9 @@ impl BtVcpu {
     /// The machine frame that code is fetched from.
     fn code_frame(&mut self, rip: u64) -> Option<Mfn> {
         let privilege = self.code_privilege();
-        if !Gva(rip).is_canonical() {
+        // 32-bit code does not go on past 4 GiB.
+        let last = self.mode.has(Mode::COMPAT) && rip >= LAST_PAGE;
+        if last || !Gva(rip).is_canonical() {
             return None;
         }
         if let Some(mfn) = self.slow.tlb().lookup_exec(Gva(rip), privilege) {
@@ -465,6 +481,9 @@ impl BtVcpu {
         let returns = returns(self.slow.plain_returns());
         // With interrupts on whoever waits has been let in.
         let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
+        let user_closed = self.views.code_mode(Table::User) != self.user_mode;
+        let returns = if user_closed { [Return::NONE, returns[1], returns[2]] } else { returns };
+        let control = self.slow.control_registers();
         let context = self.views.context();
         context.gpr = registers.gpr;
         context.status = status::to_ax(registers.rflags);
@@ -478,6 +497,8 @@ impl BtVcpu {
         context.selectors = system.selectors;
         context.fast_selectors = fast_selectors(system.star);
         context.returns = returns;
+        context.user_closed = user_closed.into();
+        context.control = control;
         context.lstar = system.lstar;
         context.flag_keep = !system.fmask;
         context.tsc_offset = tsc_offset;
@@ -571,8 +592,10 @@ impl BtVcpu {
     /// A miss: fills the TLB, or has the instruction interpreted if it cannot be.
     fn miss(&mut self, va: u64, write: bool, block: u32, resume: u32) -> Result<Next, HostError> {
         let access = if write { Access::Write } else { Access::Read };
-        // Near the edge of canonical addresses, and beyond, faults come in another order.
-        if !Gva(va).is_canonical() || !Gva(va.wrapping_add(PAGE_SIZE)).is_canonical() {
+        // Near the edge of canonical addresses, and beyond, faults come in another order; in 32-bit code those of
+        // segmentation come first.
+        let edge = self.mode.has(Mode::COMPAT) && va >= LAST_PAGE;
+        if edge || !Gva(va).is_canonical() || !Gva(va.wrapping_add(PAGE_SIZE)).is_canonical() {
             self.slow.execute_one();
             return Ok(Next::Dispatch);
         }
@@ -603,6 +626,10 @@ impl BtVcpu {
             _ => return false,
         }
         let table: Table = self.mode.table();
+        // Translated 32-bit code relies on that: no address near one that it has checked wraps.
+        if table == Table::User && matches!(va & !PAGE_MASK, 0 | LAST_PAGE) {
+            return false;
+        }
         self.views.insert(self.slow.memory(), table, va, write, resolved)
     }
 
@@ -635,7 +662,7 @@ impl BtVcpu {
         let (here, drops) = (self.mode, self.views.drops());
         let flushes = self.cache.stats.flushes;
         self.catch_up()?;
-        let known = self.modes[mode.table() as usize] == mode && Gva(target).is_canonical();
+        let known = self.views.code_mode(mode.table()) == mode && Gva(target).is_canonical();
         self.mode = mode;
         let found = if known { self.find_code(target)? } else { None };
         self.mode = here;
@@ -722,11 +749,18 @@ fn varies(mnemonic: Mnemonic) -> bool {
 
 /// The mode in which code may be translated, if it may.
 fn translatable(regime: &Regime) -> Option<Mode> {
-    if regime.mode != x86::Mode::Long || regime.careful || !matches!(regime.cpl, 0 | 3) {
+    if regime.careful || !matches!(regime.cpl, 0 | 3) {
         return None;
     }
+    let compat = match (regime.mode, regime.flat) {
+        (x86::Mode::Long, _) => Mode::new(),
+        (x86::Mode::Protected32, Some(flat)) if regime.cpl == 3 => {
+            Mode::COMPAT.with(Mode::FS, flat.fs).with(Mode::GS, flat.gs)
+        }
+        _ => return None,
+    };
     Some(
-        Mode::new()
+        compat
             .with(Mode::USER, regime.cpl == 3)
             .with(Mode::AC, regime.privilege == Privilege::SupervisorAc)
             .with(Mode::SSE, regime.sse)

@@ -35,7 +35,7 @@ mod width;
 mod x87;
 
 pub use returns::{PlainReturn, PlainReturns, PlainSegment};
-pub use slow_path::{Regime, Registers, SystemRegisters, offers};
+pub use slow_path::{Flat, Regime, Registers, SystemRegisters, offers};
 pub use vcpu::InterpVcpu;
 pub use watch::Watch;
 

@@ -351,6 +351,21 @@ impl Asm {
         self.based(from.number(), base, disp);
     }
 
+    /// MOV [base + disp], r32.
+    pub(crate) fn store32(&mut self, base: Gpr, disp: i32, from: Gpr) {
+        self.rex(false, from.number(), 0, base.number());
+        self.raw(&[0x89]);
+        self.based(from.number(), base, disp);
+    }
+
+    /// MOV dword [base + disp], imm32.
+    pub(crate) fn store_imm32(&mut self, base: Gpr, disp: i32, value: i32) {
+        self.rex(false, 0, 0, base.number());
+        self.raw(&[0xc7]);
+        self.based(0, base, disp);
+        self.imm32(value);
+    }
+
     /// MOV qword [base + disp], imm32 sign-extended.
     pub(crate) fn store_imm(&mut self, base: Gpr, disp: i32, value: i32) {
         self.rex(true, 0, 0, base.number());
@@ -366,10 +381,7 @@ impl Asm {
 
     /// MOV r32, gs:[disp].
     pub(crate) fn gs_load32(&mut self, to: Gpr, disp: i32) {
-        self.raw(&[GS]);
-        self.rex(false, to.number(), 0, 0);
-        self.raw(&[0x8b]);
-        self.absolute(to.number(), disp);
+        self.gs_op32(Op::Mov, to, disp);
     }
 
     /// MOVZX r32, word gs:[disp].
@@ -384,6 +396,14 @@ impl Asm {
     pub(crate) fn gs_op(&mut self, op: Op, to: Gpr, disp: i32) {
         self.raw(&[GS]);
         self.rex(true, to.number(), 0, 0);
+        self.raw(&[op as u8]);
+        self.absolute(to.number(), disp);
+    }
+
+    /// `to` op= gs:[disp], 32-bit.
+    pub(crate) fn gs_op32(&mut self, op: Op, to: Gpr, disp: i32) {
+        self.raw(&[GS]);
+        self.rex(false, to.number(), 0, 0);
         self.raw(&[op as u8]);
         self.absolute(to.number(), disp);
     }

@@ -94,6 +94,10 @@ pub struct Context {
     pub segments: u32,
     /// Where IRETQ may return to by itself: by [`Returns`].
     pub returns: [Return; 3],
+    /// Nonzero if SYSRET may not go by the user's jump cache: it holds code of another mode.
+    pub user_closed: u32,
+    /// CR0 to CR4.
+    pub control: [u64; 5],
     /// While IRETQ is under way: the host address of its frame.
     pub frame: u64,
     /// And the image of RFLAGS there.
@@ -280,7 +284,7 @@ pub mod at {
     field_offsets! {
         GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; ROOM: room; DELTAS: deltas; ROUTINES: routines;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
-        HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; FRAME: frame; IMAGE: image; SELECTORS: selectors;
+        HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; USER_CLOSED: user_closed; CONTROL: control; FRAME: frame; IMAGE: image; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
         KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset; TSC_AUX: tsc_aux;
         X87: x87; X87_LAST: x87_last; X87_PAGE: x87_page;

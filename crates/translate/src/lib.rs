@@ -8,6 +8,7 @@
 //! - `emit`: flags, exits, and the check before every memory access;
 //! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
 //!   `system`, `iret`: those that do not; `x87`: those whose registers are the x87 unit's, MMX included;
+//! - `compat`: what is different in compatibility mode;
 //! - `asm`: the bytes of the translator's own sequences;
 //! - `side_by_side`: a block for people to read.
 //!
@@ -21,6 +22,7 @@ mod block;
 mod branch;
 mod catalogue;
 mod clock;
+mod compat;
 pub mod context;
 mod copy;
 mod emit;

@@ -6,7 +6,7 @@
 //!
 //! [`Context`]: crate::Context
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::rflags;
 
 use crate::asm::{Condition, Op};
@@ -32,8 +32,8 @@ pub(crate) fn system(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     use Mnemonic as M;
     let supervisor = !e.mode.has(Mode::USER);
     match insn.mnemonic() {
-        M::Pushfq => push_flags(e)?,
-        M::Popfq => pop_flags(e, supervisor)?,
+        M::Pushfq | M::Pushfd => push_flags(e)?,
+        M::Popfq | M::Popfd => pop_flags(e, supervisor)?,
         M::Cli if supervisor => {
             e.free_flags();
             e.asm.gs_op_imm(Op::And, at::SYSTEM_FLAGS, !mask(rflags::IF));
@@ -47,9 +47,10 @@ pub(crate) fn system(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
         }
         M::Rdfsbase | M::Rdgsbase if e.mode.has(Mode::FSGSBASE) => read_base(e, insn)?,
         M::Wrfsbase | M::Wrgsbase if e.mode.has(Mode::FSGSBASE) => write_base(e, insn)?,
-        M::Syscall if !supervisor && e.mode.has(Mode::SYSCALL) => return syscall(e),
+        M::Syscall if !supervisor && !e.is_compat() && e.mode.has(Mode::SYSCALL) => return syscall(e),
         M::Sysretq if supervisor && e.mode.has(Mode::SYSCALL) => return sysret(e),
         M::Iretq if supervisor => return iret(e),
+        M::Mov if supervisor && insn.op1_register().is_cr() => read_control(e, insn)?,
         _ => return Err(Unsupported),
     }
     Ok(Flow::Next)
@@ -84,8 +85,8 @@ fn push_flags(e: &mut Emitter<'_>) -> Result {
     e.asm.gs_store(at::TEMP, Gpr::RCX);
     let stack = crate::stack::below(e)?;
     e.asm.gs_load(Gpr::RCX, at::TEMP);
-    e.asm.store(Gpr::RAX, 0, Gpr::RCX);
-    e.asm.lea(stack, stack, -8);
+    e.store_word(Gpr::RAX, 0, Gpr::RCX);
+    e.add(stack, stack, -e.word());
     Ok(())
 }
 
@@ -93,14 +94,14 @@ fn pop_flags(e: &mut Emitter<'_>, supervisor: bool) -> Result {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
     e.asm.mov(Gpr::RAX, stack);
-    e.check_stack(8, false)?;
-    e.asm.load(Gpr::RAX, Gpr::RAX, 0);
+    e.check_stack(e.mode.word(), false)?;
+    e.load_word(Gpr::RAX, Gpr::RAX, 0);
     let changeable = if supervisor { HARMLESS | rflags::IF } else { HARMLESS };
     unless_harmless(e, changeable, LOADED);
     if supervisor {
         unless_nothing_waits(e);
     }
-    e.asm.lea(stack, stack, 8);
+    e.add(stack, stack, e.word());
     take_over(e, changeable & !rflags::STATUS);
     load_status(e);
     Ok(())
@@ -158,11 +159,29 @@ fn read_selector(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let (to, segment) = (insn.op0_register(), insn.op1_register());
     let guest = Gpr::of(to).ok_or(Unsupported)?;
     let number = i32::try_from(segment.number()).map_err(|_| Unsupported)?;
+    e.asm.gs_load16(Gpr::RCX, at::SELECTORS + 2 * number);
     if to.size() == 2 {
-        return Err(Unsupported);
+        // The rest of the register stays.
+        let home = guest.home().ok_or(Unsupported)?;
+        let merge = Instruction::with2(Code::Mov_r16_rm16, home.sized(2), Register::CX);
+        return e.encode(&merge.map_err(|_| Unsupported)?);
     }
-    e.asm.gs_load16(Gpr::RAX, at::SELECTORS + 2 * number);
-    e.write(guest, Gpr::RAX);
+    e.write(guest, Gpr::RCX);
+    Ok(())
+}
+
+/// MOV from CR0, CR2, CR3 and CR4, which no translated code changes.
+fn read_control(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
+    let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
+    let number = match insn.op1_register() {
+        Register::CR0 => 0,
+        Register::CR2 => 2,
+        Register::CR3 => 3,
+        Register::CR4 => 4,
+        _ => return Err(Unsupported),
+    };
+    e.asm.gs_load(Gpr::RCX, at::CONTROL + 8 * number);
+    e.write(guest, Gpr::RCX);
     Ok(())
 }
 
@@ -243,6 +262,9 @@ fn sysret(e: &mut Emitter<'_>) -> Result<Flow> {
     let user = e.mode.with(Mode::USER, true).without(Mode::AC);
     e.free_flags();
     unless_nothing_waits(e);
+    e.asm.gs_is_zero32(at::USER_CLOSED);
+    let closed = e.asm.jcc(Condition::NOT_EQUAL);
+    e.interpret_from(closed);
     e.asm.gs_load(Gpr::RAX, gpr_at(Gpr::R11));
     e.asm.test_imm(Gpr::RAX, mask(RESTORED & !PLAIN));
     let hole = e.asm.jcc(Condition::NOT_EQUAL);
