@@ -19,7 +19,7 @@ use std::sync::Arc;
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::{Instruction, Mnemonic};
-use interp::{InterpVcpu, PlainReturns, Regime, Registers};
+use interp::{InterpVcpu, Regime, Registers};
 use memory::{Change, Seat};
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::{Return, Table, fast_segments};
@@ -32,6 +32,7 @@ use crate::cache::{Cache, Key, PlacedSite};
 use crate::enter::{Gate, set_gs};
 use crate::heat::Heat;
 use crate::left::Left;
+use crate::modes::{fast_selectors, returns, supervisor_mode, translatable, user_mode};
 use crate::names::Names;
 use crate::shadow::Shadows;
 use crate::status;
@@ -269,11 +270,9 @@ impl BtVcpu {
     /// address space; when the mode of a privilege's code is no longer that of its cache, the cache is emptied. While the
     /// supervisor runs, the user's may be that of another kind of code than SYSRET goes to: then that way is closed.
     fn set_mode(&mut self, mode: Mode, regime: &Regime) {
-        const OF_PRIVILEGE: [Mode; 5] = [Mode::USER, Mode::AC, Mode::COMPAT, Mode::FS, Mode::GS];
         self.mode = mode;
-        let common = OF_PRIVILEGE.into_iter().fold(mode, Mode::without).with(Mode::TSC, true);
-        let user = if regime.user_tsc { common } else { common.without(Mode::TSC) };
-        self.user_mode = user.with(Mode::USER, true);
+        let common = supervisor_mode(mode);
+        self.user_mode = user_mode(mode, regime);
         if self.views.set_code_mode(Table::Supervisor, common)
             | self.views.set_code_mode(Table::SupervisorAc, common.with(Mode::AC, true))
         {
@@ -718,58 +717,9 @@ impl BtVcpu {
     }
 }
 
-/// The selectors of CS and SS that SYSCALL and SYSRET to 64-bit code load (SDM vol. 2).
-fn fast_selectors(star: u64) -> [[u16; 2]; 2] {
-    let kernel = low16(star >> 32) & !3;
-    let user = low16(star >> 48);
-    [[kernel, kernel.wrapping_add(8)], [user.wrapping_add(16) | 3, user.wrapping_add(8) | 3]]
-}
-
-/// Where IRETQ may return to by itself.
-fn returns(known: PlainReturns) -> [Return; 3] {
-    let [user, supervisor] = [known.user, known.supervisor].map(|plain| {
-        plain.map_or(Return::NONE, |plain| Return {
-            selectors: u64::from(plain.code.selector) | u64::from(plain.stack.selector) << 32,
-            descriptor: plain.code.address,
-            code: plain.code.descriptor,
-            stack: plain.stack.descriptor,
-        })
-    });
-    let nested = match known.supervisor {
-        Some(plain) => Return { selectors: plain.code.selector.into(), ..supervisor },
-        None => Return::NONE,
-    };
-    [user, supervisor, nested]
-}
-
 /// Whether an instruction has another result each time.
 fn varies(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdrand | Mnemonic::Rdseed)
-}
-
-/// The mode in which code may be translated, if it may.
-fn translatable(regime: &Regime) -> Option<Mode> {
-    if regime.careful || !matches!(regime.cpl, 0 | 3) {
-        return None;
-    }
-    let compat = match (regime.mode, regime.flat) {
-        (x86::Mode::Long, _) => Mode::new(),
-        (x86::Mode::Protected32, Some(flat)) if regime.cpl == 3 => {
-            Mode::COMPAT.with(Mode::FS, flat.fs).with(Mode::GS, flat.gs)
-        }
-        _ => return None,
-    };
-    Some(
-        compat
-            .with(Mode::USER, regime.cpl == 3)
-            .with(Mode::AC, regime.privilege == Privilege::SupervisorAc)
-            .with(Mode::SSE, regime.sse)
-            .with(Mode::AVX, regime.avx)
-            .with(Mode::X87, regime.x87)
-            .with(Mode::TSC, regime.tsc)
-            .with(Mode::FSGSBASE, regime.fsgsbase)
-            .with(Mode::SYSCALL, regime.syscall),
-    )
 }
 
 impl engine::Vcpu for BtVcpu {

@@ -92,3 +92,80 @@ pub(crate) fn is_different(insn: &Instruction) -> bool {
 pub(crate) const fn is_string_operand(kind: OpKind) -> bool {
     matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Exit;
+    use crate::listing::{exits, text};
+
+    const MODE: Mode = Mode::USER.with(Mode::COMPAT, true).with(Mode::GS, true).with(Mode::AVX, true);
+
+    /// Whether the translation has these lines, one behind the other.
+    fn has(bytes: &[u8], lines: &[&str]) -> bool {
+        let text = text(MODE, bytes);
+        text.windows(lines.len()).any(|window| window == lines)
+    }
+
+    #[test]
+    fn addresses_are_cut() {
+        assert!(has(&[0x8b, 0x43, 0xf8], &["lea eax,[rbx-8]"]), "mov eax, [ebx-8]");
+        assert!(has(&[0x8b, 0x44, 0x91, 4], &["lea eax,[r11+rdx*4+4]"]), "mov eax, [ecx+edx*4+4]");
+        assert!(has(&[0xa1, 0, 0, 0, 0xf0], &["mov eax,0F0000000h"]), "mov eax, [0xf0000000]");
+        let base = format!("add eax,[gs:{:X}h]", at::SEGMENT_BASE + 8);
+        assert!(has(&[0x65, 0x8b, 0x03], &["lea eax,[rbx]", &base]), "mov eax, [gs:ebx]");
+    }
+
+    #[test]
+    fn stack_words_are_four_bytes() {
+        assert!(has(&[0x50], &["mov [rax],r10d", "lea r15d,[r15-4]"]), "push eax");
+        assert!(has(&[0x6a, 0xff], &["mov dword [rax],0FFFFFFFFh", "lea r15d,[r15-4]"]), "push -1");
+        assert!(has(&[0x5b], &["lea r15d,[r15+4]", "mov ebx,[rax]"]), "pop ebx");
+        assert!(has(&[0xc9], &["lea r15d,[rbp+4]", "mov ebp,[rax]"]), "leave");
+    }
+
+    #[test]
+    fn short_forms_get_long() {
+        assert!(has(&[0x40], &["inc r10d"]));
+        assert!(has(&[0x66, 0x4f], &["dec di"]));
+    }
+
+    #[test]
+    fn a_group_names_its_members_by_64_bits() {
+        let two = [0x89, 0x45, 0xf8, 0x89, 0x45, 0xfc]; // mov [ebp-8], eax; mov [ebp-4], eax
+        assert!(has(&two, &["mov [rbp+rcx-8],r10d", "mov [rbp+rcx-4],r10d"]), "{:?}", text(MODE, &two));
+        let far = [0x89, 0x85, 0, 0, 0, 0xc0, 0x89, 0x85, 4, 0, 0, 0xc0]; // at ebp - 0x40000000
+        assert!(text(MODE, &far).iter().all(|line| !line.contains("[rbp+rcx")));
+    }
+
+    #[test]
+    fn what_is_left_to_the_interpreter() {
+        let cases: &[(&str, &[u8])] = &[
+            ("pusha", &[0x60]),
+            ("aaa", &[0x37]),
+            ("salc", &[0xd6]),
+            ("into", &[0xce]),
+            ("push es", &[0x06]),
+            ("les ecx, [eax]", &[0xc4, 0x08]),
+            ("bound ecx, [eax]", &[0x62, 0x08]),
+            ("arpl ax, ax", &[0x63, 0xc0]),
+            ("int 0x80", &[0xcd, 0x80]),
+            ("sysenter", &[0x0f, 0x34]),
+            ("syscall", &[0x0f, 0x05]),
+            ("jmp far", &[0xea, 0, 0, 0, 0, 0x33, 0]),
+            ("vzeroupper", &[0xc5, 0xf8, 0x77]),
+            ("mov [cs:eax], ecx", &[0x2e, 0x89, 0x08]),
+            ("mov ecx, [fs:eax]", &[0x64, 0x8b, 0x08]),
+            ("mov eax, [bx]", &[0x67, 0x8b, 0x07]),
+            ("push ax", &[0x66, 0x50]),
+            ("rep movsb, 16-bit", &[0x67, 0xf3, 0xa4]),
+        ];
+        for (name, bytes) in cases {
+            assert_eq!(
+                exits(MODE.with(Mode::SYSCALL, true), bytes),
+                [Exit::Interpret, Exit::Stale],
+                "{name}"
+            );
+        }
+    }
+}

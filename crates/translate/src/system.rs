@@ -282,3 +282,32 @@ fn sysret(e: &mut Emitter<'_>) -> Result<Flow> {
     change_privilege(e, user);
     Ok(Flow::End)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::listing::{exits, text};
+    use crate::{Exit, Mode};
+
+    #[test]
+    fn control_registers_are_read_inline_by_the_supervisor() {
+        for number in [0, 2, 3, 4] {
+            let read = [0x0f, 0x20, 0xc0 | number << 3]; // mov rax, cr0 to cr4
+            assert_eq!(exits(Mode::new(), &read), [Exit::Stale]);
+            assert_eq!(exits(Mode::USER, &read), [Exit::Interpret, Exit::Stale]);
+        }
+        assert_eq!(exits(Mode::new(), &[0x44, 0x0f, 0x20, 0xc0]), [Exit::Interpret, Exit::Stale], "cr8");
+        assert_eq!(exits(Mode::new(), &[0x0f, 0x22, 0xd8]), [Exit::Interpret, Exit::Stale], "mov cr3, rax");
+    }
+
+    #[test]
+    fn a_selector_of_16_bits_leaves_the_rest_of_the_register() {
+        assert!(text(Mode::USER, &[0x66, 0x8c, 0xc0]).contains(&"mov r10w,cx".to_owned()), "mov ax, es");
+    }
+
+    #[test]
+    fn sysret_asks_whether_the_way_is_open() {
+        let mode = Mode::SYSCALL;
+        let left = exits(mode, &[0x48, 0x0f, 0x07]);
+        assert_eq!(left.iter().filter(|&&exit| exit == Exit::Interpret).count(), 3, "{left:?}");
+    }
+}

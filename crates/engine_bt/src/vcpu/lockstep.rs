@@ -45,8 +45,9 @@ use translate::context::Table;
 use translate::{Exit, UNFORESEEN};
 use x86::{CpuState, Gva, PAGE_MASK, PAGE_SIZE};
 
-use super::{BtVcpu, translatable};
+use super::BtVcpu;
 use crate::cache::PlacedSite;
+use crate::modes::translatable;
 use crate::views::Stale;
 use crate::{Options, x87};
 
