@@ -19,7 +19,7 @@ use std::sync::Arc;
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::{Instruction, Mnemonic};
-use interp::{InterpVcpu, Regime, Registers};
+use interp::{InterpVcpu, PlainReturns, Regime, Registers};
 use memory::{Change, Seat};
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::{Return, Table, fast_segments};
@@ -471,17 +471,26 @@ impl BtVcpu {
         unsafe { self.gate.enter() };
     }
 
+    /// Where IRETQ may return to by itself.
+    fn returns(&self, user_closed: bool) -> [Return; 3] {
+        // What a user's system call leads to seldom ends in one; the next entry will be the supervisor's.
+        if self.mode.has(Mode::USER) {
+            return [Return::NONE; 3];
+        }
+        let known = self.slow.plain_returns();
+        returns(PlainReturns { user: known.user.filter(|_| !user_closed), ..known })
+    }
+
     /// The registers go from the interpreter's state into the context.
     fn registers_in(&mut self) {
         let registers = self.slow.registers();
         let mxcsr = self.slow.vector().mxcsr;
         let system = self.slow.system_registers();
         let tsc_offset = self.slow.tsc_offset();
-        let returns = returns(self.slow.plain_returns());
         // With interrupts on whoever waits has been let in.
         let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
         let user_closed = self.views.code_mode(Table::User) != self.user_mode;
-        let returns = if user_closed { [Return::NONE, returns[1], returns[2]] } else { returns };
+        let returns = self.returns(user_closed);
         let control = self.slow.control_registers();
         let context = self.views.context();
         context.gpr = registers.gpr;
