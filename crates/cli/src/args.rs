@@ -208,6 +208,8 @@ pub(crate) struct BlockArgs {
 pub(crate) enum Whose {
     /// A program's: CPL 3
     User,
+    /// A 32-bit program's: CPL 3, compatibility mode
+    User32,
     /// The kernel's: CPL 0
     Kernel,
 }

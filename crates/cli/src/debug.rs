@@ -48,13 +48,15 @@ fn code(args: &BlockArgs) -> Result<Vec<u8>> {
     Ok(code)
 }
 
-/// The mode in which a 64-bit Linux guest runs such code.
+/// The mode in which a Linux guest runs such code.
 fn mode(args: &BlockArgs) -> Mode {
     let user = match args.mode {
-        Some(whose) => whose == Whose::User,
+        Some(whose) => whose != Whose::Kernel,
         None => args.at >> 63 == 0,
     };
+    let compat = args.mode == Some(Whose::User32);
     [Mode::SSE, Mode::AVX, Mode::TSC, Mode::FSGSBASE, Mode::SYSCALL]
         .into_iter()
         .fold(Mode::new().with(Mode::USER, user), |mode, bit| mode.with(bit, true))
+        .with(Mode::COMPAT.with(Mode::GS, true), compat)
 }

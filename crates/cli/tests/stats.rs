@@ -94,4 +94,5 @@ fn a_block_is_shown_beside_its_translation() {
     assert!(text.contains("ffffffff81000010  mov     rax, [rdi]") && text.contains("supervisor"), "{text}");
     assert_eq!(text, print(&["--file", "code", "--offset", "0x10"]));
     assert!(print(&["488b07c3", "--mode", "user"]).contains("user_"));
+    assert!(print(&["40c3", "--mode", "user32"]).contains("inc     eax"));
 }

@@ -185,7 +185,7 @@ impl Cache {
             site.complete(&mut block.code, offset32(start), site_number, &self.routines.exits);
             let mnemonic = match site.exit {
                 Exit::Interpret | Exit::Transfer { .. } => {
-                    mnemonic(code, usize::from(site.guest.wrapping_sub(key.offset)))
+                    mnemonic(key.mode, code, usize::from(site.guest.wrapping_sub(key.offset)))
                 }
                 _ => Mnemonic::INVALID,
             };

@@ -5,6 +5,7 @@
 //! - `vcpu`: the loop, exits, and how nothing stale ever runs;
 //! - `cache`: translations and how they are found; `heat`: when code is worth one;
 //! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
+//! - `modes`: what of the processor's state translations depend on;
 //! - `x87`: where the x87 state is;
 //! - `enter`: the assembly between Rust and translated code;
 //! - `stats` and `left`: what is counted; `names`: what profilers call translated code;
@@ -19,6 +20,7 @@ mod cache;
 mod enter;
 mod heat;
 mod left;
+mod modes;
 mod names;
 mod shadow;
 mod stats;

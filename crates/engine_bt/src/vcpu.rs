@@ -19,10 +19,10 @@ use std::sync::Arc;
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::{Instruction, Mnemonic};
-use interp::{InterpVcpu, Regime, Registers};
+use interp::{InterpVcpu, PlainReturns, Regime, Registers};
 use memory::{Change, Seat};
 use mmu::{Access, Privilege, Resolved, Target};
-use translate::context::{Table, fast_segments};
+use translate::context::{Return, Table, fast_segments};
 use translate::{Exit, HostFeatures, Mode, Source};
 use x86::bits::{low16, low32};
 use x86::exception::Exception;
@@ -33,6 +33,7 @@ use crate::cache::{Cache, Key, PlacedSite};
 use crate::enter::{Gate, set_gs};
 use crate::heat::Heat;
 use crate::left::Left;
+use crate::modes::{fast_selectors, returns, supervisor_mode, translatable, user_mode};
 use crate::names::Names;
 use crate::shadow::Shadows;
 use crate::status;
@@ -55,8 +56,8 @@ pub struct BtVcpu {
     host: HostFeatures,
     /// The mode of the code that runs.
     mode: Mode,
-    /// The mode in which the code of each privilege ran the last time, by [`Table`].
-    modes: [Mode; 3],
+    /// The mode that 64-bit code has, or would have, at CPL 3.
+    user_mode: Mode,
     /// The epoch of memory that everything here is as good as.
     seen: u64,
     stats: BtStats,
@@ -70,6 +71,9 @@ pub struct BtVcpu {
 
 /// The bytes that the longest instruction may have in its second page.
 const LONGEST: usize = 14;
+
+/// The last page that 32-bit addresses reach.
+const LAST_PAGE: u64 = 0xffff_f000;
 
 /// What an exit leads to.
 enum Next {
@@ -112,7 +116,7 @@ impl BtVcpu {
             seat,
             host,
             mode: Mode::new(),
-            modes: [Mode::new(); 3],
+            user_mode: Mode::USER,
             seen,
             stats: BtStats::default(),
             left: Left::new(),
@@ -168,7 +172,7 @@ impl BtVcpu {
             self.slow.execute_block();
             return Ok(None);
         };
-        self.set_mode(mode);
+        self.set_mode(mode, &regime);
         match self.code_at_rip()? {
             Some(code) => self.execute(code)?,
             None => {
@@ -267,14 +271,23 @@ impl BtVcpu {
         }
     }
 
-    /// Code of one mode never leads to code of another: each privilege has a jump cache of its own, and when the mode in
-    /// which a privilege runs is another than the last time, what its code could be found by is forgotten.
-    fn set_mode(&mut self, mode: Mode) {
+    /// Code of one mode never leads to code of another. Each privilege has a jump cache of its own, the user's in each
+    /// address space; when the mode of a privilege's code is no longer that of its cache, the cache is emptied. While the
+    /// supervisor runs, the user's may be that of another kind of code than SYSRET goes to: then that way is closed.
+    fn set_mode(&mut self, mode: Mode, regime: &Regime) {
         self.mode = mode;
-        let known = &mut self.modes[mode.table() as usize];
-        if *known != mode {
-            *known = mode;
-            self.forget_code();
+        let common = supervisor_mode(mode);
+        self.user_mode = user_mode(mode, regime);
+        if self.views.set_code_mode(Table::Supervisor, common)
+            | self.views.set_code_mode(Table::SupervisorAc, common.with(Mode::AC, true))
+        {
+            self.empty_shadows(Stale { supervisor: true, user: true });
+        }
+        if mode.has(Mode::USER) && self.views.set_code_mode(Table::User, mode) {
+            self.empty_shadows(Stale { supervisor: false, user: true });
+        }
+        if mode.has(Mode::COMPAT) {
+            self.slow.clear_upper_halves();
         }
     }
 
@@ -324,8 +337,10 @@ impl BtVcpu {
 
     /// Where code is fetched from.
     fn resolve_code(&mut self, rip: u64) -> Option<Resolved> {
+        // 32-bit code does not go on past 4 GiB.
+        let last = self.mode.has(Mode::COMPAT) && rip >= LAST_PAGE;
         let privilege = self.code_privilege();
-        if Gva(rip).is_canonical() { self.slow.resolve_code(rip, privilege) } else { None }
+        if last || !Gva(rip).is_canonical() { None } else { self.slow.resolve_code(rip, privilege) }
     }
 
     /// The machine frame that code is fetched from.
@@ -467,6 +482,16 @@ impl BtVcpu {
         unsafe { self.gate.enter() };
     }
 
+    /// Where IRETQ may return to by itself.
+    fn returns(&self, user_closed: bool) -> [Return; 3] {
+        // What a user's system call leads to seldom ends in one; the next entry will be the supervisor's.
+        if self.mode.has(Mode::USER) {
+            return [Return::NONE; 3];
+        }
+        let known = self.slow.plain_returns();
+        returns(PlainReturns { user: known.user.filter(|_| !user_closed), ..known })
+    }
+
     /// The registers go from the interpreter's state into the context.
     fn registers_in(&mut self) {
         let registers = self.slow.registers();
@@ -475,6 +500,9 @@ impl BtVcpu {
         let tsc_offset = self.slow.tsc_offset();
         // With interrupts on whoever waits has been let in.
         let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
+        let user_closed = self.views.code_mode(Table::User) != self.user_mode;
+        let returns = self.returns(user_closed);
+        let control = self.slow.control_registers();
         let context = self.views.context();
         context.gpr = registers.gpr;
         context.status = status::to_ax(registers.rflags);
@@ -487,6 +515,9 @@ impl BtVcpu {
         context.segments = fast_segments::NONE;
         context.selectors = system.selectors;
         context.fast_selectors = fast_selectors(system.star);
+        context.returns = returns;
+        context.user_closed = user_closed.into();
+        context.control = control;
         context.lstar = system.lstar;
         context.flag_keep = !system.fmask;
         context.tsc_offset = tsc_offset;
@@ -508,6 +539,7 @@ impl BtVcpu {
         match segments {
             fast_segments::SYSCALL => self.slow.load_syscall_segments(),
             fast_segments::SYSRET => self.slow.load_sysret_segments(),
+            fast_segments::NESTED => self.slow.load_nested_segments(),
             _ => {}
         }
         if let Some(mode) = translatable(&self.slow.regime()) {
@@ -642,8 +674,10 @@ impl BtVcpu {
     /// A miss: fills the TLB, or has the instruction interpreted if it cannot be.
     fn miss(&mut self, va: u64, write: bool, block: u32, resume: u32) -> Result<Next, HostError> {
         let access = if write { Access::Write } else { Access::Read };
-        // Near the edge of canonical addresses, and beyond, faults come in another order.
-        if !Gva(va).is_canonical() || !Gva(va.wrapping_add(PAGE_SIZE)).is_canonical() {
+        // Near the edge of canonical addresses, and beyond, faults come in another order; in 32-bit code those of
+        // segmentation come first.
+        let edge = self.mode.has(Mode::COMPAT) && va >= LAST_PAGE;
+        if edge || !Gva(va).is_canonical() || !Gva(va.wrapping_add(PAGE_SIZE)).is_canonical() {
             return Ok(Next::Interpret);
         }
         let drops = self.views.drops();
@@ -676,6 +710,10 @@ impl BtVcpu {
             _ => return false,
         }
         let table: Table = self.mode.table();
+        // Translated 32-bit code relies on that: no address near one that it has checked wraps.
+        if table == Table::User && matches!(va & !PAGE_MASK, 0 | LAST_PAGE) {
+            return false;
+        }
         self.views.insert(self.slow.memory(), table, va, write, resolved)
     }
 
@@ -690,7 +728,7 @@ impl BtVcpu {
         let (here, drops) = (self.mode, self.views.drops());
         let flushes = self.cache.stats.flushes;
         self.catch_up()?;
-        let known = self.modes[mode.table() as usize] == mode && Gva(target).is_canonical();
+        let known = self.views.code_mode(mode.table()) == mode && Gva(target).is_canonical();
         self.mode = mode;
         let found = if known { self.find_code(target)? } else { None };
         self.mode = here;
@@ -748,34 +786,9 @@ impl BtVcpu {
     }
 }
 
-/// The selectors of CS and SS that SYSCALL and SYSRET to 64-bit code load (SDM vol. 2).
-fn fast_selectors(star: u64) -> [[u16; 2]; 2] {
-    let kernel = low16(star >> 32) & !3;
-    let user = low16(star >> 48);
-    [[kernel, kernel.wrapping_add(8)], [user.wrapping_add(16) | 3, user.wrapping_add(8) | 3]]
-}
-
 /// Whether an instruction has another result each time.
 fn varies(mnemonic: Mnemonic) -> bool {
     matches!(mnemonic, Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdrand | Mnemonic::Rdseed)
-}
-
-/// The mode in which code may be translated, if it may.
-fn translatable(regime: &Regime) -> Option<Mode> {
-    if regime.mode != x86::Mode::Long || regime.careful {
-        return None;
-    }
-    Some(
-        Mode::new()
-            .with(Mode::USER, regime.cpl == 3)
-            .with(Mode::AC, regime.privilege == Privilege::SupervisorAc)
-            .with(Mode::SSE, regime.sse)
-            .with(Mode::AVX, regime.avx)
-            .with(Mode::X87, regime.x87)
-            .with(Mode::TSC, regime.tsc)
-            .with(Mode::FSGSBASE, regime.fsgsbase)
-            .with(Mode::SYSCALL, regime.syscall),
-    )
 }
 
 impl engine::Vcpu for BtVcpu {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use host::{HostError, Mapping, Memfd, Protection};
 use memory::GuestMemory;
 use mmu::{Invalidation, PageSize, RegionFilter, Resolved, Target};
+use translate::Mode;
 use translate::context::{
     self, ANCHORS, Anchor, Context, JumpEntry, Table, TlbEntry, at, jump_slot, tlb_slot,
 };
@@ -54,6 +55,8 @@ struct TlbBook {
 #[derive(Debug)]
 struct JumpBook {
     table: Table,
+    /// The mode of all its code.
+    mode: Mode,
     filled: Vec<u16>,
     /// The pages that its code lies in, large ones by their regions.
     pages: RegionFilter,
@@ -255,7 +258,7 @@ impl TlbBook {
 impl JumpBook {
     fn new(table: Table) -> Self {
         let (pages, large) = (RegionFilter::default(), RegionFilter::default());
-        Self { table, filled: Vec::new(), pages, large, private: false }
+        Self { table, mode: Mode::new(), filled: Vec::new(), pages, large, private: false }
     }
 
     fn entry(&self, base: *mut u8, slot: usize) -> *mut JumpEntry {
@@ -273,7 +276,7 @@ impl JumpBook {
         for slot in std::mem::take(&mut self.filled) {
             self.clear_slot(base, slot.into());
         }
-        *self = Self::new(self.table);
+        *self = Self { mode: self.mode, ..Self::new(self.table) };
     }
 
     fn insert(&mut self, base: *mut u8, va: u64, code: u64, resolved: &Resolved) {
@@ -475,6 +478,20 @@ impl Views {
         if let Some(book) = self.jump_book(table) {
             book.forget(base, va);
         }
+    }
+
+    /// The mode of the code in a jump cache.
+    pub(crate) fn code_mode(&mut self, table: Table) -> Mode {
+        self.jump_book(table).map_or(Mode::new(), |book| book.mode)
+    }
+
+    /// From now on a jump cache holds code of this mode; what it holds of another is forgotten. True if so.
+    pub(crate) fn set_code_mode(&mut self, table: Table, mode: Mode) -> bool {
+        let base = self.base();
+        let Some(book) = self.jump_book(table).filter(|book| book.mode != mode) else { return false };
+        book.clear(base);
+        book.mode = mode;
+        true
     }
 
     /// Forgets all code.

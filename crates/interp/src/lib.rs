@@ -25,6 +25,7 @@ mod exec;
 mod lower;
 mod op;
 mod operand;
+mod returns;
 mod slow_path;
 mod system;
 mod vcpu;
@@ -33,7 +34,8 @@ mod watch;
 mod width;
 mod x87;
 
-pub use slow_path::{Regime, Registers, SystemRegisters, offers};
+pub use returns::{PlainReturn, PlainReturns, PlainSegment};
+pub use slow_path::{Flat, Regime, Registers, SystemRegisters, offers};
 pub use vcpu::InterpVcpu;
 pub use watch::Watch;
 

@@ -12,6 +12,7 @@ use mmu::{Access, Privilege, Resolved, Tlb};
 use native::Processor;
 use x86::control::{cr0, cr4, efer};
 use x86::cpuid::{Feature, FeatureSet};
+use x86::descriptor::attr;
 use x86::exception::Exception;
 use x86::{FpuState, Gva, Mode, SegmentIndex, VectorState};
 
@@ -61,12 +62,25 @@ pub struct Regime {
     pub avx: bool,
     /// x87 and MMX instructions raise neither #UD nor #NM.
     pub x87: bool,
-    /// RDTSC is allowed.
+    /// RDTSC is allowed; at CPL 3 too.
     pub tsc: bool,
+    /// RDTSC is allowed at CPL 3.
+    pub user_tsc: bool,
     /// RDFSBASE and its kin are allowed.
     pub fsgsbase: bool,
     /// SYSCALL and SYSRET are.
     pub syscall: bool,
+    /// This is 32-bit code in compatibility mode, and CS, SS, DS and ES are flat: see [`Flat`].
+    pub flat: Option<Flat>,
+}
+
+/// Flat code in compatibility mode: no access through CS, SS, DS or ES can fault by segmentation, and none needs a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flat {
+    /// Nor can one through FS, but it has a base.
+    pub fs: bool,
+    /// Nor one through GS.
+    pub gs: bool,
 }
 
 /// Whether a CPU model has an instruction and it means there what it means on the newest processors.
@@ -253,12 +267,43 @@ impl InterpVcpu {
         self.cpu.cpuid.features()
     }
 
+    fn flat(&self) -> Option<Flat> {
+        use SegmentIndex::{Cs, Ds, Es, Fs, Gs, Ss};
+        let cpu: &Cpu = &self.cpu;
+        if cpu.mode != Mode::Protected32 || !cpu.long_active() {
+            return None;
+        }
+        let reaches = |index| {
+            let segment = cpu.segment(index);
+            let downward = segment.is_data() && segment.attr & attr::EXPAND_DOWN != 0;
+            segment.usable() && segment.limit == u32::MAX && !downward
+        };
+        let whole = |index| reaches(index) && cpu.segment(index).writable();
+        let at_zero = [Cs, Ss, Ds, Es].into_iter().all(|index| cpu.segment(index).base == 0);
+        let flat = at_zero && reaches(Cs) && [Ss, Ds, Es].into_iter().all(whole) && cpu.segment(Ss).big();
+        flat.then(|| Flat { fs: whole(Fs), gs: whole(Gs) })
+    }
+
+    /// Clears the upper halves of the registers that 32-bit code has: there they are undefined (SDM vol. 1, 3.4.1.1).
+    pub fn clear_upper_halves(&mut self) {
+        for register in &mut self.cpu.regs[..8] {
+            *register = u64::from(x86::bits::low32(*register));
+        }
+    }
+
+    /// CR0 to CR4; of CR1, which does not exist, zero.
+    pub fn control_registers(&self) -> [u64; 5] {
+        let cpu = &self.cpu;
+        [cpu.cr0, 0, cpu.cr2, cpu.cr3, cpu.cr4]
+    }
+
     /// What decides how the code at RIP executes.
     pub fn regime(&self) -> Regime {
         let cpu: &Cpu = &self.cpu;
         let masked = cpu.vector.mxcsr & 0x1f80 == 0x1f80;
         let sse = cpu.cr4 & cr4::OSFXSR != 0 && cpu.cr0 & (cr0::EM | cr0::TS) == 0 && masked;
         let user = cpu.cpl == 3;
+        let user_tsc = cpu.cr4 & cr4::TSD == 0;
         Regime {
             mode: cpu.mode,
             cpl: cpu.cpl,
@@ -267,9 +312,11 @@ impl InterpVcpu {
             sse,
             avx: sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6,
             x87: cpu.cr0 & (cr0::EM | cr0::TS) == 0,
-            tsc: !user || cpu.cr4 & cr4::TSD == 0,
+            tsc: !user || user_tsc,
+            user_tsc,
             fsgsbase: cpu.cr4 & cr4::FSGSBASE != 0,
             syscall: cpu.msrs.efer & efer::SCE != 0,
+            flat: self.flat(),
         }
     }
 }

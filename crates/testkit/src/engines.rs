@@ -5,7 +5,7 @@ use engine::Engine;
 use engine_bt::Bt;
 use interp::Interp;
 
-/// All of them.
+/// All of them. The translating one translates what it meets the first time: a case is often run once.
 fn all() -> [Box<dyn Engine>; 2] {
     [Box::new(Interp), Box::new(Bt::eager())]
 }

@@ -191,6 +191,13 @@ impl Asm {
         self.imm32(value);
     }
 
+    /// MOV r32, imm32.
+    pub(crate) fn mov_imm32(&mut self, to: Gpr, value: u32) {
+        self.rex(false, 0, 0, to.number());
+        self.raw(&[0xb8 | to.number() & 7]);
+        self.raw(&value.to_le_bytes());
+    }
+
     /// SHL r32, imm8.
     pub(crate) fn shl32(&mut self, to: Gpr, count: u8) {
         self.rex(false, 0, 0, to.number());
@@ -273,6 +280,11 @@ impl Asm {
         self.raw(&[0x0f, 0xae, 0xe8]);
     }
 
+    /// MFENCE.
+    pub(crate) fn mfence(&mut self) {
+        self.raw(&[0x0f, 0xae, 0xf0]);
+    }
+
     /// SHL r64, imm8.
     pub(crate) fn shl(&mut self, to: Gpr, count: u8) {
         self.rex(true, 0, 0, to.number());
@@ -327,6 +339,13 @@ impl Asm {
         self.based(to.number(), base, disp);
     }
 
+    /// MOVZX r32, word [base + disp].
+    pub(crate) fn load16(&mut self, to: Gpr, base: Gpr, disp: i32) {
+        self.rex(false, to.number(), 0, base.number());
+        self.raw(&[0x0f, 0xb7]);
+        self.based(to.number(), base, disp);
+    }
+
     /// `to` op= [base + disp].
     pub(crate) fn op_based(&mut self, op: Op, to: Gpr, base: Gpr, disp: i32) {
         self.rex(true, to.number(), 0, base.number());
@@ -339,6 +358,21 @@ impl Asm {
         self.rex(true, from.number(), 0, base.number());
         self.raw(&[0x89]);
         self.based(from.number(), base, disp);
+    }
+
+    /// MOV [base + disp], r32.
+    pub(crate) fn store32(&mut self, base: Gpr, disp: i32, from: Gpr) {
+        self.rex(false, from.number(), 0, base.number());
+        self.raw(&[0x89]);
+        self.based(from.number(), base, disp);
+    }
+
+    /// MOV dword [base + disp], imm32.
+    pub(crate) fn store_imm32(&mut self, base: Gpr, disp: i32, value: i32) {
+        self.rex(false, 0, 0, base.number());
+        self.raw(&[0xc7]);
+        self.based(0, base, disp);
+        self.imm32(value);
     }
 
     /// MOV qword [base + disp], imm32 sign-extended.
@@ -356,10 +390,7 @@ impl Asm {
 
     /// MOV r32, gs:[disp].
     pub(crate) fn gs_load32(&mut self, to: Gpr, disp: i32) {
-        self.raw(&[GS]);
-        self.rex(false, to.number(), 0, 0);
-        self.raw(&[0x8b]);
-        self.absolute(to.number(), disp);
+        self.gs_op32(Op::Mov, to, disp);
     }
 
     /// MOVZX r32, word gs:[disp].
@@ -374,6 +405,14 @@ impl Asm {
     pub(crate) fn gs_op(&mut self, op: Op, to: Gpr, disp: i32) {
         self.raw(&[GS]);
         self.rex(true, to.number(), 0, 0);
+        self.raw(&[op as u8]);
+        self.absolute(to.number(), disp);
+    }
+
+    /// `to` op= gs:[disp], 32-bit.
+    pub(crate) fn gs_op32(&mut self, op: Op, to: Gpr, disp: i32) {
+        self.raw(&[GS]);
+        self.rex(false, to.number(), 0, 0);
         self.raw(&[op as u8]);
         self.absolute(to.number(), disp);
     }

@@ -1,6 +1,6 @@
 //! What goes into a translation and what comes out.
 
-use iced_x86::Instruction;
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use crate::context::Table;
 
@@ -28,6 +28,12 @@ impl Mode {
     pub const PLAIN: Self = Self(128);
     /// x87 and MMX instructions run (no CR0.EM or TS).
     pub const X87: Self = Self(256);
+    /// 32-bit code in compatibility mode at CPL 3: see [`crate`]'s `compat`.
+    pub const COMPAT: Self = Self(512);
+    /// There, FS may be read and written throughout.
+    pub const FS: Self = Self(1024);
+    /// There, GS may be read and written throughout.
+    pub const GS: Self = Self(2048);
 
     /// 64-bit code at CPL 0, nothing else.
     pub const fn new() -> Self {
@@ -49,6 +55,17 @@ impl Mode {
     /// Whether all of these bits are set.
     pub const fn has(self, bits: Self) -> bool {
         self.0 & bits.0 == bits.0
+    }
+
+    /// The width of addresses and of stack words in bytes: 8, or 4 in compatibility mode.
+    pub const fn word(self) -> usize {
+        if self.has(Self::COMPAT) { 4 } else { 8 }
+    }
+
+    /// Decodes guest code of this mode.
+    pub fn decoder(self, code: &[u8], ip: u64) -> Decoder<'_> {
+        let bits = if self.has(Self::COMPAT) { 32 } else { 64 };
+        Decoder::with_ip(bits, code, ip, DecoderOptions::NO_WBNOINVD)
     }
 
     /// As a number.

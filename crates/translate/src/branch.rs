@@ -13,7 +13,7 @@
 //! Backward jumps and indirect ones first see whether anybody wants the vCPU's attention. Where the flags have to
 //! stay in place that is JRCXZ on a word that is zero if so.
 
-use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 
 use crate::asm::{Condition, Hole, Op};
 use crate::block::{Form, Mode};
@@ -38,9 +38,11 @@ fn in_page(e: &Emitter<'_>, target: i64) -> Option<u16> {
 }
 
 /// Where a direct branch goes, from the page's start.
-fn target_of(insn: &Instruction) -> Result<i64> {
+pub(crate) fn target_of(insn: &Instruction) -> Result<i64> {
     match insn.op0_kind() {
         OpKind::NearBranch64 => Ok(insn.near_branch64().cast_signed()),
+        // Where it is added to the page's address the sum is cut.
+        OpKind::NearBranch32 => Ok(insn.near_branch32().cast_signed().into()),
         _ => Err(Unsupported),
     }
 }
@@ -53,11 +55,11 @@ pub(crate) fn branch(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
         e.delta = None;
     }
     match insn.mnemonic() {
-        M::Jmp if insn.op0_kind() == OpKind::NearBranch64 => jump(e, target_of(insn)?),
+        M::Jmp if insn.is_jmp_short_or_near() => jump(e, target_of(insn)?),
         M::Jmp if insn.is_jmp_near_indirect() => indirect_jump(e, insn),
-        M::Call if insn.op0_kind() == OpKind::NearBranch64 => call(e, target_of(insn)?),
+        M::Call if insn.is_call_near() => call(e, target_of(insn)?),
         M::Call if insn.is_call_near_indirect() => indirect_call(e, insn),
-        M::Ret if insn.stack_pointer_increment() >= 8 => ret(e, insn),
+        M::Ret if is_whole_return(insn) => ret(e, insn),
         M::Jrcxz | M::Jecxz => on_count(e, insn, insn.mnemonic() == M::Jecxz),
         M::Loop => loop_(e, insn),
         _ if insn.condition_code() != ConditionCode::None && insn.is_jcc_short_or_near() => {
@@ -65,6 +67,11 @@ pub(crate) fn branch(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
         }
         _ => Err(Unsupported),
     }
+}
+
+/// Whether it is a return that pops a word as wide as addresses are.
+pub(crate) const fn is_whole_return(insn: &Instruction) -> bool {
+    matches!(insn.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16)
 }
 
 /// Goes to an offset from the page's start, between instructions, and ends the block there.
@@ -88,7 +95,7 @@ fn leave_to(e: &mut Emitter<'_>, target: i64, leave: impl FnOnce(&mut Emitter<'_
 fn page_address(e: &mut Emitter<'_>, offset: i64) -> Result {
     let offset = i32::try_from(offset).map_err(|_| Unsupported)?;
     e.asm.gs_load(Gpr::RAX, at::PAGE);
-    e.asm.lea(Gpr::RAX, Gpr::RAX, offset);
+    e.add(Gpr::RAX, Gpr::RAX, offset);
     Ok(())
 }
 
@@ -194,10 +201,10 @@ fn on_count(e: &mut Emitter<'_>, insn: &Instruction, narrow: bool) -> Result<Flo
     on_zero(e, target)
 }
 
-/// LOOP with a 64-bit count.
+/// LOOP with a count as wide as addresses.
 fn loop_(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let target = target_of(insn)?;
-    if !matches!(insn.code(), iced_x86::Code::Loop_rel8_64_RCX) {
+    if !matches!(insn.code(), Code::Loop_rel8_64_RCX | Code::Loop_rel8_32_ECX) {
         return Err(Unsupported);
     }
     let count = Gpr::RCX.home().ok_or(Unsupported)?;
@@ -205,7 +212,7 @@ fn loop_(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     if target <= i64::from(e.at) {
         poll_freely(e);
     }
-    e.asm.lea(count, count, -1);
+    e.add(count, count, -1);
     e.asm.mov(Gpr::RCX, count);
     let zero = e.asm.jrcxz();
     let taken = e.asm.jmp();
@@ -275,6 +282,13 @@ pub(crate) fn find(e: &mut Emitter<'_>, mode: Mode) {
     e.asm.gs_store(at::TEMP + 8, Gpr::RAX);
 }
 
+/// Changes to the shadow stack of `mode`, which is of the other privilege.
+pub(crate) fn change_shadow(e: &mut Emitter<'_>, mode: Mode) {
+    let (from, to) = if mode.has(Mode::USER) { (0, 8) } else { (8, 0) };
+    e.asm.gs_store(at::SHADOW + from, Gpr::RSP);
+    e.asm.gs_load(Gpr::RSP, at::SHADOW + to);
+}
+
 /// Goes to the code that [`find`] has found. The flags are in memory.
 pub(crate) fn go_to_found(e: &mut Emitter<'_>) {
     e.asm.gs_load(Gpr::RAX, at::TEMP);
@@ -329,14 +343,14 @@ fn enter(e: &mut Emitter<'_>) {
 fn indirect_target(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     e.free_flags();
     match insn.op0_kind() {
-        OpKind::Register if insn.op0_register().size() == 8 => {
+        OpKind::Register if insn.op0_register().size() == e.mode.word() => {
             let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
             e.read_into(Gpr::RAX, guest);
         }
-        OpKind::Memory if insn.memory_size().size() == 8 => {
+        OpKind::Memory if insn.memory_size().size() == e.mode.word() => {
             e.linear_address(insn)?;
-            e.check(8, false)?;
-            e.asm.load(Gpr::RAX, Gpr::RAX, 0);
+            e.check(e.mode.word(), false)?;
+            e.load_word(Gpr::RAX, Gpr::RAX, 0);
         }
         _ => return Err(Unsupported),
     }
@@ -353,11 +367,11 @@ fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
 
 /// Pushes the address of the next instruction on the guest's stack and on the shadow stack.
 fn push_return(e: &mut Emitter<'_>) -> Result {
-    let stack = stack::slot(e, -8, true)?;
+    let stack = stack::slot(e, -e.word(), true)?;
     e.asm.gs_load(Gpr::RCX, at::PAGE);
-    e.asm.lea(Gpr::RCX, Gpr::RCX, i32::from(e.next));
-    e.asm.store(Gpr::RAX, 0, Gpr::RCX);
-    e.asm.lea(stack, stack, -8);
+    e.add(Gpr::RCX, Gpr::RCX, i32::from(e.next));
+    e.store_word(Gpr::RAX, 0, Gpr::RCX);
+    e.add(stack, stack, -e.word());
     // One bit of RSP is always set: below the ring's bottom it leads back to the top.
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
     e.asm.op_imm(Op::Or, Gpr::RSP, SHADOW_BYTES as i32);
@@ -421,11 +435,11 @@ fn call_known(e: &mut Emitter<'_>) -> Result {
 fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.free_flags();
     let stack = stack::slot(e, 0, false)?;
-    e.asm.load(Gpr::RAX, Gpr::RAX, 0);
+    e.load_word(Gpr::RAX, Gpr::RAX, 0);
     e.asm.op_based(Op::Cmp, Gpr::RAX, Gpr::RSP, 8);
     let unforeseen = e.asm.jcc(Condition::NOT_EQUAL);
     let popped = insn.stack_pointer_increment();
-    e.asm.lea(stack, stack, popped);
+    e.add(stack, stack, popped);
     e.asm.ret();
     let here = e.asm.here();
     e.asm.fill(unforeseen, here);
@@ -433,7 +447,7 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.asm.gs_load(Gpr::RSP, at::SHADOW_TOP + if user { 8 } else { 0 });
     poll_freely(e);
     ask(e, e.mode);
-    e.asm.lea(stack, stack, popped);
+    e.add(stack, stack, popped);
     enter(e);
     Ok(Flow::End)
 }

@@ -1,8 +1,8 @@
 //! Which instructions may be copied, and what a copy has to mind.
 
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
-    Register,
+    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 
 use crate::host::Gpr;
@@ -228,7 +228,8 @@ pub(crate) fn alignment_mask(insn: &Instruction) -> Option<u8> {
     }
 }
 
-/// The same instruction without the short encodings that work on the accumulator or on an absolute address only.
+/// The same instruction without the short encodings that work on the accumulator or on an absolute address only, and
+/// those of 32-bit code that 64-bit code has other uses for.
 pub(crate) fn without_accumulator(insn: &Instruction) -> Instruction {
     let mut general = *insn;
     let code = general_code(insn.code());
@@ -267,6 +268,7 @@ fn general_code(code: Code) -> Code {
         Cmp_EAX_imm32 => Cmp_rm32_imm32, Cmp_RAX_imm32 => Cmp_rm64_imm32,
         Test_AL_imm8 => Test_rm8_imm8, Test_AX_imm16 => Test_rm16_imm16,
         Test_EAX_imm32 => Test_rm32_imm32, Test_RAX_imm32 => Test_rm64_imm32,
+        Inc_r16 => Inc_rm16, Inc_r32 => Inc_rm32, Dec_r16 => Dec_rm16, Dec_r32 => Dec_rm32,
         Xchg_r16_AX => Xchg_rm16_r16, Xchg_r32_EAX => Xchg_rm32_r32, Xchg_r64_RAX => Xchg_rm64_r64,
         Mov_AL_moffs8 => Mov_r8_rm8, Mov_AX_moffs16 => Mov_r16_rm16,
         Mov_EAX_moffs32 => Mov_r32_rm32, Mov_RAX_moffs64 => Mov_r64_rm64,

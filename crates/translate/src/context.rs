@@ -90,6 +90,16 @@ pub struct Context {
     pub waiting: u32,
     /// The segments that a fast system call has loaded since the engine last looked: see [`fast_segments`].
     pub segments: u32,
+    /// Where IRETQ may return to by itself: by [`Returns`].
+    pub returns: [Return; 3],
+    /// Nonzero if SYSRET may not go by the user's jump cache: it holds code of another mode.
+    pub user_closed: u32,
+    /// CR0 to CR4.
+    pub control: [u64; 5],
+    /// While IRETQ is under way: the host address of its frame.
+    pub frame: u64,
+    /// And the image of RFLAGS there.
+    pub image: u64,
     /// Selectors in the order of [`x86::SegmentIndex`].
     pub selectors: [u16; 6],
     /// Those of CS and SS that SYSCALL loads, and those of SYSRET to 64-bit code.
@@ -121,6 +131,45 @@ pub mod fast_segments {
     pub const SYSCALL: u32 = 1;
     /// Those of SYSRET to 64-bit code.
     pub const SYSRET: u32 = 2;
+    /// The CS of SYSCALL and a null SS: those of an interrupt handler of 64-bit code.
+    pub const NESTED: u32 = 3;
+}
+
+/// What IRETQ can return to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returns {
+    /// The segments of SYSRET.
+    User,
+    /// Those of SYSCALL.
+    Supervisor,
+    /// The CS of SYSCALL and a null SS.
+    Nested,
+}
+
+/// A return that IRETQ makes by itself if the descriptors in memory are as expected.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// The selectors: CS, and SS from bit 32 on. All ones, which no two selectors are, if there is no such return.
+    pub selectors: u64,
+    /// The linear address of the descriptor of CS. That of SS lies in the same page: 8 bytes before it for user code,
+    /// 8 bytes behind it for the supervisor's.
+    pub descriptor: u64,
+    /// The descriptor of CS.
+    pub code: u64,
+    /// That of SS.
+    pub stack: u64,
+}
+
+impl Return {
+    /// There is no such return.
+    pub const NONE: Self = Self { selectors: u64::MAX, descriptor: 0, code: 0, stack: 0 };
+}
+
+impl Default for Return {
+    fn default() -> Self {
+        Self::NONE
+    }
 }
 
 /// A translation, zero if there is none; tags are linear addresses of pages.
@@ -209,7 +258,7 @@ pub enum Table {
 pub mod at {
     use super::{
         ANCHOR_BYTES, ANCHORS, Anchor, CONTEXT_BYTES, Context, ENTRY_BYTES, JUMP_BYTES, JUMPS, JumpEntry,
-        LARGE_TLB, SMALL_TLB, Table, TlbEntry,
+        LARGE_TLB, Return, Returns, SMALL_TLB, Table, TlbEntry,
     };
     use std::mem::offset_of;
 
@@ -233,7 +282,7 @@ pub mod at {
     field_offsets! {
         GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; ROUTINES: routines;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
-        HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; SELECTORS: selectors;
+        HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; USER_CLOSED: user_closed; CONTROL: control; FRAME: frame; IMAGE: image; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
         KERNEL_GS_BASE: kernel_gs_base; TSC_OFFSET: tsc_offset; TSC_AUX: tsc_aux;
         X87: x87; X87_LAST: x87_last; X87_PAGE: x87_page;
@@ -286,6 +335,20 @@ pub mod at {
     pub const ANCHOR_LIMIT: i32 = disp(offset_of!(Anchor, limit));
     /// The guest frame of a TLB entry.
     pub const GFN: i32 = disp(offset_of!(TlbEntry, gfn));
+
+    /// Offsets inside a return.
+    pub const RETURN_SELECTORS: i32 = disp(offset_of!(Return, selectors));
+    /// The address of the descriptor.
+    pub const RETURN_DESCRIPTOR: i32 = disp(offset_of!(Return, descriptor));
+    /// The descriptor of CS.
+    pub const RETURN_CODE: i32 = disp(offset_of!(Return, code));
+    /// That of SS.
+    pub const RETURN_STACK: i32 = disp(offset_of!(Return, stack));
+
+    /// Where what is known of a return is.
+    pub const fn returns(to: Returns) -> i32 {
+        RETURNS + disp(size_of::<Return>()) * to as i32
+    }
 
     /// Where a TLB's anchors begin.
     pub const fn anchors(table: Table) -> i32 {

@@ -10,6 +10,7 @@ use iced_x86::{Instruction, InstructionInfoOptions, OpAccess, OpKind, Register};
 use crate::asm::Condition;
 use crate::block::Form;
 use crate::catalogue;
+use crate::compat;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::flags::{Effect, effect};
 use crate::groups::Member;
@@ -238,6 +239,12 @@ fn renamed(insn: &Instruction, plan: &Plan) -> Result<Instruction> {
                 match plan.base {
                     Some(base) => {
                         let base = base.home().unwrap_or(Gpr::RAX);
+                        if insn.memory_base().size() == 4 {
+                            // 32 bits, now with a sign; the encoder finds the size.
+                            let displacement = i64::from(compat::displacement(insn));
+                            host.set_memory_displacement64(displacement.cast_unsigned());
+                            host.set_memory_displ_size(u32::from(displacement != 0));
+                        }
                         host.set_segment_prefix(Register::None);
                         host.set_memory_base(base.sized(8));
                         host.set_memory_index(address.sized(8));

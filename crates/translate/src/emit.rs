@@ -24,6 +24,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 
 use crate::asm::{Asm, Condition, Hole, Op};
 use crate::block::{Block, Exit, Form, Mode, Site, Source, Way};
+use crate::compat;
 use crate::context::{ANCHOR_BYTES, ANCHORS, SPANS, at, gpr_at};
 use crate::groups::{Group, Groups, Member};
 use crate::host::Gpr;
@@ -232,10 +233,52 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    // ---- words of the mode's width -------------------------------------------------------------------------------
+
+    /// Whether the code is 32-bit code.
+    pub(crate) const fn is_compat(&self) -> bool {
+        self.mode.has(Mode::COMPAT)
+    }
+
+    /// The bytes of a stack word.
+    pub(crate) const fn word(&self) -> i32 {
+        if self.is_compat() { 4 } else { 8 }
+    }
+
+    /// LEA to, [base + disp], as addresses are computed.
+    pub(crate) fn add(&mut self, to: Gpr, base: Gpr, disp: i32) {
+        if self.is_compat() {
+            self.asm.lea32(to, base, disp);
+        } else {
+            self.asm.lea(to, base, disp);
+        }
+    }
+
+    /// Loads a word.
+    pub(crate) fn load_word(&mut self, to: Gpr, base: Gpr, disp: i32) {
+        if self.is_compat() {
+            self.asm.load32(to, base, disp);
+        } else {
+            self.asm.load(to, base, disp);
+        }
+    }
+
+    /// Stores a word.
+    pub(crate) fn store_word(&mut self, base: Gpr, disp: i32, from: Gpr) {
+        if self.is_compat() {
+            self.asm.store32(base, disp, from);
+        } else {
+            self.asm.store(base, disp, from);
+        }
+    }
+
     // ---- memory --------------------------------------------------------------------------------------------------
 
     /// RAX = the linear address of the instruction's memory operand. RCX may be lost; flags are free.
     pub(crate) fn linear_address(&mut self, insn: &Instruction) -> Result {
+        if self.is_compat() {
+            return compat::linear_address(self, insn);
+        }
         self.effective_address(insn)?;
         let slot = match insn.memory_segment() {
             Register::FS => 0,
@@ -248,6 +291,9 @@ impl<'a> Emitter<'a> {
 
     /// RAX = the offset that the memory operand names. RCX may be lost, flags stay.
     pub(crate) fn effective_address(&mut self, insn: &Instruction) -> Result {
+        if self.is_compat() {
+            return compat::address(self, insn);
+        }
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let displacement = insn.memory_displacement64();
         // The decoder's displacements are sign-extended to 64 bits.
@@ -396,7 +442,7 @@ impl<'a> Emitter<'a> {
             let low = group.low.checked_sub(member.shift).ok_or(Unsupported)?;
             self.free_flags();
             let base = self.read(group.base, Gpr::RAX);
-            self.asm.lea(Gpr::RAX, base, low);
+            self.add(Gpr::RAX, base, low);
             if group.base == Gpr::RSP || self.streaming {
                 self.reach_anchored(&group)?;
             } else {
@@ -428,6 +474,12 @@ impl<'a> Emitter<'a> {
         self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::Bare);
         self.add_page();
         let base = self.read(group.base, Gpr::RCX);
+        if self.is_compat() {
+            self.asm.lea32(Gpr::RCX, base, low);
+            self.asm.op(Op::Sub, Gpr::RAX, Gpr::RCX);
+            self.asm.mov(Gpr::RCX, Gpr::RAX);
+            return Ok(());
+        }
         self.asm.op(Op::Sub, Gpr::RAX, base);
         self.asm.lea(Gpr::RCX, Gpr::RAX, low.checked_neg().ok_or(Unsupported)?);
         Ok(())

@@ -12,9 +12,15 @@
 //! A group that begins with reads takes in a write only if nothing can leave the block in between: else pages that are only
 //! read would have to be writable.
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{
+    FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
+    Register,
+};
 
+use crate::block::Mode;
+use crate::branch::is_whole_return;
 use crate::catalogue;
+use crate::compat::{self, NEAR};
 use crate::context::SPANS;
 use crate::host::Gpr;
 
@@ -60,10 +66,11 @@ const MAX_SPAN: i32 = SPANS[2] as i32;
 
 impl Groups {
     /// Finds the groups of a run of instructions.
-    pub(crate) fn find(run: &[Instruction], info: &mut InstructionInfoFactory) -> Self {
-        let mut finder = Finder { members: Vec::with_capacity(run.len()), ..Finder::default() };
+    pub(crate) fn find(run: &[Instruction], mode: Mode, info: &mut InstructionInfoFactory) -> Self {
+        let (members, compat) = (Vec::with_capacity(run.len()), mode.has(Mode::COMPAT));
+        let mut finder = Finder { members, compat, ..Finder::default() };
         for insn in run {
-            let member = access(insn, info).and_then(|access| finder.join(&access));
+            let member = access(insn, mode, info).and_then(|access| finder.join(&access));
             finder.members.push(member);
             finder.follow(insn, info);
         }
@@ -79,6 +86,7 @@ impl Groups {
 
 #[derive(Default)]
 struct Finder {
+    compat: bool,
     groups: Vec<Group>,
     members: Vec<Option<Member>>,
     /// By base register: the group that may still grow, and what has been added to the register since its origin.
@@ -121,7 +129,7 @@ impl Finder {
             self.open = [None; 16];
             return;
         }
-        let constant = constant_change(insn);
+        let constant = constant_change(insn, self.compat);
         for used in info.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE).used_registers() {
             let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
             let Some(register) = Gpr::of(used.register()).filter(|_| writes) else { continue };
@@ -157,15 +165,17 @@ impl Group {
 }
 
 /// The constant that an instruction adds to a register, all 64 bits of it.
-fn constant_change(insn: &Instruction) -> Option<(Gpr, i32)> {
+fn constant_change(insn: &Instruction, compat: bool) -> Option<(Gpr, i32)> {
     use Mnemonic as M;
     let mnemonic = insn.mnemonic();
     if insn.is_stack_instruction() && mnemonic != M::Leave {
         // POP RSP sets it.
-        let sets = insn.op_count() == 1 && insn.op0_register() == Register::RSP && mnemonic == M::Pop;
+        let pointer = matches!(insn.op0_register(), Register::RSP | Register::ESP | Register::SP);
+        let sets = insn.op_count() == 1 && pointer && mnemonic == M::Pop;
         return (!sets).then(|| (Gpr::RSP, insn.stack_pointer_increment()));
     }
-    if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != 8 {
+    let width = if compat { 4 } else { 8 };
+    if insn.op0_kind() != OpKind::Register || insn.op0_register().size() != width {
         return None;
     }
     let register = Gpr::of(insn.op0_register())?;
@@ -180,7 +190,7 @@ fn constant_change(insn: &Instruction) -> Option<(Gpr, i32)> {
         M::Inc => Some((register, 1)),
         M::Dec => Some((register, -1)),
         M::Lea if insn.memory_base() == insn.op0_register() && insn.memory_index() == Register::None => {
-            let by = i32::try_from(insn.memory_displacement64().cast_signed()).ok()?;
+            let by = displacement(insn, compat)?;
             Some((register, by))
         }
         _ => None,
@@ -188,18 +198,20 @@ fn constant_change(insn: &Instruction) -> Option<(Gpr, i32)> {
 }
 
 /// The access of an instruction that can be a member: of a copied instruction with a plain address, or of the stack.
-fn access(insn: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access> {
-    let on_stack = |offset, write| Some(Access { base: Gpr::RSP, offset, bytes: 8, write });
+fn access(insn: &Instruction, mode: Mode, info: &mut InstructionInfoFactory) -> Option<Access> {
+    let compat = mode.has(Mode::COMPAT);
+    let word = if compat { 4 } else { 8 };
+    let on_stack = |offset, write| Some(Access { base: Gpr::RSP, offset, bytes: word, write });
     let register_or_immediate = insn.op_count() == 0 || insn.op0_kind() != OpKind::Memory;
     match insn.mnemonic() {
-        Mnemonic::Push if insn.stack_pointer_increment() == -8 && register_or_immediate => {
-            return on_stack(-8, true);
+        Mnemonic::Push if insn.stack_pointer_increment() == -word && register_or_immediate => {
+            return on_stack(-word, true);
         }
-        Mnemonic::Pop if insn.stack_pointer_increment() == 8 && register_or_immediate => {
+        Mnemonic::Pop if insn.stack_pointer_increment() == word && register_or_immediate => {
             return on_stack(0, false);
         }
-        Mnemonic::Call if insn.is_call_near() => return on_stack(-8, true),
-        Mnemonic::Ret if insn.stack_pointer_increment() >= 8 => return on_stack(0, false),
+        Mnemonic::Call if insn.is_call_near() => return on_stack(-word, true),
+        Mnemonic::Ret if is_whole_return(insn) => return on_stack(0, false),
         _ => {}
     }
     catalogue::implicit(insn)?;
@@ -207,13 +219,27 @@ fn access(insn: &Instruction, info: &mut InstructionInfoFactory) -> Option<Acces
         return None;
     }
     let base = insn.memory_base();
-    let plain = base.is_gpr64() && insn.memory_index() == Register::None;
+    let wide = if compat { base.is_gpr32() } else { base.is_gpr64() };
+    let plain = wide && insn.memory_index() == Register::None;
     if !plain || matches!(insn.memory_segment(), Register::FS | Register::GS) {
         return None;
     }
+    if compat && insn.memory_segment() == Register::CS {
+        return None;
+    }
     let bytes = i32::try_from(insn.memory_size().size()).ok().filter(|&bytes| bytes > 0)?;
-    let offset = i32::try_from(insn.memory_displacement64().cast_signed()).ok()?;
+    let offset = displacement(insn, compat)?;
+    if compat && !(-NEAR..NEAR).contains(&offset) {
+        return None;
+    }
     Some(Access { base: Gpr::of(base)?, offset, bytes, write: catalogue::writes_memory(info, insn) })
+}
+
+fn displacement(insn: &Instruction, compat: bool) -> Option<i32> {
+    if compat {
+        return Some(compat::displacement(insn));
+    }
+    i32::try_from(insn.memory_displacement64().cast_signed()).ok()
 }
 
 #[cfg(test)]
@@ -227,7 +253,7 @@ mod tests {
 
     fn groups(bytes: &[u8]) -> (Vec<Option<Member>>, Vec<Range>) {
         let run: Vec<_> = Decoder::new(64, bytes, DecoderOptions::NONE).iter().collect();
-        let found = Groups::find(&run, &mut InstructionInfoFactory::new());
+        let found = Groups::find(&run, Mode::new(), &mut InstructionInfoFactory::new());
         let members = (0..run.len()).map(|i| found.member(i)).collect();
         (members, found.groups.iter().map(|g| (g.low, g.high, g.write)).collect())
     }

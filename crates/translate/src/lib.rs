@@ -7,7 +7,8 @@
 //! - `host`: which host register holds which guest register;
 //! - `emit`: flags, exits, and the check before every memory access;
 //! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
-//!   `system`: those that do not; `x87`: those whose registers are the x87 unit's, MMX included;
+//!   `system`, `iret`: those that do not; `x87`: those whose registers are the x87 unit's, MMX included;
+//! - `compat`: what is different in compatibility mode;
 //! - `asm`: the bytes of the translator's own sequences;
 //! - `side_by_side`: a block for people to read.
 //!
@@ -21,12 +22,14 @@ mod block;
 mod branch;
 mod catalogue;
 mod clock;
+mod compat;
 pub mod context;
 mod copy;
 mod emit;
 mod flags;
 mod groups;
 pub mod host;
+mod iret;
 #[cfg(test)]
 mod listing;
 mod mxcsr;

@@ -65,7 +65,7 @@ fn remarks(block: &Block, source: &Source<'_>, page: u64) -> BTreeMap<u64, Vec<S
     for &(host, guest) in &block.map {
         let code = source.code.get(usize::from(guest.wrapping_sub(source.offset))..).unwrap_or_default();
         let ip = page.wrapping_add(guest.into());
-        let insn = Decoder::with_ip(64, code, ip, DecoderOptions::NO_WBNOINVD).decode();
+        let insn = source.mode.decoder(code, ip).decode();
         add(host, format!("{ip:016x}  {}", print(&mut formatter, &insn)));
     }
     for site in &block.sites {

@@ -136,7 +136,7 @@ fn bit_string(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     }
     e.asm.sar(true, Gpr::RCX, shift);
     let scale = shift - 3;
-    e.asm.lea_indexed(true, Gpr::RAX, Some(Gpr::RAX), Gpr::RCX, scale, 0);
+    e.asm.lea_indexed(!e.is_compat(), Gpr::RAX, Some(Gpr::RAX), Gpr::RCX, scale, 0);
     e.check(bytes, insn.mnemonic() != Mnemonic::Bt)?;
     let number = e.read(guest, Gpr::RCX);
     e.asm.mov(Gpr::RCX, number);

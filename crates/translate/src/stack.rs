@@ -1,31 +1,31 @@
 //! PUSH, POP, LEAVE.
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::context::at;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
 
-/// Translates a stack instruction of 64-bit operand size; `Err` if it is none.
+/// Translates a stack instruction whose operand is as wide as addresses; `Err` if it is none.
 pub(crate) fn stack(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     match insn.mnemonic() {
-        Mnemonic::Push if insn.stack_pointer_increment() == -8 => push(e, insn),
-        Mnemonic::Pop if insn.stack_pointer_increment() == 8 => pop(e, insn),
-        Mnemonic::Leave if insn.code() == iced_x86::Code::Leaveq => leave(e),
+        Mnemonic::Push if insn.stack_pointer_increment() == -e.word() => push(e, insn),
+        Mnemonic::Pop if insn.stack_pointer_increment() == e.word() => pop(e, insn),
+        Mnemonic::Leave if matches!(insn.code(), Code::Leaveq | Code::Leaved) => leave(e),
         _ => Err(Unsupported),
     }
 }
 
-/// RAX = the host address of the eight bytes below the stack pointer, which are to be written.
+/// RAX = the host address of the word below the stack pointer, which is to be written.
 pub(crate) fn below(e: &mut Emitter<'_>) -> Result<Gpr> {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
-    e.asm.lea(Gpr::RAX, stack, -8);
-    e.check_stack(8, true)?;
+    e.add(Gpr::RAX, stack, -e.word());
+    e.check_stack(e.mode.word(), true)?;
     Ok(stack)
 }
 
-/// RAX = the host address of the eight bytes at `offset` from the stack pointer, for an instruction whose access of
+/// RAX = the host address of the word at `offset` from the stack pointer, for an instruction whose access of
 /// the stack may be a group's.
 pub(crate) fn slot(e: &mut Emitter<'_>, offset: i32, write: bool) -> Result<Gpr> {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
@@ -37,8 +37,8 @@ pub(crate) fn slot(e: &mut Emitter<'_>, offset: i32, write: bool) -> Result<Gpr>
         return Ok(stack);
     }
     e.free_flags();
-    e.asm.lea(Gpr::RAX, stack, offset);
-    e.check_stack(8, write)?;
+    e.add(Gpr::RAX, stack, offset);
+    e.check_stack(e.mode.word(), write)?;
     e.delta = carried;
     Ok(stack)
 }
@@ -47,13 +47,13 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     match insn.op0_kind() {
         OpKind::Register => {
             let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
-            let stack = slot(e, -8, true)?;
+            let stack = slot(e, -e.word(), true)?;
             if guest.home().is_none() {
                 e.delta = None;
             }
             let value = e.read(guest, Gpr::RCX);
-            e.asm.store(Gpr::RAX, 0, value);
-            e.asm.lea(stack, stack, -8);
+            e.store_word(Gpr::RAX, 0, value);
+            e.add(stack, stack, -e.word());
         }
         OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
             let value = i32::try_from(insn.immediate(0).cast_signed()).map_err(|_| Unsupported)?;
@@ -61,17 +61,23 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
             e.asm.store_imm(Gpr::RAX, 0, value);
             e.asm.lea(stack, stack, -8);
         }
+        OpKind::Immediate8to32 | OpKind::Immediate32 if e.is_compat() => {
+            let value = x86::bits::low32(insn.immediate(0)).cast_signed();
+            let stack = slot(e, -4, true)?;
+            e.asm.store_imm32(Gpr::RAX, 0, value);
+            e.add(stack, stack, -4);
+        }
         OpKind::Memory => {
             e.delta = None;
             e.free_flags();
             e.linear_address(insn)?;
-            e.check(8, false)?;
-            e.asm.load(Gpr::RAX, Gpr::RAX, 0);
+            e.check(e.mode.word(), false)?;
+            e.load_word(Gpr::RAX, Gpr::RAX, 0);
             e.asm.gs_store(at::TEMP, Gpr::RAX);
             let stack = below(e)?;
             e.asm.gs_load(Gpr::RCX, at::TEMP);
-            e.asm.store(Gpr::RAX, 0, Gpr::RCX);
-            e.asm.lea(stack, stack, -8);
+            e.store_word(Gpr::RAX, 0, Gpr::RCX);
+            e.add(stack, stack, -e.word());
         }
         _ => return Err(Unsupported),
     }
@@ -85,9 +91,9 @@ fn pop(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
     let stack = slot(e, 0, false)?;
     // POP RSP: the increment comes before the value.
-    e.asm.lea(stack, stack, 8);
+    e.add(stack, stack, e.word());
     let to = guest.home().unwrap_or(Gpr::RAX);
-    e.asm.load(to, Gpr::RAX, 0);
+    e.load_word(to, Gpr::RAX, 0);
     e.write(guest, to);
     Ok(())
 }
@@ -97,8 +103,8 @@ fn leave(e: &mut Emitter<'_>) -> Result {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
     e.asm.mov(Gpr::RAX, Gpr::RBP);
-    e.check(8, false)?;
-    e.asm.lea(stack, Gpr::RBP, 8);
-    e.asm.load(Gpr::RBP, Gpr::RAX, 0);
+    e.check(e.mode.word(), false)?;
+    e.add(stack, Gpr::RBP, e.word());
+    e.load_word(Gpr::RBP, Gpr::RAX, 0);
     Ok(())
 }

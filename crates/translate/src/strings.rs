@@ -7,7 +7,7 @@
 //! whoever wants attention gets it there, and a fault of the next piece belongs to its first element.
 //!
 //! What is rare is left to the interpreter: downward strings, an element across two pages, a source in FS or GS, 32-bit
-//! addresses.
+//! addresses in 64-bit code. (In compatibility mode they are the rule, and nothing wraps: [`crate::compat`].)
 //!
 //! # Two operands
 //! The first one's host address is kept while the second is looked up. A miss goes on there only if no page has changed
@@ -23,6 +23,7 @@ use x86::rflags;
 use crate::asm::{Condition, Op, Repeat};
 use crate::block::Form;
 use crate::branch::poll_freely;
+use crate::compat::is_string_operand;
 use crate::context::at;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
@@ -36,7 +37,7 @@ enum Kind {
     Cmps,
 }
 
-/// A string instruction with 64-bit addresses, its source in a segment whose base is zero.
+/// A string instruction with addresses as wide as the mode's, its source in a segment whose base is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct StringOp {
     kind: Kind,
@@ -55,7 +56,7 @@ const COUNT: i32 = at::TEMP + 8;
 
 /// Translates a string instruction; `Err` if it is none, or one that is left to the interpreter.
 pub(crate) fn string(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
-    let op = StringOp::of(insn)?;
+    let op = StringOp::of(insn, e.is_compat())?;
     e.free_flags();
     e.asm.gs_test32(at::SYSTEM_FLAGS, x86::bits::low32(rflags::DF));
     let downward = e.asm.jcc(Condition::NOT_EQUAL);
@@ -67,11 +68,15 @@ pub(crate) fn string(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
 }
 
 impl StringOp {
-    fn of(insn: &Instruction) -> Result<Self> {
+    fn of(insn: &Instruction, compat: bool) -> Result<Self> {
         let (kind, shift) = kind_and_shift(insn.code())?;
         let plain = |i| match insn.op_kind(i) {
+            OpKind::Register => true,
+            kind if compat && is_string_operand(kind) => {
+                !matches!(insn.memory_segment(), Register::FS | Register::GS | Register::CS)
+            }
             OpKind::MemorySegRSI => !matches!(insn.memory_segment(), Register::FS | Register::GS),
-            OpKind::MemoryESRDI | OpKind::Register => true,
+            OpKind::MemoryESRDI => true,
             _ => false,
         };
         if !(0..insn.op_count()).all(plain) {

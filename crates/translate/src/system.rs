@@ -2,11 +2,11 @@
 //!
 //! The flags that are not status flags, the selectors, the bases of FS and GS are words of the [`Context`]; changing one
 //! is a store. What would have a consequence elsewhere is left to the interpreter: letting in an event that waits, trap
-//! flags, a change of mode other than by SYSCALL, SYSRET, STAC and CLAC.
+//! flags, a change of mode other than by SYSCALL, SYSRET, IRETQ, STAC and CLAC.
 //!
 //! [`Context`]: crate::Context
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::rflags;
 
 use crate::asm::{Condition, Op};
@@ -15,9 +15,10 @@ use crate::branch::{self, Flow};
 use crate::context::{at, fast_segments, gpr_at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
+use crate::iret::iret;
 
 /// A mask of RFLAGS as an immediate.
-const fn mask(flags: u64) -> i32 {
+pub(crate) const fn mask(flags: u64) -> i32 {
     x86::bits::low32(flags).cast_signed()
 }
 
@@ -31,8 +32,8 @@ pub(crate) fn system(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     use Mnemonic as M;
     let supervisor = !e.mode.has(Mode::USER);
     match insn.mnemonic() {
-        M::Pushfq => push_flags(e)?,
-        M::Popfq => pop_flags(e, supervisor)?,
+        M::Pushfq | M::Pushfd => push_flags(e)?,
+        M::Popfq | M::Popfd => pop_flags(e, supervisor)?,
         M::Cli if supervisor => {
             e.free_flags();
             e.asm.gs_op_imm(Op::And, at::SYSTEM_FLAGS, !mask(rflags::IF));
@@ -46,8 +47,10 @@ pub(crate) fn system(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
         }
         M::Rdfsbase | M::Rdgsbase if e.mode.has(Mode::FSGSBASE) => read_base(e, insn)?,
         M::Wrfsbase | M::Wrgsbase if e.mode.has(Mode::FSGSBASE) => write_base(e, insn)?,
-        M::Syscall if !supervisor && e.mode.has(Mode::SYSCALL) => return syscall(e),
+        M::Syscall if !supervisor && !e.is_compat() && e.mode.has(Mode::SYSCALL) => return syscall(e),
         M::Sysretq if supervisor && e.mode.has(Mode::SYSCALL) => return sysret(e),
+        M::Iretq if supervisor => return iret(e),
+        M::Mov if supervisor && insn.op1_register().is_cr() => read_control(e, insn)?,
         _ => return Err(Unsupported),
     }
     Ok(Flow::Next)
@@ -65,7 +68,7 @@ fn whole_flags(e: &mut Emitter<'_>) {
 }
 
 /// The status flags in memory become those of RAX. RAX and RCX are lost.
-fn load_status(e: &mut Emitter<'_>) {
+pub(crate) fn load_status(e: &mut Emitter<'_>) {
     e.asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
     e.asm.shr(Gpr::RCX, 11);
     e.asm.op32_imm(Op::And, Gpr::RCX, 1);
@@ -82,8 +85,8 @@ fn push_flags(e: &mut Emitter<'_>) -> Result {
     e.asm.gs_store(at::TEMP, Gpr::RCX);
     let stack = crate::stack::below(e)?;
     e.asm.gs_load(Gpr::RCX, at::TEMP);
-    e.asm.store(Gpr::RAX, 0, Gpr::RCX);
-    e.asm.lea(stack, stack, -8);
+    e.store_word(Gpr::RAX, 0, Gpr::RCX);
+    e.add(stack, stack, -e.word());
     Ok(())
 }
 
@@ -91,14 +94,14 @@ fn pop_flags(e: &mut Emitter<'_>, supervisor: bool) -> Result {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     e.free_flags();
     e.asm.mov(Gpr::RAX, stack);
-    e.check_stack(8, false)?;
-    e.asm.load(Gpr::RAX, Gpr::RAX, 0);
+    e.check_stack(e.mode.word(), false)?;
+    e.load_word(Gpr::RAX, Gpr::RAX, 0);
     let changeable = if supervisor { HARMLESS | rflags::IF } else { HARMLESS };
     unless_harmless(e, changeable, LOADED);
     if supervisor {
         unless_nothing_waits(e);
     }
-    e.asm.lea(stack, stack, 8);
+    e.add(stack, stack, e.word());
     take_over(e, changeable & !rflags::STATUS);
     load_status(e);
     Ok(())
@@ -113,7 +116,7 @@ fn unless_harmless(e: &mut Emitter<'_>, changeable: u64, looked_at: u64) {
     e.interpret_from(hole);
 }
 
-fn unless_nothing_waits(e: &mut Emitter<'_>) {
+pub(crate) fn unless_nothing_waits(e: &mut Emitter<'_>) {
     e.asm.gs_is_zero32(at::WAITING);
     let hole = e.asm.jcc(Condition::NOT_EQUAL);
     e.interpret_from(hole);
@@ -156,11 +159,29 @@ fn read_selector(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let (to, segment) = (insn.op0_register(), insn.op1_register());
     let guest = Gpr::of(to).ok_or(Unsupported)?;
     let number = i32::try_from(segment.number()).map_err(|_| Unsupported)?;
+    e.asm.gs_load16(Gpr::RCX, at::SELECTORS + 2 * number);
     if to.size() == 2 {
-        return Err(Unsupported);
+        // The rest of the register stays.
+        let home = guest.home().ok_or(Unsupported)?;
+        let merge = Instruction::with2(Code::Mov_r16_rm16, home.sized(2), Register::CX);
+        return e.encode(&merge.map_err(|_| Unsupported)?);
     }
-    e.asm.gs_load16(Gpr::RAX, at::SELECTORS + 2 * number);
-    e.write(guest, Gpr::RAX);
+    e.write(guest, Gpr::RCX);
+    Ok(())
+}
+
+/// MOV from CR0, CR2, CR3 and CR4, which no translated code changes.
+fn read_control(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
+    let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
+    let number = match insn.op1_register() {
+        Register::CR0 => 0,
+        Register::CR2 => 2,
+        Register::CR3 => 3,
+        Register::CR4 => 4,
+        _ => return Err(Unsupported),
+    };
+    e.asm.gs_load(Gpr::RCX, at::CONTROL + 8 * number);
+    e.write(guest, Gpr::RCX);
     Ok(())
 }
 
@@ -228,9 +249,7 @@ fn syscall(e: &mut Emitter<'_>) -> Result<Flow> {
 /// The last steps of SYSCALL and SYSRET: EAX holds the selectors of CS and SS, and [`branch::find`] has found the code.
 fn change_privilege(e: &mut Emitter<'_>, mode: Mode) {
     e.asm.gs_store32(at::SELECTORS + 2, Gpr::RAX);
-    let (from, to) = if mode.has(Mode::USER) { (0, 8) } else { (8, 0) };
-    e.asm.gs_store(at::SHADOW + from, Gpr::RSP);
-    e.asm.gs_load(Gpr::RSP, at::SHADOW + to);
+    branch::change_shadow(e, mode);
     branch::go_to_found(e);
 }
 
@@ -243,6 +262,9 @@ fn sysret(e: &mut Emitter<'_>) -> Result<Flow> {
     let user = e.mode.with(Mode::USER, true).without(Mode::AC);
     e.free_flags();
     unless_nothing_waits(e);
+    e.asm.gs_is_zero32(at::USER_CLOSED);
+    let closed = e.asm.jcc(Condition::NOT_EQUAL);
+    e.interpret_from(closed);
     e.asm.gs_load(Gpr::RAX, gpr_at(Gpr::R11));
     e.asm.test_imm(Gpr::RAX, mask(RESTORED & !PLAIN));
     let hole = e.asm.jcc(Condition::NOT_EQUAL);
@@ -259,4 +281,33 @@ fn sysret(e: &mut Emitter<'_>) -> Result<Flow> {
     e.asm.gs_store_imm32(at::SEGMENTS, fast_segments::SYSRET);
     change_privilege(e, user);
     Ok(Flow::End)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::listing::{exits, text};
+    use crate::{Exit, Mode};
+
+    #[test]
+    fn control_registers_are_read_inline_by_the_supervisor() {
+        for number in [0, 2, 3, 4] {
+            let read = [0x0f, 0x20, 0xc0 | number << 3]; // mov rax, cr0 to cr4
+            assert_eq!(exits(Mode::new(), &read), [Exit::Stale]);
+            assert_eq!(exits(Mode::USER, &read), [Exit::Interpret, Exit::Stale]);
+        }
+        assert_eq!(exits(Mode::new(), &[0x44, 0x0f, 0x20, 0xc0]), [Exit::Interpret, Exit::Stale], "cr8");
+        assert_eq!(exits(Mode::new(), &[0x0f, 0x22, 0xd8]), [Exit::Interpret, Exit::Stale], "mov cr3, rax");
+    }
+
+    #[test]
+    fn a_selector_of_16_bits_leaves_the_rest_of_the_register() {
+        assert!(text(Mode::USER, &[0x66, 0x8c, 0xc0]).contains(&"mov r10w,cx".to_owned()), "mov ax, es");
+    }
+
+    #[test]
+    fn sysret_asks_whether_the_way_is_open() {
+        let mode = Mode::SYSCALL;
+        let left = exits(mode, &[0x48, 0x0f, 0x07]);
+        assert_eq!(left.iter().filter(|&&exit| exit == Exit::Interpret).count(), 3, "{left:?}");
+    }
 }

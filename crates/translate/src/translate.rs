@@ -5,11 +5,12 @@
 //! the page. A forward conditional jump does not end it. The code depends on nothing but the bytes, their place in the
 //! page and the mode, so one translation serves every mapping of its page.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{DecoderError, FlowControl, Instruction, Mnemonic};
 
 use crate::block::{Block, Form, Mode, Source};
-use crate::branch::{Flow, branch, enter_by_jump_cache, go_to};
+use crate::branch::{Flow, branch, enter_by_jump_cache, go_to, target_of};
 use crate::catalogue;
+use crate::compat;
 use crate::copy::{copy, lea};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::flags::{effect, is_invalid};
@@ -41,7 +42,7 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
     }
     e.streaming = is_loop(&run);
     if !source.mode.has(Mode::PLAIN) {
-        e.groups = Groups::find(&run, &mut e.info);
+        e.groups = Groups::find(&run, source.mode, &mut e.info);
     }
     let mut flow = Flow::Next;
     for (number, insn) in run.iter().enumerate() {
@@ -78,8 +79,7 @@ fn page_offset(ip: u64) -> u16 {
 
 /// The instructions of the block, as far as they could go; their addresses are offsets in the page.
 fn decode(source: &Source<'_>) -> Vec<Instruction> {
-    let options = DecoderOptions::NO_WBNOINVD;
-    let mut decoder = Decoder::with_ip(64, source.code, u64::from(source.offset), options);
+    let mut decoder = source.mode.decoder(source.code, u64::from(source.offset));
     let mut run = Vec::with_capacity(16);
     let mut exits = 0;
     while run.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
@@ -109,8 +109,8 @@ fn decode(source: &Source<'_>) -> Vec<Instruction> {
 /// Whether the run jumps back into itself.
 fn is_loop(run: &[Instruction]) -> bool {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return false };
-    let target = last.near_branch64();
-    last.is_jcc_short_or_near() && (first.ip()..=last.ip()).contains(&target)
+    let inside = |target| (first.ip().cast_signed()..=last.ip().cast_signed()).contains(&target);
+    last.is_jcc_short_or_near() && target_of(last).is_ok_and(inside)
 }
 
 /// Whether an instruction reaches into the next page.
@@ -133,7 +133,7 @@ fn begin_across(e: &mut Emitter<'_>, block: &mut Block) -> Result {
 fn ends(insn: &Instruction) -> bool {
     match insn.flow_control() {
         FlowControl::Next => false,
-        FlowControl::ConditionalBranch => insn.near_branch64() <= insn.ip(),
+        FlowControl::ConditionalBranch => target_of(insn).is_ok_and(|to| to <= insn.ip().cast_signed()),
         _ => true,
     }
 }
@@ -192,7 +192,7 @@ fn is_silent(insn: &Instruction) -> bool {
 }
 
 fn instruction(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
-    if is_invalid(insn) || !(e.source.offered)(insn) {
+    if is_invalid(insn) || !(e.source.offered)(insn) || e.is_compat() && compat::is_different(insn) {
         return Err(Unsupported);
     }
     let vector = catalogue::is_plain_vector(insn);

@@ -45,8 +45,9 @@ use translate::context::Table;
 use translate::{Exit, UNFORESEEN};
 use x86::{CpuState, Gva, PAGE_MASK, PAGE_SIZE};
 
-use super::{BtVcpu, translatable};
+use super::BtVcpu;
 use crate::cache::PlacedSite;
+use crate::modes::translatable;
 use crate::views::Stale;
 use crate::{Options, x87};
 
@@ -229,11 +230,12 @@ impl LockstepVcpu {
             return Ok(Some(exit));
         }
         self.bt.catch_up()?;
-        let Some(mode) = translatable(&self.bt.slow.regime()) else {
+        let regime = self.bt.slow.regime();
+        let Some(mode) = translatable(&regime) else {
             self.bt.slow.execute_block();
             return Ok(None);
         };
-        self.bt.set_mode(mode);
+        self.bt.set_mode(mode, &regime);
         match self.bt.code_at_rip()? {
             Some(code) => self.compare(code)?,
             None => self.bt.slow.execute_one(),
@@ -246,7 +248,8 @@ impl LockstepVcpu {
         let (before, mode) = (engine::Vcpu::state(&self.bt.slow), self.bt.mode);
         let mut outcomes = vec![self.attempt(code, &before)?];
         if outcomes.iter().any(|first| first.plain) {
-            self.bt.set_mode(mode);
+            let regime = self.bt.slow.regime();
+            self.bt.set_mode(mode, &regime);
             if let Some(code) = self.bt.code_at_rip()? {
                 outcomes.push(self.attempt(code, &before)?);
                 self.engine.ledger.repeat();

@@ -57,19 +57,37 @@ pub(crate) fn syscall(cpu: &mut Cpu, _: &Op) -> Step {
     Ok(())
 }
 
+/// CS as SYSCALL loads it.
+pub(crate) fn syscall_code(star: u64) -> Segment {
+    flat_code(low16(star >> 32) & !3, 0, true)
+}
+
+/// SS as SYSCALL loads it.
+pub(crate) fn syscall_stack(star: u64) -> Segment {
+    flat_stack((low16(star >> 32) & !3).wrapping_add(8), 0)
+}
+
+/// CS as SYSRET loads it.
+pub(crate) fn sysret_code(star: u64, long: bool) -> Segment {
+    let base = low16(star >> 48);
+    flat_code(if long { base.wrapping_add(16) } else { base } | 3, 3, long)
+}
+
+/// SS as SYSRET loads it.
+pub(crate) fn sysret_stack(star: u64) -> Segment {
+    flat_stack(low16(star >> 48).wrapping_add(8) | 3, 3)
+}
+
 /// CS and SS as SYSCALL loads them.
 pub(crate) fn syscall_segments(cpu: &mut Cpu) {
-    let selector = low16(cpu.msrs.star >> 32) & !3;
-    cpu.seg[CS] = flat_code(selector, 0, true);
-    cpu.seg[SS] = flat_stack(selector.wrapping_add(8), 0);
+    cpu.seg[CS] = syscall_code(cpu.msrs.star);
+    cpu.seg[SS] = syscall_stack(cpu.msrs.star);
 }
 
 /// CS and SS as SYSRET loads them.
 pub(crate) fn sysret_segments(cpu: &mut Cpu, long: bool) {
-    let base = low16(cpu.msrs.star >> 48);
-    let code = if long { base.wrapping_add(16) } else { base };
-    cpu.seg[CS] = flat_code(code | 3, 3, long);
-    cpu.seg[SS] = flat_stack(base.wrapping_add(8) | 3, 3);
+    cpu.seg[CS] = sysret_code(cpu.msrs.star, long);
+    cpu.seg[SS] = sysret_stack(cpu.msrs.star);
 }
 
 /// SYSRET, to 64-bit code if the operand size says so. The target is checked first: #GP at CPL 0.

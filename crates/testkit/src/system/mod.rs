@@ -80,6 +80,7 @@ macro_rules! files {
 pub const FILES: &[(&str, &str)] = &files![
     "alignment",
     "canonical",
+    "compatibility",
     "control-registers",
     "debug",
     "faults",

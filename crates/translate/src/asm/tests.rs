@@ -86,6 +86,7 @@ fn gs_forms() {
         a.gs_jmp(0x30);
         a.gs_jmp_at(Gpr::RCX, 0x1008);
         a.gs_call(0x1008);
+        a.gs_op32(Op::Add, Gpr::RAX, 0x40);
     });
     let want = [
         "mov r12,[gs:1000h]",
@@ -99,6 +100,7 @@ fn gs_forms() {
         "jmp qword [gs:30h]",
         "jmp qword [gs:rcx+1008h]",
         "call qword [gs:1008h]",
+        "add eax,[gs:40h]",
     ];
     assert_eq!(got, want);
 }
@@ -142,4 +144,15 @@ fn strings_and_what_counts_them() {
     let want =
         ["neg eax", "xchg rax,rdi", "cmova rax,r11", "rep movsb", "rep stosw", "repne scasd", "repe cmpsq"];
     assert_eq!(got, want);
+}
+
+#[test]
+fn narrow_words_and_fences() {
+    let got = text(|a| {
+        a.load16(Gpr::RCX, Gpr::RAX, 32);
+        a.store32(Gpr::RAX, 0, Gpr::R12);
+        a.store_imm32(Gpr::RAX, 4, -1);
+        a.mfence();
+    });
+    assert_eq!(got, ["movzx ecx,word [rax+20h]", "mov [rax],r12d", "mov dword [rax+4],0FFFFFFFFh", "mfence"]);
 }
