@@ -71,6 +71,15 @@ impl Op {
     }
 }
 
+/// `[base + index + disp]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) base: Gpr,
+    /// Not RSP.
+    pub(crate) index: Option<Gpr>,
+    pub(crate) disp: i32,
+}
+
 /// A prefix for GS.
 const GS: u8 = 0x65;
 
@@ -113,6 +122,12 @@ impl Asm {
 
     /// ModRM, SIB and displacement for `[base + disp]`.
     fn based(&mut self, reg: u8, base: Gpr, disp: i32) {
+        self.placed(reg, Place { base, index: None, disp });
+    }
+
+    /// The same with an index.
+    fn placed(&mut self, reg: u8, place: Place) {
+        let Place { base, index, disp } = place;
         let (reg, low) = ((reg & 7) << 3, base.number() & 7);
         let (mode, short) = match i8::try_from(disp) {
             // RBP and R13 as a base need a displacement.
@@ -120,9 +135,11 @@ impl Asm {
             Ok(short) => (0x40, Some(short)),
             Err(_) => (0x80, None),
         };
-        self.raw(&[mode | reg | low]);
-        if low == 4 {
-            self.raw(&[0x24]);
+        match index {
+            Some(index) => self.raw(&[mode | reg | 4, (index.number() & 7) << 3 | low]),
+            // RSP and R12 as a base need an SIB byte.
+            None if low == 4 => self.raw(&[mode | reg | low, 0x24]),
+            None => self.raw(&[mode | reg | low]),
         }
         match short {
             Some(short) => self.raw(&short.to_le_bytes()),
@@ -237,6 +254,11 @@ impl Asm {
         self.raw(&[count]);
     }
 
+    /// LEA to, [base + disp], 64-bit or 32-bit.
+    pub(crate) fn lea_based(&mut self, wide: bool, to: Gpr, base: Gpr, disp: i32) {
+        if wide { self.lea(to, base, disp) } else { self.lea32(to, base, disp) }
+    }
+
     /// LEA to, [base + disp].
     pub(crate) fn lea(&mut self, to: Gpr, base: Gpr, disp: i32) {
         self.rex(true, to.number(), 0, base.number());
@@ -257,10 +279,20 @@ impl Asm {
         let base_number = base.map_or(5, Gpr::number);
         self.rex(wide, to.number(), index.number(), base.map_or(0, Gpr::number));
         let sib = scale << 6 | (index.number() & 7) << 3 | base_number & 7;
+        let short = i8::try_from(disp).ok().filter(|_| base.is_some());
         // Without a base the displacement is 32 bits wide and the mode 0.
-        let mode = if base.is_some() { 0x80 } else { 0 };
+        let mode = if short.is_some() {
+            0x40
+        } else if base.is_some() {
+            0x80
+        } else {
+            0
+        };
         self.raw(&[0x8d, mode | (to.number() & 7) << 3 | 4, sib]);
-        self.imm32(disp);
+        match short {
+            Some(short) => self.raw(&short.to_le_bytes()),
+            None => self.imm32(disp),
+        }
     }
 
     /// LEA r32, [base + disp].
@@ -327,6 +359,28 @@ impl Asm {
 
     // ---- memory --------------------------------------------------------------------------------------------------
 
+    /// MOV to, [place], 64-bit or 32-bit.
+    pub(crate) fn load_from(&mut self, wide: bool, to: Gpr, place: Place) {
+        self.rex(wide, to.number(), place.index.map_or(0, Gpr::number), place.base.number());
+        self.raw(&[Op::Mov as u8]);
+        self.placed(to.number(), place);
+    }
+
+    /// MOV [place], from, 64-bit or 32-bit.
+    pub(crate) fn store_to(&mut self, wide: bool, place: Place, from: Gpr) {
+        self.rex(wide, from.number(), place.index.map_or(0, Gpr::number), place.base.number());
+        self.raw(&[0x89]);
+        self.placed(from.number(), place);
+    }
+
+    /// MOV [place], imm32 sign-extended, 64-bit or 32-bit.
+    pub(crate) fn store_imm_to(&mut self, wide: bool, place: Place, value: i32) {
+        self.rex(wide, 0, place.index.map_or(0, Gpr::number), place.base.number());
+        self.raw(&[0xc7]);
+        self.placed(0, place);
+        self.imm32(value);
+    }
+
     /// MOV to, [base + disp].
     pub(crate) fn load(&mut self, to: Gpr, base: Gpr, disp: i32) {
         self.op_based(Op::Mov, to, base, disp);
@@ -365,22 +419,6 @@ impl Asm {
         self.rex(false, from.number(), 0, base.number());
         self.raw(&[0x89]);
         self.based(from.number(), base, disp);
-    }
-
-    /// MOV dword [base + disp], imm32.
-    pub(crate) fn store_imm32(&mut self, base: Gpr, disp: i32, value: i32) {
-        self.rex(false, 0, 0, base.number());
-        self.raw(&[0xc7]);
-        self.based(0, base, disp);
-        self.imm32(value);
-    }
-
-    /// MOV qword [base + disp], imm32 sign-extended.
-    pub(crate) fn store_imm(&mut self, base: Gpr, disp: i32, value: i32) {
-        self.rex(true, 0, 0, base.number());
-        self.raw(&[0xc7]);
-        self.based(0, base, disp);
-        self.imm32(value);
     }
 
     /// MOV to, gs:[disp].

@@ -122,6 +122,8 @@ pub enum Form {
     Memory,
     /// In both.
     Both,
+    /// Nowhere, but they can be computed again; only inside a translation.
+    Again,
     /// Nowhere: the next instruction that has to do with them writes all.
     Dead,
 }
@@ -150,7 +152,7 @@ impl Site {
     /// `start`, counted as [`crate::Routines::exits`] are.
     pub fn complete(&self, code: &mut [u8], start: u32, number: u32, exits: &[u32; Way::COUNT]) {
         let from = start.wrapping_add(self.at).wrapping_add(Self::BYTES);
-        let distance = exits[self.way as usize].wrapping_sub(from);
+        let distance = exits[self.way.number()].wrapping_sub(from);
         let at = self.at as usize;
         for (at, value) in [(at + 1, number), (at + 6, distance)] {
             if let Some(slot) = code.get_mut(at..at + 4) {
@@ -160,42 +162,28 @@ impl Site {
     }
 }
 
-/// What a shared exit does before it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Way {
-    /// Nothing.
-    Bare,
-    /// The status flags go from the host's into memory. RAX is lost.
-    SaveFlags,
-    /// RAX, less the read tag of the entry at RCX in the supervisor TLB, becomes the linear address again.
-    SupervisorRead,
-    /// The same for the write tag.
-    SupervisorWrite,
-    /// The same in the TLB of supervisor accesses with AC set.
-    AcRead,
-    /// The same for the write tag.
-    AcWrite,
-    /// The same in the user TLB.
-    UserRead,
-    /// The same for the write tag.
-    UserWrite,
+/// What a shared exit does before it leaves; RAX and RCX stay but for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// RAX, an address less the tag (that of writes, if set) of the entry at RCX in a TLB, becomes the address again.
+    pub tag: Option<(Table, bool)>,
+    /// The status flags go from the host's into memory.
+    pub flags: bool,
 }
 
 impl Way {
+    /// Nothing.
+    pub const BARE: Self = Self { tag: None, flags: false };
     /// How many there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 14;
 
-    /// The way for a miss of a table.
-    pub(crate) const fn address(table: Table, write: bool) -> Self {
-        match (table, write) {
-            (Table::Supervisor, false) => Self::SupervisorRead,
-            (Table::Supervisor, true) => Self::SupervisorWrite,
-            (Table::SupervisorAc, false) => Self::AcRead,
-            (Table::SupervisorAc, true) => Self::AcWrite,
-            (Table::User, false) => Self::UserRead,
-            (Table::User, true) => Self::UserWrite,
-        }
+    /// The number of this one.
+    pub(crate) const fn number(self) -> usize {
+        let tag = match self.tag {
+            None => 0,
+            Some((table, write)) => 1 + 2 * table as usize + write as usize,
+        };
+        2 * tag + self.flags as usize
     }
 }
 

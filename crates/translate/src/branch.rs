@@ -20,7 +20,7 @@ use crate::block::{Form, Mode};
 use crate::context::{JUMP_STIR, JUMPS, SHADOW_BYTES, at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
-use crate::stack;
+use crate::stack::{self, Slot};
 
 /// Whether translation may go on behind an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,7 @@ pub(crate) fn go_to(e: &mut Emitter<'_>, target: i64) -> Result {
 
 fn leave_to(e: &mut Emitter<'_>, target: i64, leave: impl FnOnce(&mut Emitter<'_>)) -> Result {
     if let Some(offset) = in_page(e, target) {
+        e.settle_flags();
         let hole = e.asm.jmp();
         e.link(hole, offset);
         return Ok(());
@@ -109,7 +110,7 @@ fn poll(e: &mut Emitter<'_>) -> Poll {
     if e.shadow {
         return Poll { short: None };
     }
-    if matches!(e.form, Form::Memory | Form::Dead) {
+    if matches!(e.form, Form::Memory | Form::Dead | Form::Again) {
         poll_freely(e);
         return Poll { short: None };
     }
@@ -159,9 +160,9 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.load_flags();
     let Some(offset) = in_page(e, target) else {
         let not_taken = e.asm.jcc(Condition(condition.0 ^ 1));
-        let form = e.form;
+        let flags = e.flags();
         leave_to(e, target, transfer)?;
-        e.form = form;
+        e.set_flags(flags);
         let here = e.asm.here();
         e.asm.fill(not_taken, here);
         return Ok(Flow::Next);
@@ -230,14 +231,14 @@ fn on_zero(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
     if !e.asm.fill_short(zero) {
         return Err(Unsupported);
     }
-    let form = e.form;
+    let flags = e.flags();
     if target <= i64::from(e.at) {
         e.free_flags();
         poll_freely(e);
     }
     go_to(e, target)?;
     // The two paths meet with the flags as they were: saving them on one changes nothing on the other.
-    e.form = form;
+    e.set_flags(flags);
     let here = e.asm.here();
     e.asm.fill(not_taken, here);
     Ok(Flow::Next)
@@ -252,9 +253,9 @@ fn branch_to(e: &mut Emitter<'_>, hole: Hole, target: i64) -> Result {
     let over = e.asm.jmp();
     let here = e.asm.here();
     e.asm.fill(hole, here);
-    let form = e.form;
+    let flags = e.flags();
     go_to(e, target)?;
-    e.form = form;
+    e.set_flags(flags);
     let here = e.asm.here();
     e.asm.fill(over, here);
     Ok(())
@@ -367,15 +368,15 @@ fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
 
 /// Pushes the address of the next instruction on the guest's stack and on the shadow stack.
 fn push_return(e: &mut Emitter<'_>) -> Result {
-    let stack = stack::slot(e, -e.word(), true)?;
-    e.asm.gs_load(Gpr::RCX, at::PAGE);
-    e.add(Gpr::RCX, Gpr::RCX, i32::from(e.next));
-    e.store_word(Gpr::RAX, 0, Gpr::RCX);
+    let Slot { stack, place, free } = stack::slot(e, -e.word(), true)?;
+    e.asm.gs_load(free, at::PAGE);
+    e.add(free, free, i32::from(e.next));
+    e.asm.store_to(!e.is_compat(), place, free);
     e.add(stack, stack, -e.word());
     // One bit of RSP is always set: below the ring's bottom it leads back to the top.
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
     e.asm.op_imm(Op::Or, Gpr::RSP, SHADOW_BYTES as i32);
-    e.asm.push(Gpr::RCX);
+    e.asm.push(free);
     Ok(())
 }
 
@@ -434,8 +435,8 @@ fn call_known(e: &mut Emitter<'_>) -> Result {
 
 fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.free_flags();
-    let stack = stack::slot(e, 0, false)?;
-    e.load_word(Gpr::RAX, Gpr::RAX, 0);
+    let Slot { stack, place, .. } = stack::slot(e, 0, false)?;
+    e.asm.load_from(!e.is_compat(), Gpr::RAX, place);
     e.asm.op_based(Op::Cmp, Gpr::RAX, Gpr::RSP, 8);
     let unforeseen = e.asm.jcc(Condition::NOT_EQUAL);
     let popped = insn.stack_pointer_increment();

@@ -31,7 +31,7 @@ pub(crate) const NEAR: i32 = 2048;
 /// RAX = the linear address of a memory operand. RCX may be lost; flags are free.
 pub(crate) fn linear_address(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let slot = segment(e.mode, insn)?;
-    address(e, insn)?;
+    address(e, Gpr::RAX, insn)?;
     if let Some(slot) = slot {
         e.asm.gs_op32(Op::Add, Gpr::RAX, at::SEGMENT_BASE + 8 * slot);
     }
@@ -49,8 +49,8 @@ fn segment(mode: Mode, insn: &Instruction) -> Result<Option<i32>> {
     }
 }
 
-/// RAX = the effective address, 32 bits of it. RCX may be lost, flags stay.
-pub(crate) fn address(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
+/// `to` = the effective address, 32 bits of it. RAX and RCX may be lost, flags stay.
+pub(crate) fn address(e: &mut Emitter<'_>, to: Gpr, insn: &Instruction) -> Result {
     let displacement = displacement(insn);
     let register = |name: Register| match name {
         Register::None => Ok(None),
@@ -60,17 +60,17 @@ pub(crate) fn address(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     match (register(insn.memory_base())?, register(insn.memory_index())?) {
         (Some(base), None) => {
             let base = e.read(base, Gpr::RAX);
-            e.asm.lea32(Gpr::RAX, base, displacement);
+            e.asm.lea32(to, base, displacement);
         }
         (base, Some(index)) => {
             let index = e.read(index, Gpr::RCX);
             let base = base.map(|base| e.read(base, Gpr::RAX));
             let scale = u8::try_from(insn.memory_index_scale().trailing_zeros()).map_err(|_| Unsupported)?;
-            e.asm.lea_indexed(false, Gpr::RAX, base, index, scale, displacement);
+            e.asm.lea_indexed(false, to, base, index, scale, displacement);
         }
         // With 16-bit addresses, the displacement is cut.
         (None, None) if insn.memory_displ_size() == 4 => {
-            e.asm.mov_imm32(Gpr::RAX, displacement.cast_unsigned());
+            e.asm.mov_imm32(to, displacement.cast_unsigned());
         }
         (None, None) => return Err(Unsupported),
     }
@@ -120,7 +120,7 @@ mod tests {
     fn stack_words_are_four_bytes() {
         assert!(has(&[0x50], &["mov [rax],r10d", "lea r15d,[r15-4]"]), "push eax");
         assert!(has(&[0x6a, 0xff], &["mov dword [rax],0FFFFFFFFh", "lea r15d,[r15-4]"]), "push -1");
-        assert!(has(&[0x5b], &["lea r15d,[r15+4]", "mov ebx,[rax]"]), "pop ebx");
+        assert!(has(&[0x5b], &["mov ebx,[rax]", "lea r15d,[r15+4]"]), "pop ebx");
         assert!(has(&[0xc9], &["lea r15d,[rbp+4]", "mov ebp,[rax]"]), "leave");
     }
 

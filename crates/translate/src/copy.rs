@@ -7,6 +7,7 @@
 
 use iced_x86::{Instruction, InstructionInfoOptions, OpAccess, OpKind, Register};
 
+use crate::again::Again;
 use crate::asm::Condition;
 use crate::block::Form;
 use crate::catalogue;
@@ -110,7 +111,7 @@ fn copy_member(
 fn reach_member(e: &mut Emitter<'_>, insn: &Instruction, member: Member, carried: Option<u8>) -> Result {
     e.reach(member, carried)?;
     if let Some(mask) = catalogue::alignment_mask(insn) {
-        e.free_flags();
+        e.spare_flags();
         e.effective_address(insn)?;
         e.asm.test_low_bits(Gpr::RAX, mask);
         let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
@@ -130,12 +131,14 @@ fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Pl
         e.read_into(Gpr::RAX, base);
     }
     let host = renamed(general, plan)?;
+    e.before_copy();
     e.encode(&host)?;
     for held in plan.held.iter().filter(|held| held.written) {
         e.write(held.guest, held.scratch);
     }
     if effect.changes {
-        e.form = Form::Host;
+        let whole = !effect.needs && plan.held.is_empty();
+        e.flags_computed(if whole { Again::of(general, &host) } else { None });
     }
     Ok(())
 }
@@ -146,7 +149,7 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
     if bytes == 0 {
         return Err(Unsupported);
     }
-    e.free_flags();
+    e.spare_flags();
     e.linear_address(insn)?;
     if let Some(mask) = catalogue::alignment_mask(insn) {
         e.asm.test_low_bits(Gpr::RAX, mask);
@@ -289,15 +292,12 @@ pub(crate) fn lea(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
         e.delta = None;
     }
     // Without a segment; RIP is the guest's.
-    e.effective_address(insn)?;
-    match register.size() {
-        8 => e.write(guest, Gpr::RAX),
-        4 => {
-            let to = guest.home().unwrap_or(Gpr::RAX);
-            e.asm.op32(crate::asm::Op::Mov, to, Gpr::RAX);
-            e.write(guest, to);
-        }
-        _ => return Err(Unsupported),
+    let bytes = register.size();
+    if bytes != 8 && bytes != 4 {
+        return Err(Unsupported);
     }
+    let to = guest.home().unwrap_or(Gpr::RAX);
+    e.effective_address_in(to, bytes, insn)?;
+    e.write(guest, to);
     Ok(())
 }

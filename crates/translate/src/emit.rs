@@ -3,9 +3,9 @@
 //! # Flags
 //! The guest's status flags are in the host's flags ([`Form::Host`]) after an instruction that computes them, and must
 //! be there for one that reads them. The check before a memory access destroys the host's flags, so before it they
-//! are saved ([`Emitter::save_flags`], three instructions); once they are, further checks cost nothing. An instruction that
-//! faults, and every exit, finds them in memory: what the guest sees at a fault is exact, whether it would miss the
-//! flags or not.
+//! are saved ([`Emitter::save_flags`], three instructions), or given up if they can be computed again ([`crate::again`]);
+//! once they are, further checks cost nothing. An instruction that faults, and every exit, finds them in memory: what
+//! the guest sees at a fault is exact, whether it would miss the flags or not.
 //!
 //! # Memory
 //! [`Emitter::check`] turns the linear address in RAX into a host address or leaves. The tag of the address's TLB entry is
@@ -22,6 +22,7 @@
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 
+use crate::again::Again;
 use crate::asm::{Asm, Condition, Hole, Op};
 use crate::block::{Block, Exit, Form, Mode, Site, Source, Way};
 use crate::compat;
@@ -41,6 +42,8 @@ pub(crate) type Result<T = ()> = std::result::Result<T, Unsupported>;
 struct Cold {
     from: Hole,
     site: Site,
+    /// What computes the flags, if they are nowhere.
+    again: Option<Again>,
     look_up: Option<LookUp>,
 }
 
@@ -57,6 +60,10 @@ pub(crate) struct Emitter<'a> {
     pub(crate) asm: Asm,
     pub(crate) source: &'a Source<'a>,
     pub(crate) form: Form,
+    /// What computes the flags again, if they are in the host's ([`Form::Host`]) or nowhere ([`Form::Again`]).
+    again: Option<Again>,
+    /// The registers, a bit each, that the copied instruction changes without computing the flags anew.
+    pub(crate) changes: u16,
     /// The mode at this place: the block's, but for AC, which STAC and CLAC change.
     pub(crate) mode: Mode,
     /// The instruction before was STI: nobody may be let in before this one.
@@ -87,6 +94,7 @@ pub(crate) struct Mark {
     bytes: u32,
     cold: usize,
     form: Form,
+    again: Option<Again>,
     mode: Mode,
     checked: u64,
 }
@@ -97,6 +105,8 @@ impl<'a> Emitter<'a> {
             asm: Asm::default(),
             source,
             form: Form::Memory,
+            again: None,
+            changes: 0,
             mode: source.mode,
             shadow: false,
             info: InstructionInfoFactory::new(),
@@ -116,13 +126,14 @@ impl<'a> Emitter<'a> {
 
     pub(crate) fn mark(&self) -> Mark {
         let (bytes, cold) = (self.asm.here(), self.cold.len());
-        Mark { bytes, cold, form: self.form, mode: self.mode, checked: self.checked }
+        Mark { bytes, cold, form: self.form, again: self.again, mode: self.mode, checked: self.checked }
     }
 
     pub(crate) fn roll_back(&mut self, mark: &Mark) {
         self.asm.truncate(mark.bytes);
         self.cold.truncate(mark.cold);
         self.form = mark.form;
+        self.again = mark.again;
         self.mode = mark.mode;
         self.checked = mark.checked;
         self.delta = None;
@@ -130,13 +141,33 @@ impl<'a> Emitter<'a> {
 
     // ---- flags ---------------------------------------------------------------------------------------------------
 
-    /// Lets the host's flags be destroyed.
+    /// Puts the flags into memory, if they are not there, and lets the host's be destroyed. RAX may be lost.
     pub(crate) fn free_flags(&mut self) {
+        self.settle_flags();
         if self.form == Form::Host {
             self.save_flags();
         }
         if self.form == Form::Both {
             self.form = Form::Memory;
+        }
+    }
+
+    /// Lets the host's flags be destroyed: they are in memory then, or can be computed again. RAX may be lost.
+    pub(crate) fn spare_flags(&mut self) {
+        match self.form {
+            Form::Host if self.again.is_some() => self.form = Form::Again,
+            Form::Again => {}
+            _ => self.free_flags(),
+        }
+    }
+
+    /// Has the flags in the host's or in memory. RAX may be lost.
+    pub(crate) fn settle_flags(&mut self) {
+        if self.form == Form::Again
+            && let Some(again) = self.again
+        {
+            self.compute_again(&again, false);
+            self.form = Form::Host;
         }
     }
 
@@ -154,23 +185,65 @@ impl<'a> Emitter<'a> {
             self.asm.ax_to_flags();
             self.form = Form::Both;
         }
+        self.settle_flags();
+    }
+
+    /// An instruction of the guest's has left all flags in the host's; `again` computes them again.
+    pub(crate) fn flags_computed(&mut self, again: Option<Again>) {
+        self.form = Form::Host;
+        self.again = again;
+    }
+
+    /// The flags, and what computes them, for a path that goes on here and one that does not.
+    pub(crate) const fn flags(&self) -> (Form, Option<Again>) {
+        (self.form, self.again)
+    }
+
+    /// The path goes on that had `flags`.
+    pub(crate) const fn set_flags(&mut self, flags: (Form, Option<Again>)) {
+        (self.form, self.again) = flags;
+    }
+
+    /// Right before a copied instruction, whose checks have been made: the flags that could not be computed again after
+    /// it.
+    pub(crate) fn before_copy(&mut self) {
+        let Some(again) = self.again.filter(|again| again.reads & self.changes != 0) else { return };
+        if self.form == Form::Again {
+            self.compute_again(&again, true);
+            self.form = Form::Host;
+        }
+        self.again = None;
+    }
+
+    /// Before an instruction that changes the guest's registers in `written`, a bit each, and makes `checks`: the flags that
+    /// could not be computed again after it.
+    pub(crate) fn before_change(&mut self, written: u16, checks: bool) {
+        if self.again.is_none_or(|again| again.reads & written == 0) {
+            return;
+        }
+        if self.form == Form::Again && checks {
+            self.free_flags();
+        }
+        self.settle_flags();
+        self.again = None;
     }
 
     // ---- exits ---------------------------------------------------------------------------------------------------
 
     fn leave_by(&mut self, from: Hole, guest: u16, exit: Exit, way: Way) {
         let site = Site { guest, exit, mode: self.mode, at: 0, way };
-        self.cold.push(Cold { from, site, look_up: None });
+        let again = self.again.filter(|_| self.form == Form::Again);
+        self.cold.push(Cold { from, site, again, look_up: None });
     }
 
     /// The jump leaves to have the current instruction interpreted. Flags are in memory.
     pub(crate) fn interpret_from(&mut self, hole: Hole) {
-        self.leave_by(hole, self.at, Exit::Interpret, Way::Bare);
+        self.leave_by(hole, self.at, Exit::Interpret, Way::BARE);
     }
 
     /// The jump leaves to have the x87 state lent, and comes back to `resume`. Flags are in memory.
     pub(crate) fn lend_from(&mut self, hole: Hole, resume: u32) {
-        self.leave_by(hole, self.at, Exit::Lend { resume }, Way::Bare);
+        self.leave_by(hole, self.at, Exit::Lend { resume }, Way::BARE);
     }
 
     /// The current instruction is interpreted.
@@ -188,12 +261,12 @@ impl<'a> Emitter<'a> {
 
     /// The jump goes to the linear address in RAX. Flags are in memory.
     pub(crate) fn look_up_from(&mut self, hole: Hole) {
-        self.leave_by(hole, self.at, Exit::Lookup, Way::Bare);
+        self.leave_by(hole, self.at, Exit::Lookup, Way::BARE);
     }
 
     /// The jump goes to the linear address in RAX if that is known in `mode`, and else has the current instruction interpreted.
     pub(crate) fn transfer_from(&mut self, hole: Hole, mode: Mode, resume: u32) {
-        self.leave_by(hole, self.at, Exit::Transfer { mode, resume }, Way::Bare);
+        self.leave_by(hole, self.at, Exit::Transfer { mode, resume }, Way::BARE);
     }
 
     /// The jump gives way to whoever wants attention, before the current instruction.
@@ -203,7 +276,7 @@ impl<'a> Emitter<'a> {
 
     /// The way out that leaves the flags in memory.
     fn way(&self) -> Way {
-        if self.form == Form::Host { Way::SaveFlags } else { Way::Bare }
+        Way { tag: None, flags: self.form == Form::Host }
     }
 
     // ---- registers -----------------------------------------------------------------------------------------------
@@ -291,8 +364,13 @@ impl<'a> Emitter<'a> {
 
     /// RAX = the offset that the memory operand names. RCX may be lost, flags stay.
     pub(crate) fn effective_address(&mut self, insn: &Instruction) -> Result {
+        self.effective_address_in(Gpr::RAX, 8, insn)
+    }
+
+    /// The same in another register, `bytes` bytes of it. RAX and RCX may be lost.
+    pub(crate) fn effective_address_in(&mut self, to: Gpr, bytes: usize, insn: &Instruction) -> Result {
         if self.is_compat() {
-            return compat::address(self, insn);
+            return compat::address(self, to, insn);
         }
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let displacement = insn.memory_displacement64();
@@ -301,32 +379,29 @@ impl<'a> Emitter<'a> {
         if base == Register::RIP {
             let short = short?;
             self.asm.gs_load(Gpr::RAX, at::PAGE);
-            self.asm.lea(Gpr::RAX, Gpr::RAX, short);
+            self.asm.lea_based(bytes == 8, to, Gpr::RAX, short);
             return Ok(());
         }
         let wide = base.size() != 4 && index.size() != 4;
         let short = if wide { short? } else { x86::bits::low32(displacement).cast_signed() };
+        let narrow = !wide || bytes < 8;
         match (Gpr::of(base), Gpr::of(index)) {
             (Some(base), None) => {
                 let base = self.read(base, Gpr::RAX);
-                if wide {
-                    self.asm.lea(Gpr::RAX, base, short);
-                } else {
-                    self.asm.lea32(Gpr::RAX, base, short);
-                }
+                self.asm.lea_based(!narrow, to, base, short);
             }
             (base, Some(index)) => {
                 let index = self.read(index, Gpr::RCX);
                 let base = base.map(|base| self.read(base, Gpr::RAX));
                 let scale = insn.memory_index_scale().trailing_zeros();
                 let scale = u8::try_from(scale).map_err(|_| Unsupported)?;
-                self.asm.lea_indexed(wide, Gpr::RAX, base, index, scale, short);
+                self.asm.lea_indexed(!narrow, to, base, index, scale, short);
             }
             (None, None) if base == Register::None && index == Register::None => {
-                if !wide || insn.memory_displ_size() == 4 {
+                if narrow || insn.memory_displ_size() == 4 {
                     return Err(Unsupported);
                 }
-                self.asm.mov_imm_sx(Gpr::RAX, short);
+                self.asm.mov_imm_sx(to, short);
             }
             _ => return Err(Unsupported),
         }
@@ -343,7 +418,7 @@ impl<'a> Emitter<'a> {
             4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
         let resume = self.asm.here();
         let miss = self.hashed(room, write);
-        let way = Way::address(self.mode.table(), write);
+        let way = Way { tag: Some((self.mode.table(), write)), flags: false };
         self.leave_by(miss, self.at, Exit::Miss { write, resume }, way);
         self.add_page();
         Ok(())
@@ -400,7 +475,7 @@ impl<'a> Emitter<'a> {
         let table = self.mode.table();
         let routine = at::ROUTINES + 16 * table as i32 + if write { 8 } else { 0 };
         let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes));
-        self.leave_by(other, self.at, exit, Way::Bare);
+        self.leave_by(other, self.at, exit, Way::BARE);
         if let Some(cold) = self.cold.last_mut() {
             cold.look_up = Some(LookUp { operand, routine, back: 0 });
         }
@@ -440,7 +515,7 @@ impl<'a> Emitter<'a> {
         if self.checked & bit == 0 {
             self.checked |= bit;
             let low = group.low.checked_sub(member.shift).ok_or(Unsupported)?;
-            self.free_flags();
+            self.spare_flags();
             let base = self.read(group.base, Gpr::RAX);
             self.add(Gpr::RAX, base, low);
             if group.base == Gpr::RSP || self.streaming {
@@ -471,7 +546,7 @@ impl<'a> Emitter<'a> {
     fn reach_hashed(&mut self, group: &Group, low: i32) -> Result {
         let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
         let other = self.hashed(room, group.write);
-        self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::Bare);
+        self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::BARE);
         self.add_page();
         let base = self.read(group.base, Gpr::RCX);
         if self.is_compat() {
@@ -506,10 +581,14 @@ impl<'a> Emitter<'a> {
     }
 
     fn leave(&mut self, mut site: Site, block: &mut Block) {
-        site.at = self.asm.here();
         if let Exit::Plain { from } = &mut site.exit {
-            *from = site.at;
+            // What it may become a jump to wants the flags in memory.
+            if std::mem::take(&mut site.way.flags) {
+                self.save_flags();
+            }
+            *from = self.asm.here();
         }
+        site.at = self.asm.here();
         block.sites.push(site);
         self.asm.push_imm(0);
         let _completed_when_placed = self.asm.jmp();
@@ -527,11 +606,16 @@ impl<'a> Emitter<'a> {
             if let Some(look_up) = &cold.look_up {
                 self.look_up(look_up);
             }
-            self.leave(cold.site, &mut block);
+            let mut site = cold.site;
+            if let Some(again) = &cold.again {
+                self.compute_again(again, true);
+                site.way.flags = true;
+            }
+            self.leave(site, &mut block);
         }
         let Source { offset: guest, mode, .. } = *self.source;
         let stale = |way| Site { guest, exit: Exit::Stale, mode, at: 0, way };
-        let (by_memory, by_host) = (stale(Way::Bare), stale(Way::SaveFlags));
+        let (by_memory, by_host) = (stale(Way::BARE), stale(Way { tag: None, flags: true }));
         block.stale_memory = self.asm.here();
         self.leave(by_memory, &mut block);
         if !block.host_leads_to_memory {

@@ -51,6 +51,8 @@ pub(crate) struct Groups {
     pub(crate) groups: Vec<Group>,
     /// By instruction.
     members: Vec<Option<Member>>,
+    /// By instruction: the registers that it changes, a bit each.
+    written: Vec<u16>,
 }
 
 /// An access relative to a register.
@@ -67,20 +69,26 @@ const MAX_SPAN: i32 = SPANS[2] as i32;
 impl Groups {
     /// Finds the groups of a run of instructions.
     pub(crate) fn find(run: &[Instruction], mode: Mode, info: &mut InstructionInfoFactory) -> Self {
-        let (members, compat) = (Vec::with_capacity(run.len()), mode.has(Mode::COMPAT));
-        let mut finder = Finder { members, compat, ..Finder::default() };
+        let (members, written) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
+        let mut finder = Finder { compat: mode.has(Mode::COMPAT), members, written, ..Finder::default() };
         for insn in run {
             let member = access(insn, mode, info).and_then(|access| finder.join(&access));
             finder.members.push(member);
-            finder.follow(insn, info);
+            let written = finder.follow(insn, info);
+            finder.written.push(written);
         }
-        Self { groups: finder.groups, members: finder.members }
+        Self { groups: finder.groups, members: finder.members, written: finder.written }
     }
 
     /// The group of an instruction's access, if it shares it with others.
     pub(crate) fn member(&self, instruction: usize) -> Option<Member> {
         let member = (*self.members.get(instruction)?)?;
         (self.groups.get(usize::from(member.group))?.members >= 2).then_some(member)
+    }
+
+    /// The registers that an instruction changes, a bit each.
+    pub(crate) fn written(&self, instruction: usize) -> u16 {
+        self.written.get(instruction).copied().unwrap_or(u16::MAX)
     }
 }
 
@@ -89,6 +97,7 @@ struct Finder {
     compat: bool,
     groups: Vec<Group>,
     members: Vec<Option<Member>>,
+    written: Vec<u16>,
     /// By base register: the group that may still grow, and what has been added to the register since its origin.
     open: [Option<u8>; 16],
     shift: [i32; 16],
@@ -118,8 +127,8 @@ impl Finder {
         Some(Member { group, shift })
     }
 
-    /// Takes note of what an instruction does to registers and to control.
-    fn follow(&mut self, insn: &Instruction, info: &mut InstructionInfoFactory) {
+    /// Takes note of what an instruction does to registers and to control; the registers that it changes.
+    fn follow(&mut self, insn: &Instruction, info: &mut InstructionInfoFactory) -> u16 {
         if insn.flow_control() != FlowControl::Next {
             for group in &mut self.groups {
                 group.branched = true;
@@ -127,21 +136,24 @@ impl Finder {
         }
         if matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac) {
             self.open = [None; 16];
-            return;
+            return 0;
         }
+        let mut changed = 0;
         let constant = constant_change(insn, self.compat);
         for used in info.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE).used_registers() {
             let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
             let Some(register) = Gpr::of(used.register()).filter(|_| writes) else { continue };
+            changed |= 1 << register.number();
             let number = usize::from(register.number());
             match constant {
-                Some((changed, by)) if changed == register => match self.shift[number].checked_add(by) {
+                Some((moved, by)) if moved == register => match self.shift[number].checked_add(by) {
                     Some(shift) => self.shift[number] = shift,
                     None => self.forget(number),
                 },
                 _ => self.forget(number),
             }
         }
+        changed
     }
 
     fn forget(&mut self, number: usize) {

@@ -1,7 +1,7 @@
 //! Code that every translation shares: the look-ups behind the anchors, and the exit that nobody foresaw.
 //!
 //! # Exits
-//! Every site of a block pushes its number on the shadow stack and jumps to one of eight exits ([`Way`]), which do what
+//! Every site of a block pushes its number on the shadow stack and jumps to one of the exits ([`Way`]), which do what
 //! the site would have to do before it leaves.
 //!
 //! # Look-ups
@@ -40,17 +40,13 @@ pub fn routines(bmi2: bool) -> Routines {
     let mut asm = Asm::default();
     let unforeseen = asm.here();
     asm.push_imm(UNFORESEEN.cast_signed());
-    let bare = exit(&mut asm, |_| {});
-    let save = exit(&mut asm, |asm| {
-        asm.flags_to_ax();
-        asm.gs_store16(at::STATUS, Gpr::RAX);
-    });
-    let mut exits = [bare; Way::COUNT];
-    exits[Way::SaveFlags as usize] = save;
-    for (table, write) in TABLES.into_iter().flat_map(|table| [(table, false), (table, true)]) {
-        let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
-        let address = |asm: &mut Asm| asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tag);
-        exits[Way::address(table, write) as usize] = exit(&mut asm, address);
+    let mut exits = [0; Way::COUNT];
+    let tags = TABLES.into_iter().flat_map(|table| [Some((table, false)), Some((table, true))]);
+    for tag in std::iter::once(None).chain(tags) {
+        for flags in [false, true] {
+            let way = Way { tag, flags };
+            exits[way.number()] = exit(&mut asm, way);
+        }
     }
     let look_ups = TABLES.map(|table| [at::READ, at::WRITE].map(|tag| look_up(&mut asm, table, tag, bmi2)));
     Routines { code: asm.finish(), unforeseen, look_ups, exits }
@@ -58,10 +54,19 @@ pub fn routines(bmi2: bool) -> Routines {
 
 const TABLES: [Table; 3] = [Table::Supervisor, Table::SupervisorAc, Table::User];
 
-/// An exit: `before`, then the site's number from the shadow stack.
-fn exit(asm: &mut Asm, before: impl FnOnce(&mut Asm)) -> u32 {
+/// An exit: what the way is, then the site's number from the shadow stack.
+fn exit(asm: &mut Asm, way: Way) -> u32 {
     let start = asm.here();
-    before(asm);
+    if way.flags {
+        asm.gs_store(at::KEPT, Gpr::RAX);
+        asm.flags_to_ax();
+        asm.gs_store16(at::STATUS, Gpr::RAX);
+        asm.gs_load(Gpr::RAX, at::KEPT);
+    }
+    if let Some((table, write)) = way.tag {
+        let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
+        asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tag);
+    }
     asm.gs_pop(at::SITE);
     asm.gs_jmp(at::EXIT);
     start

@@ -163,7 +163,7 @@ fn merge_carry(e: &mut Emitter<'_>, insn: &Instruction, bytes: usize) -> Result 
     if e.form != Form::Dead {
         e.asm.gs_load(Gpr::RDX, crate::context::at::TEMP);
     }
-    e.form = Form::Host;
+    e.flags_computed(None);
     Ok(())
 }
 
@@ -190,6 +190,6 @@ fn wide_exchange(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     e.encode(&host)?;
     e.asm.mov(a, Gpr::RAX);
     e.asm.gs_load(Gpr::R12, crate::context::at::TEMP);
-    e.form = Form::Host;
+    e.flags_computed(None);
     Ok(())
 }

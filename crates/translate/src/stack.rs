@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
+use crate::asm::Place;
 use crate::context::at;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
@@ -25,47 +26,52 @@ pub(crate) fn below(e: &mut Emitter<'_>) -> Result<Gpr> {
     Ok(stack)
 }
 
-/// RAX = the host address of the word at `offset` from the stack pointer, for an instruction whose access of
-/// the stack may be a group's.
-pub(crate) fn slot(e: &mut Emitter<'_>, offset: i32, write: bool) -> Result<Gpr> {
+/// The word of the stack that an instruction accesses.
+pub(crate) struct Slot {
+    /// The stack pointer's home.
+    pub(crate) stack: Gpr,
+    /// Where the word is, in the host's addresses.
+    pub(crate) place: Place,
+    /// A scratch register that `place` does not use.
+    pub(crate) free: Gpr,
+}
+
+/// The word at `offset` from the stack pointer, for an instruction whose access of the stack may be a group's.
+pub(crate) fn slot(e: &mut Emitter<'_>, offset: i32, write: bool) -> Result<Slot> {
     let stack = Gpr::RSP.home().ok_or(Unsupported)?;
     let carried = e.delta.take();
     if let Some(member) = e.member {
         e.reach(member, carried)?;
         e.delta = Some(member.group);
-        e.asm.lea_indexed(true, Gpr::RAX, Some(stack), Gpr::RCX, 0, offset);
-        return Ok(stack);
+        let place = Place { base: stack, index: Some(Gpr::RCX), disp: offset };
+        return Ok(Slot { stack, place, free: Gpr::RAX });
     }
-    e.free_flags();
+    e.spare_flags();
     e.add(Gpr::RAX, stack, offset);
     e.check_stack(e.mode.word(), write)?;
     e.delta = carried;
-    Ok(stack)
+    Ok(Slot { stack, place: Place { base: Gpr::RAX, index: None, disp: 0 }, free: Gpr::RCX })
 }
 
 fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
+    let (word, wide) = (e.word(), !e.is_compat());
     match insn.op0_kind() {
         OpKind::Register => {
             let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
-            let stack = slot(e, -e.word(), true)?;
-            if guest.home().is_none() {
+            let slot = slot(e, -word, true)?;
+            if guest.home().is_none() && slot.free == Gpr::RCX {
                 e.delta = None;
             }
-            let value = e.read(guest, Gpr::RCX);
-            e.store_word(Gpr::RAX, 0, value);
-            e.add(stack, stack, -e.word());
+            let value = e.read(guest, slot.free);
+            e.asm.store_to(wide, slot.place, value);
+            e.add(slot.stack, slot.stack, -word);
         }
         OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
             let value = i32::try_from(insn.immediate(0).cast_signed()).map_err(|_| Unsupported)?;
-            let stack = slot(e, -8, true)?;
-            e.asm.store_imm(Gpr::RAX, 0, value);
-            e.asm.lea(stack, stack, -8);
+            push_immediate(e, value)?;
         }
         OpKind::Immediate8to32 | OpKind::Immediate32 if e.is_compat() => {
-            let value = x86::bits::low32(insn.immediate(0)).cast_signed();
-            let stack = slot(e, -4, true)?;
-            e.asm.store_imm32(Gpr::RAX, 0, value);
-            e.add(stack, stack, -4);
+            push_immediate(e, x86::bits::low32(insn.immediate(0)).cast_signed())?;
         }
         OpKind::Memory => {
             e.delta = None;
@@ -77,10 +83,18 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
             let stack = below(e)?;
             e.asm.gs_load(Gpr::RCX, at::TEMP);
             e.store_word(Gpr::RAX, 0, Gpr::RCX);
-            e.add(stack, stack, -e.word());
+            e.add(stack, stack, -word);
         }
         _ => return Err(Unsupported),
     }
+    Ok(())
+}
+
+fn push_immediate(e: &mut Emitter<'_>, value: i32) -> Result {
+    let (word, wide) = (e.word(), !e.is_compat());
+    let slot = slot(e, -word, true)?;
+    e.asm.store_imm_to(wide, slot.place, value);
+    e.add(slot.stack, slot.stack, -word);
     Ok(())
 }
 
@@ -89,11 +103,12 @@ fn pop(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
         return Err(Unsupported);
     }
     let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
-    let stack = slot(e, 0, false)?;
+    let wide = !e.is_compat();
+    let slot = slot(e, 0, false)?;
+    let to = guest.home().filter(|&home| home != slot.stack).unwrap_or(Gpr::RAX);
+    e.asm.load_from(wide, to, slot.place);
     // POP RSP: the increment comes before the value.
-    e.add(stack, stack, e.word());
-    let to = guest.home().unwrap_or(Gpr::RAX);
-    e.load_word(to, Gpr::RAX, 0);
+    e.add(slot.stack, slot.stack, e.word());
     e.write(guest, to);
     Ok(())
 }

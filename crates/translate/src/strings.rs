@@ -21,7 +21,6 @@ use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
 use x86::rflags;
 
 use crate::asm::{Condition, Op, Repeat};
-use crate::block::Form;
 use crate::branch::poll_freely;
 use crate::compat::is_string_operand;
 use crate::context::at;
@@ -175,14 +174,14 @@ fn once(e: &mut Emitter<'_>, op: StringOp) -> Result {
         Kind::Scas => {
             locate(e, op, (Gpr::RDI, false))?;
             access(e, op, COMPARE, accumulator)?;
-            e.form = Form::Host;
+            e.flags_computed(None);
         }
         Kind::Cmps => {
             // In this order, as in the interpreter.
             hold(e, op, Gpr::RDI)?;
             locate(e, op, (Gpr::RSI, false))?;
             access(e, op, COMPARE_TO, Gpr::RCX)?;
-            e.form = Form::Host;
+            e.flags_computed(None);
         }
     }
     let bytes = i32::try_from(op.bytes()).map_err(|_| Unsupported)?;
@@ -250,7 +249,7 @@ fn repeated(e: &mut Emitter<'_>, op: StringOp, repeat: Repeat) -> Result {
     if !e.asm.fill_short(done) {
         return Err(Unsupported);
     }
-    e.form = Form::Host;
+    e.flags_computed(None);
     Ok(())
 }
 

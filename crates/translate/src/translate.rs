@@ -41,12 +41,11 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
         block.entry_jump = block.entry_memory;
     }
     e.streaming = is_loop(&run);
-    if !source.mode.has(Mode::PLAIN) {
-        e.groups = Groups::find(&run, source.mode, &mut e.info);
-    }
+    e.groups = Groups::find(&run, source.mode, &mut e.info);
+    let plain = source.mode.has(Mode::PLAIN);
     let mut flow = Flow::Next;
     for (number, insn) in run.iter().enumerate() {
-        e.member = e.groups.member(number);
+        e.member = e.groups.member(number).filter(|_| !plain);
         e.at = page_offset(insn.ip());
         e.next = page_offset(insn.next_ip());
         block.map.push((e.asm.here(), e.at));
@@ -54,6 +53,8 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
         block.guest_bytes = e.next - source.offset;
         let mark = e.mark();
         let shadowed = e.shadow;
+        let written = e.groups.written(number);
+        prepare(&mut e, insn, written);
         flow = instruction(&mut e, insn).unwrap_or_else(|Unsupported| {
             e.roll_back(&mark);
             e.interpret();
@@ -189,6 +190,17 @@ fn first_form(run: &[Instruction]) -> Form {
 /// Whether an instruction that is not copied is translated to nothing.
 fn is_silent(insn: &Instruction) -> bool {
     matches!(insn.mnemonic(), Mnemonic::Nop | Mnemonic::Endbr64)
+}
+
+/// Sees to it that the flags are not lost with the registers that an instruction changes.
+fn prepare(e: &mut Emitter<'_>, insn: &Instruction, written: u16) {
+    if catalogue::implicit(insn).is_some() {
+        let effect = effect(insn);
+        // What replaces all flags is the end of what computed them before.
+        e.changes = if effect.changes && !effect.needs { 0 } else { written };
+    } else {
+        e.before_change(written, insn.mnemonic() != Mnemonic::Lea);
+    }
 }
 
 fn instruction(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {

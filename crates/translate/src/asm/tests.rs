@@ -57,7 +57,9 @@ fn addresses() {
         a.lea_indexed(true, Gpr::RAX, Some(Gpr::RDI), Gpr::R10, 3, 16);
         a.lea_indexed(false, Gpr::RAX, None, Gpr::RDX, 2, 16);
         a.store(Gpr::RAX, 0, Gpr::R12);
-        a.store_imm(Gpr::RAX, 0, -1);
+        a.store_imm_to(true, Place { base: Gpr::RAX, index: None, disp: 0 }, -1);
+        a.load_from(true, Gpr::RBX, Place { base: Gpr::R15, index: Some(Gpr::RCX), disp: -8 });
+        a.store_to(false, Place { base: Gpr::R12, index: Some(Gpr::RCX), disp: 0x200 }, Gpr::R10);
     });
     let want = [
         "lea rax,[r15-8]",
@@ -68,6 +70,8 @@ fn addresses() {
         "lea eax,[rdx*4+10h]",
         "mov [rax],r12",
         "mov qword [rax],0FFFFFFFFFFFFFFFFh",
+        "mov rbx,[r15+rcx-8]",
+        "mov [r12+rcx+200h],r10d",
     ];
     assert_eq!(got, want);
 }
@@ -151,7 +155,7 @@ fn narrow_words_and_fences() {
     let got = text(|a| {
         a.load16(Gpr::RCX, Gpr::RAX, 32);
         a.store32(Gpr::RAX, 0, Gpr::R12);
-        a.store_imm32(Gpr::RAX, 4, -1);
+        a.store_imm_to(false, Place { base: Gpr::RAX, index: None, disp: 4 }, -1);
         a.mfence();
     });
     assert_eq!(got, ["movzx ecx,word [rax+20h]", "mov [rax],r12d", "mov dword [rax+4],0FFFFFFFFh", "mfence"]);
