@@ -294,12 +294,16 @@ impl Cache {
         Ok(())
     }
 
-    /// What leads to the stale block of a key leads to its successor from now on.
+    /// What leads to the stale block of a key leads to its successor from now on. Not from a block in one page to one across
+    /// two: that goes through the jump cache, which may still know the former, and would come back to itself for ever.
     fn replace(&mut self, key: Key, by: u32) -> Result<(), HostError> {
         let Some(old) = self.replaceable.remove(&key.number()) else { return Ok(()) };
         let (Some(old), Some(new)) = (self.block(old).copied(), self.block(by).copied()) else {
             return Ok(());
         };
+        if old.second.is_none() && new.second.is_some() {
+            return Ok(());
+        }
         self.divert(old.start + old.entry_memory, new.start + new.entry_memory)?;
         if old.stale_host.is_some() {
             self.divert(old.start + old.entry_host, new.start + new.entry_host)?;

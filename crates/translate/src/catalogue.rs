@@ -197,35 +197,9 @@ pub(crate) fn writes_memory(info: &mut InstructionInfoFactory, insn: &Instructio
         .any(|memory| !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess))
 }
 
-/// Address bits that must be clear: #GP otherwise (SDM vol. 1, 10.4.1.1; vol. 2A, 2.7).
+/// Address bits that must be clear: #GP otherwise.
 pub(crate) fn alignment_mask(insn: &Instruction) -> Option<u8> {
-    use Mnemonic as M;
-    let bytes = insn.memory_size().size();
-    let mask = u8::try_from(bytes.checked_sub(1)?).ok()?;
-    match insn.encoding() {
-        EncodingKind::VEX => matches!(
-            insn.mnemonic(),
-            M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa
-        )
-        .then_some(mask),
-        _ if bytes == 16 && (is_plain_vector(insn) || insn.op0_register().is_mm()) => {
-            let anywhere = matches!(
-                insn.mnemonic(),
-                M::Movups
-                    | M::Movupd
-                    | M::Movdqu
-                    | M::Lddqu
-                    | M::Pcmpestri
-                    | M::Pcmpestrm
-                    | M::Pcmpestri64
-                    | M::Pcmpestrm64
-                    | M::Pcmpistri
-                    | M::Pcmpistrm
-            );
-            (!anywhere).then_some(mask)
-        }
-        _ => None,
-    }
+    instruction::required_alignment(insn).checked_sub(1).filter(|&mask| mask != 0)
 }
 
 /// The same instruction without the short encodings that work on the accumulator or on an absolute address only, and

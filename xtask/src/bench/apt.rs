@@ -12,7 +12,7 @@
 //! ```
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -54,18 +54,8 @@ pub(super) struct Tree {
 }
 
 const SETTINGS: &str = "\
-APT::Get::AllowUnauthenticated \"false\";
 APT::Install-Recommends \"false\";
-APT::Sandbox::User \"root\";
-Acquire::AllowInsecureRepositories \"false\";
-Acquire::Languages \"none\";
-Acquire::Retries \"1\";
-Acquire::http::Timeout \"20\";
 Debug::NoLocking \"true\";
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear APT::Update::Pre-Invoke;
-#clear DPkg::Pre-Install-Pkgs;
 ";
 
 /// Debian's keys.
@@ -138,7 +128,7 @@ impl Cache {
 
 /// apt, with our settings and fresh lists.
 struct Apt {
-    settings: PathBuf,
+    apt: apt::Apt,
     /// Where packages arrive.
     archives: PathBuf,
     /// A list of installed packages that has none.
@@ -148,26 +138,20 @@ struct Apt {
 
 impl Apt {
     fn new(dir: &Path) -> Result<Self> {
-        ensure!(
-            !dir.as_os_str().as_bytes().contains(&b'"'),
-            "apt cannot be told a path with a quotation mark"
-        );
         let archives = dir.join("cache/archives");
         for part in [dir.join("lists/partial"), archives.join("partial")] {
             fs::create_dir_all(&part).with_context(|| format!("cannot make '{}'", part.display()))?;
         }
+        let paths = [("State::Lists", "lists"), ("Cache", "cache"), ("Etc::SourceList", "sources.list")];
+        let directories = paths.iter().map(|(setting, name)| apt::directory(setting, &dir.join(name)));
+        let settings = SETTINGS.to_owned() + &directories.collect::<io::Result<String>>()?;
         let mut apt = Self {
-            settings: dir.join("apt.conf"),
+            apt: apt::Apt::new(dir.join("apt.conf"), &settings)?,
             archives,
             nothing: dir.join("nothing"),
             backports: backports(),
         };
         fs::write(&apt.nothing, "")?;
-        let paths = [("State::Lists", "lists"), ("Cache", "cache"), ("Etc::SourceList", "sources.list")];
-        let path =
-            |(setting, name): &(&str, &str)| format!("Dir::{setting} \"{}\";\n", dir.join(name).display());
-        let directories: String = paths.iter().map(path).collect();
-        fs::write(&apt.settings, format!("{SETTINGS}{directories}"))?;
         if apt.update(dir).is_err() && apt.backports.take().is_some() {
             // The machine may know the backports itself, with other keys, which apt takes for a contradiction.
             apt.update(dir)?;
@@ -182,11 +166,11 @@ impl Apt {
             format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n")
         });
         fs::write(dir.join("sources.list"), format!("{machine}\n{backports}"))?;
-        succeed(self.command("apt-get").args(["-q", "update"]))
+        succeed(self.apt.command("apt-get").args(["-q", "update"]))
     }
 
     fn download(&self, wanted: &Wanted<'_>) -> Result<()> {
-        let mut command = self.command("apt-get");
+        let mut command = self.apt.command("apt-get");
         command.args(["-q", "-y", "--download-only"]);
         if wanted.closure == Closure::Whole {
             command.arg("-o").arg(format!("Dir::State::status={}", self.nothing.display()));
@@ -196,12 +180,6 @@ impl Apt {
         }
         // One that is installed is downloaded nevertheless.
         succeed(command.args(["install", "--reinstall"]).args(wanted.packages))
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.arg("-c").arg(&self.settings).env("LC_ALL", "C");
-        command
     }
 }
 

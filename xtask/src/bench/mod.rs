@@ -14,7 +14,6 @@
 mod apt;
 mod args;
 mod boot;
-mod cpio;
 mod engine;
 mod guest;
 mod interp;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use initramfs::Archive;
 
 use super::apt::{Cache, Closure, Wanted};
-use super::cpio::Archive;
 use super::guest::Driver;
 
 /// Debian's programs of the class `real`; they bring their libraries.

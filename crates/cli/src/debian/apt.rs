@@ -2,8 +2,7 @@
 //!
 //! `apt-get download` needs no privileges, runs no maintainer script and touches nothing but its working directory. It
 //! checks the file's hash against the package lists, and those carry the archive's signature; what is not
-//! signed is refused, whatever the machine's configuration says. Our settings stand in a file given with `-c`, which
-//! apt reads after its own, so they win.
+//! signed is refused ([`apt`]).
 //!
 //! The package lists are the machine's where it has any. Where it has none (a container image), or they name a
 //! file that the mirror has replaced, a second set under our cache is filled by `apt-get update`, from the machine's own
@@ -13,7 +12,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -64,24 +63,6 @@ pub(super) enum AptError {
     },
 }
 
-/// Settings that hold wherever the lists are.
-const SETTINGS: &str = "\
-APT::Get::AllowUnauthenticated \"false\";
-Acquire::AllowInsecureRepositories \"false\";
-Acquire::AllowDowngradeToInsecureRepositories \"false\";
-Acquire::AllowWeakRepositories \"false\";
-Acquire::Languages \"none\";
-Acquire::Retries \"1\";
-Acquire::http::Timeout \"20\";
-Acquire::https::Timeout \"20\";
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear APT::Update::Pre-Invoke;
-";
-
-/// As root, apt would drop to a user that cannot write to our directories.
-const AS_ROOT: &str = "APT::Sandbox::User \"root\";\n";
-
 /// The package that depends on a suite's own cloud kernel. Later series may be there beside it.
 const SUITE_KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -90,7 +71,7 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Apt, with our settings.
 pub(super) struct Apt {
-    settings: PathBuf,
+    apt: apt::Apt,
     log: PathBuf,
 }
 
@@ -102,26 +83,19 @@ impl Apt {
 
     /// Apt on lists of our own in `lists`.
     pub(super) fn with_private_lists(work: &Path, lists: &Path) -> Result<Self, AptError> {
-        if [work, lists].iter().any(|path| path.to_string_lossy().contains(['"', '\n'])) {
-            let source = io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "apt cannot be told a path with a quotation mark",
-            );
-            return Err(AptError::File { path: lists.to_owned(), source });
-        }
         let partial = lists.join("partial");
         fs::create_dir_all(&partial).map_err(|source| AptError::File { path: partial, source })?;
-        let state = lists.display();
-        let cache = work.display();
-        Self::new(work, &format!("Dir::State::Lists \"{state}\";\nDir::Cache \"{cache}\";\n"))
+        let directory = |name, path: &Path| {
+            apt::directory(name, path).map_err(|source| AptError::File { path: path.to_owned(), source })
+        };
+        Self::new(work, &(directory("State::Lists", lists)? + &directory("Cache", work)?))
     }
 
     fn new(work: &Path, directories: &str) -> Result<Self, AptError> {
         let settings = work.join("apt.conf");
-        let root = rustix::process::geteuid().is_root();
-        let text = format!("{SETTINGS}{}{directories}", if root { AS_ROOT } else { "" });
-        fs::write(&settings, text).map_err(|source| AptError::File { path: settings.clone(), source })?;
-        Ok(Self { settings, log: work.join("apt.log") })
+        let apt = apt::Apt::new(settings.clone(), directories)
+            .map_err(|source| AptError::File { path: settings, source })?;
+        Ok(Self { apt, log: work.join("apt.log") })
     }
 
     /// Fills our own lists. What fails shows when a package is looked for.
@@ -129,6 +103,7 @@ impl Apt {
         progress.step("updating package lists");
         let log = self.open_log()?;
         let mut child = self
+            .apt
             .command("apt-get")
             .args(["-q", "update"])
             .stdout(Stdio::null())
@@ -188,6 +163,7 @@ impl Apt {
         let package = format!("{}={}", control.package, control.version);
         progress.download(&format!("{} {}", control.package, control.version), control.size);
         let mut child = self
+            .apt
             .command("apt-get")
             .args(["-q", "download", &package])
             .current_dir(dir)
@@ -205,17 +181,12 @@ impl Apt {
     }
 
     fn output(&self, program: &'static str, args: &[&str]) -> Result<Output, AptError> {
-        self.command(program)
+        self.apt
+            .command(program)
             .args(args)
             .stderr(Stdio::null())
             .output()
             .map_err(|error| start_error(program, &error))
-    }
-
-    fn command(&self, program: &'static str) -> Command {
-        let mut command = Command::new(program);
-        command.arg("-c").arg(&self.settings).env("LC_ALL", "C").stdin(Stdio::null());
-        command
     }
 
     fn open_log(&self) -> Result<File, AptError> {
@@ -329,12 +300,11 @@ mod tests {
     }
 
     #[test]
-    fn settings_refuse_the_unsigned() {
+    fn private_lists_are_where_they_should_be() {
         let work = tempfile::tempdir().unwrap();
         let lists = work.path().join("lists");
-        let apt = Apt::with_private_lists(work.path(), &lists).unwrap();
-        let text = fs::read_to_string(&apt.settings).unwrap();
-        assert!(text.contains("AllowUnauthenticated \"false\""));
+        Apt::with_private_lists(work.path(), &lists).unwrap();
+        let text = fs::read_to_string(work.path().join("apt.conf")).unwrap();
         assert!(text.contains(&format!("Dir::State::Lists \"{}\"", lists.display())));
         assert!(lists.join("partial").is_dir());
     }

@@ -3,14 +3,13 @@
 //! `/init` ([`script`]) prepares the system, runs the user's command or a shell on the first serial port, reports its
 //! exit status through the second ([`crate::console::control`]) and powers the machine off.
 
-mod cpio;
 mod script;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
-use cpio::Archive;
+use ::initramfs::Archive;
 pub(crate) use script::Session;
 
 /// What goes into the root file system.

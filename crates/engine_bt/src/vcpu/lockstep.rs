@@ -42,7 +42,7 @@ use host::HostError;
 use interp::Watch;
 use mmu::{Access, PageSize, Resolved, Target};
 use translate::context::Table;
-use translate::{Exit, UNFORESEEN};
+use translate::{Exit, Mode, UNFORESEEN};
 use x86::{CpuState, Gva, PAGE_MASK, PAGE_SIZE};
 
 use super::BtVcpu;
@@ -299,8 +299,8 @@ impl LockstepVcpu {
         Some((table, target))
     }
 
-    /// Runs translated code until it leaves for good, and has the registers as they are then. True beside it if a plain
-    /// translation has been asked for.
+    /// Runs translated code until it leaves for good, and has the registers as they are then. True beside it if it
+    /// went through a plain translation.
     fn trial(&mut self, mut code: u64, planted: Option<(Table, u64)>) -> Result<(End, bool), HostError> {
         let mut plain = false;
         self.bt.registers_in();
@@ -322,7 +322,10 @@ impl LockstepVcpu {
             if number == UNFORESEEN {
                 self.bt.empty_shadows(Stale { supervisor: true, user: true });
             }
-            plain |= matches!(site.exit, Exit::Plain { .. });
+            // Turns that are not compared may have linked the two.
+            let block = self.bt.cache.block(site.block);
+            plain |= matches!(site.exit, Exit::Plain { .. })
+                || block.is_some_and(|block| block.key.mode.has(Mode::PLAIN));
             if let Some(next) = self.resumption(site, rax, rip)? {
                 code = next;
                 continue;

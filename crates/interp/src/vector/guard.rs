@@ -43,7 +43,7 @@ impl Guard {
         } else {
             Kind::Sse
         };
-        let alignment = alignment(instruction, kind);
+        let alignment = instruction::required_alignment(instruction);
         Self { kind, alignment, checked: checked_alignment(instruction) }
     }
 
@@ -127,43 +127,4 @@ pub(crate) fn check_alignment<E: Environment>(
         }
     }
     Ok(())
-}
-
-/// The alignment that the memory operand must have: all of it for the moves that say so, 16 for whole legacy
-/// operands, unless the instruction is one of the exceptions (SDM vol. 2, 2.4 and the instructions' own pages).
-fn alignment(instruction: &Instruction, kind: Kind) -> u8 {
-    use Mnemonic as M;
-    let bytes = instruction.memory_size().size();
-    match kind {
-        Kind::Sse => {
-            let free = matches!(
-                instruction.mnemonic(),
-                M::Movups
-                    | M::Movupd
-                    | M::Movdqu
-                    | M::Lddqu
-                    | M::Pcmpestri
-                    | M::Pcmpestrm
-                    | M::Pcmpistri
-                    | M::Pcmpistrm
-                    | M::Pcmpestri64
-                    | M::Pcmpestrm64
-            );
-            if bytes == 16 && !free { 16 } else { 1 }
-        }
-        Kind::Vex => match instruction.mnemonic() {
-            M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => {
-                if bytes == 32 {
-                    32
-                } else {
-                    16
-                }
-            }
-            _ => 1,
-        },
-        Kind::Mmx { .. } => {
-            // CVTPS2PI and CVTPD2PI: the latter reads 16 bytes.
-            if bytes == 16 { 16 } else { 1 }
-        }
-    }
 }

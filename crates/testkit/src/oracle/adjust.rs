@@ -9,6 +9,7 @@ use x86::rflags;
 use super::build::{Builder, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
 use super::case::{CODE, CODE_BYTES, DATA};
 use super::random::Random;
+use super::undefined;
 
 impl Builder<'_> {
     /// Replaces what random values would make dull or unanswerable.
@@ -222,18 +223,8 @@ impl Builder<'_> {
 
     /// The XSAVE family is asked only for components that both sides have.
     pub(super) fn ask_for_components(&mut self) {
-        use Mnemonic as M;
-        if matches!(
-            self.mnemonic(),
-            M::Xsave
-                | M::Xsave64
-                | M::Xsaveopt
-                | M::Xsaveopt64
-                | M::Xsavec
-                | M::Xsavec64
-                | M::Xrstor
-                | M::Xrstor64
-        ) {
+        let name = self.mnemonic();
+        if undefined::stores_components(name) || matches!(name, Mnemonic::Xrstor | Mnemonic::Xrstor64) {
             let [low, high] = [RAX, RDX].map(|n| self.registers.gpr[n]);
             self.pin(RAX, low & !0xffff_fff8);
             self.pin(RDX, high & !0xffff_ffff);

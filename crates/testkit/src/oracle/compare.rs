@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::Instruction;
 use x86::exception::{pf, vector};
 use x86::rflags;
 
@@ -212,11 +212,7 @@ fn compare_image(ending: &Ending<'_>, cpu: &Output, engine: &Output, text: &mut 
 
 /// XSTATE_BV as the XSAVE family writes it: whether a component counts as in use is the implementation's own (SDM vol. 1, 13.6).
 fn is_in_use_map(ending: &Ending<'_>, address: u64) -> bool {
-    use Mnemonic as M;
-    let saves = matches!(
-        ending.instruction.mnemonic(),
-        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64
-    );
+    let saves = undefined::stores_components(ending.instruction.mnemonic());
     let header = |target: u64| (target + 512..target + 520).contains(&address);
     saves && ending.target.is_some_and(header)
 }

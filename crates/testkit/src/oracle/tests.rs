@@ -1,6 +1,7 @@
 //! The interpreter against the processor, in small; and the oracle's own parts.
 
 use iced_x86::{Code, Instruction, Register};
+use instruction::status_flags;
 use interp::Interp;
 
 use super::case::Registers;
@@ -17,16 +18,6 @@ fn the_interpreter_agrees_with_the_processor() {
 /// The decoder's table has its own opinion of what is undefined; ours must agree where no count is involved.
 #[test]
 fn undefined_flags_are_those_that_the_decoder_knows() {
-    use iced_x86::RflagsBits as R;
-    use x86::rflags;
-    let names = [
-        (R::CF, rflags::CF),
-        (R::PF, rflags::PF),
-        (R::AF, rflags::AF),
-        (R::ZF, rflags::ZF),
-        (R::SF, rflags::SF),
-        (R::OF, rflags::OF),
-    ];
     let cpuid = host_model().unwrap();
     for Form { code, .. } in forms::table(&cpuid) {
         let mut instruction = Instruction::new();
@@ -34,8 +25,7 @@ fn undefined_flags_are_those_that_the_decoder_knows() {
         if instruction.op_count() > 0 {
             instruction.set_op0_register(Register::RBX);
         }
-        let undefined = instruction.rflags_undefined();
-        let known = names.iter().filter(|(bit, _)| undefined & bit != 0).fold(0, |all, (_, flag)| all | flag);
+        let known = status_flags(instruction.rflags_undefined());
         let ours = undefined::flags(&instruction, &Registers::ZERO);
         // With a count of zero nothing is undefined for us.
         assert_eq!(ours & !known, 0, "{code:?}");

@@ -87,25 +87,23 @@ pub fn is_in_parts(instruction: &Instruction) -> bool {
 /// Whether the memory operand is written in parts, some of which stay when a later one faults. (The manual promises that
 /// the instruction can be restarted, not that memory is as before.)
 pub fn stores_in_parts(instruction: &Instruction) -> bool {
-    use Mnemonic as M;
     match instruction.mnemonic() {
-        M::Fstp => instruction.memory_size().size() == 10,
-        mnemonic => matches!(
-            mnemonic,
-            M::Call
-                | M::Fbstp
-                | M::Fnsave
-                | M::Fnstenv
-                | M::Fxsave
-                | M::Fxsave64
-                | M::Xsave
-                | M::Xsave64
-                | M::Xsaveopt
-                | M::Xsaveopt64
-                | M::Xsavec
-                | M::Xsavec64
-        ),
+        Mnemonic::Fstp => instruction.memory_size().size() == 10,
+        Mnemonic::Call | Mnemonic::Fbstp => true,
+        mnemonic => stores_state(mnemonic),
     }
+}
+
+/// Whether the instruction stores the x87 or vector state, or what there is beside the x87 registers.
+pub const fn stores_state(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Fnsave | M::Fnstenv | M::Fxsave | M::Fxsave64) || stores_components(mnemonic)
+}
+
+/// Whether the instruction is one of the XSAVE family that stores.
+pub const fn stores_components(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(mnemonic, M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64)
 }
 
 /// Whether the instruction loads the x87 and vector state in parts, some of which may be loaded already when a later one

@@ -7,6 +7,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use x86::cpuid::{CpuidTable, Vendor};
 
 use super::case::Registers;
+use super::undefined;
 
 /// The host's processor, as far as the oracle must know it.
 #[derive(Clone, Copy, Debug)]
@@ -49,16 +50,7 @@ impl Host {
             // Pushes of a segment register write all 32 bits; Intel's processors write 16 (SDM vol. 2, PUSH).
             M::Push => !instruction.op0_register().is_segment_register(),
             // The pointers, and which bits of MXCSR there are.
-            M::Fxsave
-            | M::Fxsave64
-            | M::Xsave
-            | M::Xsave64
-            | M::Xsaveopt
-            | M::Xsaveopt64
-            | M::Xsavec
-            | M::Xsavec64
-            | M::Fnsave
-            | M::Fnstenv => false,
+            name if undefined::stores_state(name) => false,
             // No alignment needed.
             M::Sha1msg1
             | M::Sha1msg2

@@ -1,8 +1,9 @@
 //! What the manual leaves undefined, along a run of instructions: status flags, and registers that got their values from
 //! them or from a double shift by more bits than there are.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register, RflagsBits};
-use x86::rflags::{AF, CF, OF, PF, SF, ZF};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use instruction::status_flags;
+use x86::rflags::OF;
 
 /// What is known of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,9 +18,9 @@ impl Undefined {
     /// The same behind one more instruction.
     #[must_use]
     pub(super) fn after(self, insn: &Instruction) -> Self {
-        let read = self.flags & status(insn.rflags_read()) != 0;
-        let undefined = status(insn.rflags_undefined()) | full_rotation(insn);
-        let defined = status(insn.rflags_modified()) & !undefined;
+        let read = self.flags & status_flags(insn.rflags_read()) != 0;
+        let undefined = status_flags(insn.rflags_undefined()) | full_rotation(insn);
+        let defined = status_flags(insn.rflags_modified()) & !undefined;
         let kept = if may_leave_alone(insn) { self.flags } else { self.flags & !defined };
         Self { flags: kept | undefined, was_read: self.was_read | read | may_be_undefined(insn) }
     }
@@ -46,22 +47,10 @@ fn may_be_undefined(insn: &Instruction) -> bool {
     double && insn.op1_register().size() == 2 && (!by_immediate || insn.immediate8() & 31 > 16)
 }
 
-/// The decoder's bits as RFLAGS has them.
-fn status(bits: u32) -> u64 {
-    let pairs = [
-        (RflagsBits::CF, CF),
-        (RflagsBits::PF, PF),
-        (RflagsBits::AF, AF),
-        (RflagsBits::ZF, ZF),
-        (RflagsBits::SF, SF),
-        (RflagsBits::OF, OF),
-    ];
-    pairs.iter().filter(|(bit, _)| bits & bit != 0).fold(0, |flags, (_, flag)| flags | flag)
-}
-
 #[cfg(test)]
 mod tests {
     use iced_x86::{Decoder, DecoderOptions};
+    use x86::rflags::{AF, PF, SF, ZF};
 
     use super::*;
 

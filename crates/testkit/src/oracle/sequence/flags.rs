@@ -5,8 +5,8 @@
 //! comparison in front defines all flags. So nothing but flags is ever undefined, and only at the end, where they
 //! are masked ([`Program::undefined_at`]).
 
-use iced_x86::{Instruction, Mnemonic, RflagsBits};
-use x86::rflags;
+use iced_x86::{Instruction, Mnemonic};
+use instruction::status_flags;
 
 use super::super::case::Registers;
 use super::super::undefined;
@@ -27,8 +27,8 @@ impl Effect {
         // What may do nothing, by its count, defines nothing.
         let idle = is_counted(instruction);
         let all = instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set();
-        let defines = if idle { 0 } else { bits(all) & !spoils };
-        Self { reads: bits(instruction.rflags_read()), defines, spoils }
+        let defines = if idle { 0 } else { status_flags(all) & !spoils };
+        Self { reads: status_flags(instruction.rflags_read()), defines, spoils }
     }
 
     const fn after(&self, undefined: u64) -> u64 {
@@ -54,20 +54,6 @@ fn is_counted(instruction: &Instruction) -> bool {
         M::Shl | M::Shr | M::Sar | M::Sal | M::Shld | M::Shrd | M::Rcl | M::Rcr | M::Rol | M::Ror
     ) || instruction.has_rep_prefix()
         || instruction.has_repne_prefix()
-}
-
-/// The decoder's names for flags in the processor's.
-fn bits(of: u32) -> u64 {
-    use RflagsBits as R;
-    let names = [
-        (R::CF, rflags::CF),
-        (R::PF, rflags::PF),
-        (R::AF, rflags::AF),
-        (R::ZF, rflags::ZF),
-        (R::SF, rflags::SF),
-        (R::OF, rflags::OF),
-    ];
-    names.iter().filter(|(bit, _)| of & bit != 0).fold(0, |all, (_, flag)| all | flag)
 }
 
 /// The effects of each instruction: by step, by form that the step's code may have.
