@@ -13,30 +13,29 @@
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
 mod lockstep;
+mod registers;
 
 use std::sync::Arc;
 
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
 use iced_x86::{Instruction, Mnemonic};
-use interp::{InterpVcpu, PlainReturns, Regime, Registers};
+use interp::{InterpVcpu, Regime};
 use memory::{Change, Seat};
 use mmu::{Access, Privilege, Resolved, Target};
-use translate::context::{Return, Table, fast_segments};
+use translate::context::Table;
 use translate::{Exit, HostFeatures, Mode, Source};
 use x86::bits::{low16, low32};
 use x86::exception::Exception;
-use x86::rflags::{IF, STATUS};
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
 use crate::cache::{Cache, Key, PlacedSite};
 use crate::enter::{Gate, set_gs};
 use crate::heat::Heat;
 use crate::left::Left;
-use crate::modes::{fast_selectors, returns, supervisor_mode, translatable, user_mode};
+use crate::modes::{supervisor_mode, translatable, user_mode};
 use crate::names::Names;
 use crate::shadow::Shadows;
-use crate::status;
 use crate::views::{Go, Stale, Views};
 use crate::{BtStats, Options, x87};
 
@@ -480,71 +479,6 @@ impl BtVcpu {
         // the mapping in force; `prepare_context` and `run` have done the rest. TLB entries are made from frames of
         // the guest's memory, which lives as long as the interpreter's state.
         unsafe { self.gate.enter() };
-    }
-
-    /// Where IRETQ may return to by itself.
-    fn returns(&self, user_closed: bool) -> [Return; 3] {
-        // What a user's system call leads to seldom ends in one; the next entry will be the supervisor's.
-        if self.mode.has(Mode::USER) {
-            return [Return::NONE; 3];
-        }
-        let known = self.slow.plain_returns();
-        returns(PlainReturns { user: known.user.filter(|_| !user_closed), ..known })
-    }
-
-    /// The registers go from the interpreter's state into the context.
-    fn registers_in(&mut self) {
-        let registers = self.slow.registers();
-        let mxcsr = self.slow.vector().mxcsr;
-        let system = self.slow.system_registers();
-        let tsc_offset = self.slow.tsc_offset();
-        // With interrupts on whoever waits has been let in.
-        let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
-        let user_closed = self.views.code_mode(Table::User) != self.user_mode;
-        let returns = self.returns(user_closed);
-        let control = self.slow.control_registers();
-        let context = self.views.context();
-        context.gpr = registers.gpr;
-        context.status = status::to_ax(registers.rflags);
-        context.system_flags = registers.rflags & !STATUS;
-        context.page = registers.rip & !PAGE_MASK;
-        context.mxcsr = mxcsr;
-        context.segment_base = [system.fs_base, system.gs_base];
-        context.kernel_gs_base = system.kernel_gs_base;
-        context.waiting = waiting.into();
-        context.segments = fast_segments::NONE;
-        context.selectors = system.selectors;
-        context.fast_selectors = fast_selectors(system.star);
-        context.returns = returns;
-        context.user_closed = user_closed.into();
-        context.control = control;
-        context.lstar = system.lstar;
-        context.flag_keep = !system.fmask;
-        context.tsc_offset = tsc_offset;
-        context.tsc_aux = low32(system.tsc_aux).into();
-    }
-
-    /// And back, with RIP as it is at an exit.
-    fn registers_out(&mut self, rip: u64) {
-        let context = self.views.context();
-        let rflags = context.system_flags | status::from_ax(context.status);
-        let registers = Registers { gpr: context.gpr, rip, rflags };
-        let (mxcsr, segments) = (context.mxcsr, context.segments);
-        let ([fs, gs], kernel_gs) = (context.segment_base, context.kernel_gs_base);
-        context.segments = fast_segments::NONE;
-        self.slow.set_registers(&registers);
-        self.slow.set_bases(fs, gs, kernel_gs);
-        self.slow.vector().mxcsr = mxcsr;
-        x87::note_pointer(&mut self.slow, self.views.context());
-        match segments {
-            fast_segments::SYSCALL => self.slow.load_syscall_segments(),
-            fast_segments::SYSRET => self.slow.load_sysret_segments(),
-            fast_segments::NESTED => self.slow.load_nested_segments(),
-            _ => {}
-        }
-        if let Some(mode) = translatable(&self.slow.regime()) {
-            self.mode = mode;
-        }
     }
 
     /// Acts on an exit; where translated code goes on, if it does at once.

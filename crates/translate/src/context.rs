@@ -37,7 +37,9 @@ pub const SHADOW_BYTES: usize = 1 << 16;
 /// Anchors of each TLB: half for reads, half for writes.
 pub const ANCHORS: usize = 256;
 /// Bytes of an [`Anchor`].
-pub const ANCHOR_BYTES: usize = 64;
+pub const ANCHOR_BYTES: usize = 1 << ANCHOR_SHIFT;
+/// Binary logarithm of [`ANCHOR_BYTES`].
+pub(crate) const ANCHOR_SHIFT: u8 = 6;
 
 /// State shared between translated code and the engine.
 ///

@@ -18,7 +18,7 @@
 
 use crate::asm::{Asm, Condition, Op};
 use crate::block::{UNFORESEEN, Way};
-use crate::context::{ANCHOR_BYTES, SPANS, Table, at, tlb_index};
+use crate::context::{ANCHOR_BYTES, ANCHOR_SHIFT, SPANS, Table, at, tlb_index};
 use crate::host::Gpr;
 
 /// All of them, placed one behind the other from the beginning of the code cache.
@@ -96,7 +96,7 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     asm.load32(Gpr::RBX, Gpr::RDX, 1);
     asm.op32(Op::Mov, Gpr::RCX, Gpr::RBX);
     asm.op32_imm(Op::And, Gpr::RCX, 0xff);
-    asm.shl32(Gpr::RCX, ANCHOR_BYTES.trailing_zeros() as u8);
+    asm.shl32(Gpr::RCX, ANCHOR_SHIFT);
     asm.shr(Gpr::RBX, 16);
     let anchor = |field| at::anchors(table) + field;
     asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, anchor(at::ANCHOR_PAGE));

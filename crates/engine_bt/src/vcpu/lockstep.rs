@@ -245,6 +245,8 @@ impl LockstepVcpu {
 
     /// One turn whose translation begins at the host address `code`.
     fn compare(&mut self, code: u64) -> Result<(), HostError> {
+        // A turn that was not compared may have left it with the processor.
+        x87::take_back(&mut self.bt.slow);
         let (before, mode) = (engine::Vcpu::state(&self.bt.slow), self.bt.mode);
         let mut outcomes = vec![self.attempt(code, &before)?];
         if outcomes.iter().any(|first| first.plain) {
