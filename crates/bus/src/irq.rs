@@ -15,9 +15,20 @@ pub trait IrqLine: Send + Sync {
     }
 }
 
+/// Where interrupts that are messages go: a write of `data` to `address`, which interrupt controllers watch for. What is no
+/// interrupt to them vanishes.
+pub trait MsiTarget: Send + Sync {
+    /// Writes.
+    fn send(&self, address: u64, data: u32);
+}
+
 /// A wire that leads nowhere.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoIrq;
+
+impl MsiTarget for NoIrq {
+    fn send(&self, _address: u64, _data: u32) {}
+}
 
 impl IrqLine for NoIrq {
     fn set(&self, _high: bool) {}

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{Device, Region, Space};
+use crate::{Device, Region, Space, Window};
 
 /// A device that threads share. A panicked device is used on: its state is the guest's problem only.
 pub type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -10,8 +10,12 @@ pub type SharedDevice = Arc<Mutex<dyn Device>>;
 struct Claim {
     base: u64,
     last: u64,
-    region: usize,
-    device: SharedDevice,
+    owner: Owner,
+}
+
+enum Owner {
+    Device { device: SharedDevice, region: usize },
+    Window(Arc<Window>),
 }
 
 /// The address maps of one machine. Built before the first vCPU runs, read-only afterwards.
@@ -55,14 +59,29 @@ impl Router {
             }
         }
         for (index, region) in regions.iter().enumerate() {
-            let last = region.base + (region.len - 1);
-            let claim = Claim { base: region.base, last, region: index, device: device.clone() };
-            let claims = self.claims_mut(region.space);
-            let at = claims.partition_point(|c| c.base < claim.base);
-            claims.insert(at, claim);
+            self.claim(region, Owner::Device { device: device.clone(), region: index });
         }
         self.devices.push(device);
         Ok(())
+    }
+
+    /// Opens a window, in which devices place registers while the machine runs.
+    ///
+    /// # Errors
+    /// As for [`Router::plug`].
+    pub fn open(&mut self, window: Arc<Window>) -> Result<(), RouterError> {
+        let region = window.region();
+        self.check("window", &region)?;
+        self.claim(&region, Owner::Window(window));
+        Ok(())
+    }
+
+    /// Enters a claim that has been checked.
+    fn claim(&mut self, region: &Region, owner: Owner) {
+        let claim = Claim { base: region.base, last: region.base + (region.len - 1), owner };
+        let claims = self.claims_mut(region.space);
+        let at = claims.partition_point(|c| c.base < claim.base);
+        claims.insert(at, claim);
     }
 
     fn check(&self, name: &'static str, region: &Region) -> Result<(), RouterError> {
@@ -110,34 +129,53 @@ impl Router {
     pub fn read(&self, space: Space, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         let len = data.len() as u64;
-        match self.find(space, address) {
-            Some(claim) if claim.last - address >= len.saturating_sub(1) => {
-                let mut device = claim.device.lock().unwrap_or_else(PoisonError::into_inner);
-                device.read(claim.region, address - claim.base, data);
+        let done =
+            self.access(space, address, len, |device, region, offset| device.read(region, offset, data));
+        if !done && len > 1 {
+            for (at, byte) in (address..).zip(data.chunks_mut(1)) {
+                self.read(space, at, byte);
             }
-            _ if len > 1 => {
-                for (at, byte) in (address..).zip(data.chunks_mut(1)) {
-                    self.read(space, at, byte);
-                }
-            }
-            _ => {}
         }
     }
 
     /// A guest write, likewise.
     pub fn write(&self, space: Space, address: u64, data: &[u8]) {
         let len = data.len() as u64;
-        match self.find(space, address) {
-            Some(claim) if claim.last - address >= len.saturating_sub(1) => {
-                let mut device = claim.device.lock().unwrap_or_else(PoisonError::into_inner);
-                device.write(claim.region, address - claim.base, data);
+        let done =
+            self.access(space, address, len, |device, region, offset| device.write(region, offset, data));
+        if !done && len > 1 {
+            for (at, byte) in (address..).zip(data.chunks(1)) {
+                self.write(space, at, byte);
             }
-            _ if len > 1 => {
-                for (at, byte) in (address..).zip(data.chunks(1)) {
-                    self.write(space, at, byte);
+        }
+    }
+
+    /// Calls the device that claims all `len` bytes at `address`, with the region and the offset in it; false if there is
+    /// none.
+    fn access(
+        &self,
+        space: Space,
+        address: u64,
+        len: u64,
+        act: impl FnOnce(&mut dyn Device, usize, u64),
+    ) -> bool {
+        let Some(claim) = self.find(space, address) else { return false };
+        let reaches = |last: u64| last - address >= len.saturating_sub(1);
+        match &claim.owner {
+            Owner::Device { device, region } if reaches(claim.last) => {
+                let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+                act(&mut *device, *region, address - claim.base);
+                true
+            }
+            Owner::Device { .. } => false,
+            Owner::Window(window) => match window.find(address) {
+                Some(place) if reaches(place.last) => {
+                    let mut device = place.device.lock().unwrap_or_else(PoisonError::into_inner);
+                    act(&mut *device, place.region, address - place.base);
+                    true
                 }
-            }
-            _ => {}
+                _ => false,
+            },
         }
     }
 }
@@ -204,6 +242,31 @@ mod tests {
         r.write(Space::Port, 0x7f, &[9, 8]);
         r.read(Space::Port, 0x80, &mut four);
         assert_eq!(four, [8, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_is_in_a_window_moves() {
+        let mut r = router();
+        let window = Window::new(Region::mmio(0x1000, 0x1000));
+        r.open(window.clone()).unwrap();
+        let opening = window.opening();
+        let device: SharedDevice = Arc::new(Mutex::new(Scratch { base: 0x90, bytes: [1, 2, 3, 4] }));
+        opening.connect(&device);
+        let read = |address| {
+            let mut four = [0; 4];
+            r.read(Space::Mmio, address, &mut four);
+            four
+        };
+        assert_eq!(read(0x1000), [0xff; 4]);
+        opening.place(0, Some(0x1ffe), 4);
+        assert_eq!(read(0x1ffe), [0xff; 4], "not wholly inside");
+        opening.place(0, Some(0x1ffc), 4);
+        assert_eq!((read(0x1ffc), read(0x1ffe)), ([1, 2, 3, 4], [3, 4, 0xff, 0xff]));
+        opening.place(0, Some(0x1000), 4);
+        assert_eq!((read(0x1ffc), read(0xffe)), ([0xff; 4], [0xff, 0xff, 1, 2]));
+        opening.place(0, None, 4);
+        assert_eq!(read(0x1000), [0xff; 4]);
+        assert_eq!(r.open(window).unwrap_err().reason, "taken");
     }
 
     #[test]

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
 use x86::bits::low16;
 
-use crate::access;
 use crate::control::{MachineControl, MachineEvent};
 use crate::timer::{Rate, Timer};
+use bus::access;
 
 /// PM1a event block: status, then enable; 4 ports.
 pub const PM1A_EVENT_PORT: u16 = 0x600;

@@ -9,8 +9,8 @@ use bus::{Device, Lifecycle, Region};
 use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
 
-use crate::access;
 use crate::control::{MachineControl, MachineEvent};
+use bus::access;
 
 /// The port at which test kernels expect the device.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
 use x86::bits::index;
 
-use crate::access;
+use bus::access;
 
 const SELECTOR_PORT: u16 = 0x510;
 const PORTS: u16 = 2;

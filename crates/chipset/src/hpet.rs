@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
 use x86::bits::index;
 
-use crate::access;
 use crate::timer::{MIN_PERIODIC_GAP_NS, Timer};
+use bus::access;
 use comparator::Comparator;
 pub use route::LegacyRoute;
 

@@ -5,7 +5,6 @@
 
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
-mod access;
 pub mod acpi_pm;
 pub mod apic;
 pub mod control;

@@ -1,8 +1,11 @@
-//! PCI configuration space: mechanism #1, ECAM, and a host bridge on an otherwise empty bus.
+//! The PCI Express host bridge: configuration mechanism #1, ECAM, and the window for functions' memory.
 //!
-//! Both doors lead to the same functions. A function is a [`ConfigSpace`]: bytes, and a mask of the bits the guest may
-//! write; whatever is absent reads as ones. The host bridge is the generic one of vendor 1b36 (Red Hat, device 0008),
-//! which no driver claims and no quirk knows; its class is what kernels look for before they trust mechanism #1.
+//! Both mechanisms lead to the same functions, all of which sit on bus 0; whatever is absent reads as ones. The bridge's own
+//! function is the generic one of vendor 1b36 (Red Hat, device 0008), which no driver claims and no quirk knows; its class is
+//! what kernels look for before they trust mechanism #1. The functions' memory-mapped registers do not pass through here:
+//! they lie in a [`bus::Window`] that functions enter themselves, so that no two of them share a lock.
+//!
+//! Lock order: the bridge, then one function.
 //!
 //! Port 0xcf9 lies among the ports of mechanism #1 and belongs to the same chip on real boards: the reset control
 //! register, which is also the machine's ACPI reset register.
@@ -10,20 +13,25 @@
 //! Reference: PCI Local Bus 3.0, 3.2.2.3.2 and 6.1; PCI Express Base 3.0, 7.2.2; Intel ICH9 datasheet, 13.7.5 (0xcf9).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use bus::{Device, Lifecycle, Region};
+use bus::pci::{ConfigSpace, Function, FunctionId, Identity};
+use bus::{Device, Lifecycle, Region, access};
 use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
-use x86::bits::{index, low32};
+use x86::bits::{low16, low32};
 
-use crate::access;
 use crate::control::{MachineControl, MachineEvent};
+use crate::sync::lock;
 
 /// Where configuration space appears in memory (ECAM), for the MCFG table: all 256 buses of segment 0.
 pub const ECAM_BASE: u64 = 0xe000_0000;
 /// The length of that window.
 pub const ECAM_LEN: u64 = 256 << 20;
+/// Where the window for functions' memory begins.
+pub const MEMORY_BASE: u64 = 0xc000_0000;
+/// The length of that window, which ends where ECAM begins.
+pub const MEMORY_LEN: u64 = ECAM_BASE - MEMORY_BASE;
 /// The reset control register, for the FADT.
 pub const RESET_PORT: u16 = 0xcf9;
 /// The value that resets the machine when written to [`RESET_PORT`].
@@ -42,106 +50,90 @@ const RESET_OFFSET: u64 = 1;
 const RESET_TRIGGER: u8 = 1 << 2;
 const RESET_WRITABLE: u8 = 0x0e;
 
-/// A function's address: bus in bits 15:8, device in 7:3, function in 2:0.
-type FunctionId = u16;
-
-const HOST_BRIDGE: FunctionId = 0;
-
-/// Conventional configuration space; the extended part above it is empty, that is zero, for every function there is.
-struct ConfigSpace {
-    words: [u32; ConfigSpace::WORDS],
-    writable: [u32; ConfigSpace::WORDS],
-}
-
-impl ConfigSpace {
-    const WORDS: usize = 64;
-
-    /// The host bridge: a type 0 header without base addresses, capabilities or interrupts.
-    fn host_bridge() -> Self {
-        let (mut words, mut writable) = ([0; Self::WORDS], [0; Self::WORDS]);
-        // Device and vendor; class 06, subclass 00.
-        words[0] = 0x0008_1b36;
-        words[2] = 0x0600_0000;
-        // Command: I/O, memory, bus master, parity, SERR, interrupt disable. Interrupt line: the guest's notepad.
-        writable[1] = 0x0547;
-        writable[15] = 0xff;
-        Self { words, writable }
-    }
-
-    fn read(&self, register: u64) -> u32 {
-        self.words.get(index(register / 4)).copied().unwrap_or(0)
-    }
-
-    fn write(&mut self, register: u64, value: u32, mask: u32) {
-        let at = index(register / 4);
-        if let (Some(word), Some(writable)) = (self.words.get_mut(at), self.writable.get(at)) {
-            let mask = mask & writable;
-            *word = *word & !mask | value & mask;
-        }
-    }
-
-    fn reset(&mut self) {
-        for (word, writable) in self.words.iter_mut().zip(&self.writable) {
-            *word &= !writable;
-        }
-    }
-}
+/// The host bridge's own function.
+const BRIDGE: FunctionId = FunctionId::on_root(0);
+const BRIDGE_IDENTITY: Identity = Identity {
+    vendor: 0x1b36,
+    device: 0x0008,
+    revision: 0,
+    class: 0x06_0000,
+    subsystem_vendor: 0,
+    subsystem: 0,
+};
 
 /// The PCI host: both configuration mechanisms and the functions behind them.
 pub struct Pci {
     // Glue.
     control: Arc<dyn MachineControl>,
+    functions: BTreeMap<FunctionId, Arc<Mutex<dyn Function>>>,
     // Volatile.
     address: u32,
     reset_control: u8,
-    functions: BTreeMap<FunctionId, ConfigSpace>,
+    bridge: ConfigSpace,
 }
 
 #[derive(Serialize, Deserialize)]
 struct PciState {
     address: u32,
     reset_control: u8,
-    /// Each function's configuration space; of that, only the writable bits are taken over.
-    functions: Vec<(FunctionId, Vec<u32>)>,
+    /// The bridge's configuration space; of that, only the writable bits are taken over.
+    bridge: Vec<u32>,
+    /// Who else is there. Each keeps its own state.
+    functions: Vec<FunctionId>,
 }
 
 impl Saved for PciState {
     const NAME: &'static str = "pci";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 impl Pci {
     /// A bus with nothing but the host bridge; the reset register leads to `control`.
     pub fn new(control: Arc<dyn MachineControl>) -> Self {
-        let functions = BTreeMap::from([(HOST_BRIDGE, ConfigSpace::host_bridge())]);
-        Self { control, address: 0, reset_control: 0, functions }
+        let bridge = ConfigSpace::new(&BRIDGE_IDENTITY);
+        Self { control, functions: BTreeMap::new(), address: 0, reset_control: 0, bridge }
+    }
+
+    /// The addresses behind the bridge, for functions' memory.
+    pub const fn memory_window() -> Region {
+        Region::mmio(MEMORY_BASE, MEMORY_LEN)
+    }
+
+    /// Puts a function on the bus, in place of any that was there. Device 0 is the bridge.
+    pub fn attach(&mut self, id: FunctionId, function: Arc<Mutex<dyn Function>>) {
+        if id != BRIDGE {
+            self.functions.insert(id, function);
+        }
     }
 
     fn read_config(&self, id: FunctionId, register: u64, data: &mut [u8]) {
-        if let Some(function) = self.functions.get(&id) {
-            access::read(4, register, data, |register| u64::from(function.read(register)));
+        if id == BRIDGE {
+            self.bridge.read(register, data);
+        } else if let Some(function) = self.functions.get(&id) {
+            lock(function).read_config(register, data);
         } else {
             data.fill(0xff);
         }
     }
 
     fn write_config(&mut self, id: FunctionId, register: u64, data: &[u8]) {
-        if let Some(function) = self.functions.get_mut(&id) {
-            access::write(4, register, data, |register, value, mask| {
-                function.write(register, low32(value), low32(mask));
-            });
+        if id == BRIDGE {
+            self.bridge.write(register, data);
+        } else if let Some(function) = self.functions.get(&id) {
+            lock(function).write_config(register, data);
         }
     }
 
     /// The function and register that mechanism #1's data port stands for now.
     fn addressed(&self, offset: u64) -> Option<(FunctionId, u64)> {
-        let id = x86::bits::low16(u64::from(self.address >> 8));
+        let id = FunctionId(low16(u64::from(self.address >> 8)));
         (self.address & ADDRESS_ENABLE != 0).then_some((id, u64::from(self.address & 0xfc) + offset))
     }
 
-    /// The function and register at an offset of the ECAM window.
-    fn ecam(offset: u64) -> (FunctionId, u64) {
-        (x86::bits::low16(offset >> 12), offset & 0xfff)
+    /// What an access to the ECAM window stands for. One that crosses the end of a function's 4 KiB is none.
+    fn ecam(offset: u64, len: usize) -> Option<(FunctionId, u64)> {
+        let register = offset & 0xfff;
+        (register + len as u64 <= 0x1000).then_some((FunctionId(low16(offset >> 12)), register))
     }
 
     fn write_reset(&mut self, value: u8) {
@@ -172,8 +164,9 @@ impl Device for Pci {
                 }
             }
             _ => {
-                let (id, register) = Self::ecam(offset);
-                self.read_config(id, register, data);
+                if let Some((id, register)) = Self::ecam(offset, data.len()) {
+                    self.read_config(id, register, data);
+                }
             }
         }
     }
@@ -194,8 +187,9 @@ impl Device for Pci {
                 }
             }
             _ => {
-                let (id, register) = Self::ecam(offset);
-                self.write_config(id, register, data);
+                if let Some((id, register)) = Self::ecam(offset, data.len()) {
+                    self.write_config(id, register, data);
+                }
             }
         }
     }
@@ -209,33 +203,27 @@ impl Lifecycle for Pci {
     fn reset(&mut self) {
         self.address = 0;
         self.reset_control = 0;
-        for function in self.functions.values_mut() {
-            function.reset();
-        }
+        self.bridge.reset();
     }
 
     fn save(&self) -> Record {
-        let functions = self.functions.iter().map(|(id, function)| (*id, function.words.to_vec())).collect();
-        Record::encode(&PciState { address: self.address, reset_control: self.reset_control, functions })
+        let functions = self.functions.keys().copied().collect();
+        Record::encode(&PciState {
+            address: self.address,
+            reset_control: self.reset_control,
+            bridge: self.bridge.save(),
+            functions,
+        })
     }
 
     fn restore(&mut self, record: &Record) -> Result<(), StateError> {
         let state: PciState = record.decode()?;
-        let same = |((id, words), known): (&(FunctionId, Vec<u32>), &FunctionId)| {
-            id == known && words.len() == ConfigSpace::WORDS
-        };
-        if state.functions.len() != self.functions.len()
-            || !state.functions.iter().zip(self.functions.keys()).all(same)
-        {
+        if !self.functions.keys().eq(&state.functions) {
             return Err(StateError::Damaged { name: PciState::NAME, reason: "other functions".into() });
         }
+        self.bridge.restore(PciState::NAME, &state.bridge)?;
         self.address = state.address & ADDRESS_WRITABLE;
         self.reset_control = state.reset_control & RESET_WRITABLE;
-        for ((_, words), function) in state.functions.iter().zip(self.functions.values_mut()) {
-            for (register, word) in (0..).step_by(4).zip(words) {
-                function.write(register, *word, u32::MAX);
-            }
-        }
         Ok(())
     }
 }
@@ -245,6 +233,41 @@ mod tests {
     use super::*;
     use crate::harness::{self, Requests, Rig};
 
+    /// A function of bytes.
+    struct Scratch([u8; 4096]);
+
+    impl Lifecycle for Scratch {
+        fn name(&self) -> &'static str {
+            "scratch"
+        }
+        fn reset(&mut self) {}
+        fn save(&self) -> Record {
+            Record::encode(&x86::CpuState::reset())
+        }
+        fn restore(&mut self, _: &Record) -> Result<(), StateError> {
+            Ok(())
+        }
+    }
+
+    impl Device for Scratch {
+        fn regions(&self) -> Vec<Region> {
+            Vec::new()
+        }
+        fn read(&mut self, _: usize, _: u64, _: &mut [u8]) {}
+        fn write(&mut self, _: usize, _: u64, _: &[u8]) {}
+    }
+
+    impl Function for Scratch {
+        fn read_config(&mut self, register: u64, data: &mut [u8]) {
+            let at = usize::try_from(register).unwrap();
+            data.copy_from_slice(&self.0[at..at + data.len()]);
+        }
+        fn write_config(&mut self, register: u64, data: &[u8]) {
+            let at = usize::try_from(register).unwrap();
+            self.0[at..at + data.len()].copy_from_slice(data);
+        }
+    }
+
     fn host() -> (Pci, Requests) {
         let requests = Requests::default();
         (Pci::new(Arc::new(requests.clone())), requests)
@@ -252,7 +275,7 @@ mod tests {
 
     /// Reads by mechanism #1.
     fn config(pci: &mut Pci, id: FunctionId, register: u8) -> u32 {
-        let address = 1 << 31 | u32::from(id) << 8 | u32::from(register);
+        let address = 1 << 31 | u32::from(id.0) << 8 | u32::from(register);
         pci.write(ADDRESS_REGION, 0, &address.to_le_bytes());
         let mut data = [0xff; 4];
         pci.read(DATA_REGION, 0, &mut data);
@@ -261,19 +284,19 @@ mod tests {
 
     fn ecam(pci: &mut Pci, id: FunctionId, register: u64) -> u32 {
         let mut data = [0xff; 4];
-        pci.read(2, u64::from(id) << 12 | register, &mut data);
+        pci.read(2, u64::from(id.0) << 12 | register, &mut data);
         u32::from_le_bytes(data)
     }
 
     #[test]
     fn the_host_bridge_is_found_by_both_mechanisms_and_is_alone() {
         let (mut pci, _) = host();
-        assert_eq!(config(&mut pci, HOST_BRIDGE, 0), 0x0008_1b36);
-        assert_eq!(config(&mut pci, HOST_BRIDGE, 8) >> 16, 0x0600);
-        for id in [1, 8, 0xff, 0x100, 0xffff] {
+        assert_eq!(config(&mut pci, BRIDGE, 0), 0x0008_1b36);
+        assert_eq!(config(&mut pci, BRIDGE, 8) >> 16, 0x0600);
+        for id in [1, 8, 0xff, 0x100, 0xffff].map(FunctionId) {
             assert_eq!((config(&mut pci, id, 0), ecam(&mut pci, id, 0)), (u32::MAX, u32::MAX));
         }
-        assert_eq!((ecam(&mut pci, 0, 0), ecam(&mut pci, 0, 0x100)), (0x0008_1b36, 0));
+        assert_eq!((ecam(&mut pci, BRIDGE, 0), ecam(&mut pci, BRIDGE, 0x100)), (0x0008_1b36, 0));
     }
 
     #[test]
@@ -299,9 +322,9 @@ mod tests {
         let (mut pci, _) = host();
         pci.write(2, 0, &[0; 8]);
         pci.write(2, 4, &[0xff; 4]);
-        assert_eq!((ecam(&mut pci, 0, 0), ecam(&mut pci, 0, 4)), (0x0008_1b36, 0x547));
+        assert_eq!((ecam(&mut pci, BRIDGE, 0), ecam(&mut pci, BRIDGE, 4)), (0x0008_1b36, 0x547));
         pci.reset();
-        assert_eq!(ecam(&mut pci, 0, 4), 0);
+        assert_eq!(ecam(&mut pci, BRIDGE, 4), 0);
     }
 
     #[test]
@@ -320,8 +343,26 @@ mod tests {
     #[test]
     fn a_record_of_another_machine_is_refused() {
         let (mut pci, _) = host();
-        let state = PciState { address: 0, reset_control: 0, functions: vec![(8, vec![0; 64])] };
-        assert!(pci.restore(&Record::encode(&state)).is_err());
+        for (bridge, functions) in [(vec![0; 64], vec![FunctionId(8)]), (vec![0; 63], vec![])] {
+            let state = PciState { address: 0, reset_control: 0, bridge, functions };
+            assert!(pci.restore(&Record::encode(&state)).is_err());
+        }
+    }
+
+    #[test]
+    fn both_mechanisms_lead_to_a_function_and_no_access_leaves_it() {
+        let (mut pci, _) = host();
+        let id = FunctionId::on_root(3);
+        let function = Arc::new(Mutex::new(Scratch([0; 4096])));
+        pci.attach(id, function.clone());
+        pci.attach(BRIDGE, function);
+        config(&mut pci, id, 0x40);
+        pci.write(DATA_REGION, 2, &[7]);
+        pci.write(2, u64::from(id.0) << 12 | 0xffc, &[1, 2, 3, 4, 5]);
+        assert_eq!((ecam(&mut pci, id, 0x40), ecam(&mut pci, id, 0xffc)), (7 << 16, 0));
+        pci.write(2, u64::from(id.0) << 12 | 0xffc, &[1, 2, 3, 4]);
+        assert_eq!((ecam(&mut pci, id, 0xffc), ecam(&mut pci, id, 0xffd)), (0x0403_0201, u32::MAX));
+        assert_eq!(config(&mut pci, BRIDGE, 0), 0x0008_1b36, "device 0 stays the bridge");
     }
 
     #[test]

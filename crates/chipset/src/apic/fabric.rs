@@ -492,6 +492,12 @@ impl InterruptFabric {
     }
 }
 
+impl bus::MsiTarget for InterruptFabric {
+    fn send(&self, address: u64, data: u32) {
+        self.msi(address, data);
+    }
+}
+
 impl MessageBus for InterruptFabric {
     fn deliver(&self, message: &Message) -> bool {
         match (message.mode, message.destination) {

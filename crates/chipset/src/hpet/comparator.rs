@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::access;
+use bus::access;
 
 pub(super) const LEVEL: u64 = 1 << 1;
 pub(super) const ENABLE: u64 = 1 << 2;

@@ -4,7 +4,7 @@
 //! register once, with the bytes that the access covers, so that a device has one case per register and none per width.
 
 /// Answers a read: `register` gives the value of the register at an aligned offset.
-pub(crate) fn read(width: u64, offset: u64, data: &mut [u8], mut register: impl FnMut(u64) -> u64) {
+pub fn read(width: u64, offset: u64, data: &mut [u8], mut register: impl FnMut(u64) -> u64) {
     let mut current: Option<(u64, u64)> = None;
     for (at, byte) in (offset..).zip(data) {
         let base = at - at % width;
@@ -18,7 +18,7 @@ pub(crate) fn read(width: u64, offset: u64, data: &mut [u8], mut register: impl 
 }
 
 /// Carries out a write: `register` gets an aligned offset, the value in place and the mask of the bits written.
-pub(crate) fn write(width: u64, offset: u64, data: &[u8], mut register: impl FnMut(u64, u64, u64)) {
+pub fn write(width: u64, offset: u64, data: &[u8], mut register: impl FnMut(u64, u64, u64)) {
     let mut pending: Option<(u64, u64, u64)> = None;
     for (at, byte) in (offset..).zip(data) {
         let (base, shift) = (at - at % width, 8 * (at % width));
@@ -38,12 +38,12 @@ pub(crate) fn write(width: u64, offset: u64, data: &[u8], mut register: impl FnM
 }
 
 /// `old` with the bits of `mask` taken from `value`.
-pub(crate) const fn merge(old: u64, value: u64, mask: u64) -> u64 {
+pub const fn merge(old: u64, value: u64, mask: u64) -> u64 {
     old & !mask | value & mask
 }
 
 /// The access as one little-endian number.
-pub(crate) fn number(data: &[u8]) -> u64 {
+pub fn number(data: &[u8]) -> u64 {
     data.iter().rev().take(8).fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
