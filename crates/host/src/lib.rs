@@ -1,5 +1,5 @@
 //! The only crate that talks to Linux (bar `/dev/kvm`): anonymous files and mappings, clocks, CPU identification,
-//! code memory, signals, threads, profilers.
+//! code memory, files, signals, threads, profilers.
 //!
 //! Everything here is safe to call unless marked otherwise; the reasons why the unsafe blocks inside are right stand
 //! beside each of them. Nothing here knows what a guest is.
@@ -8,6 +8,7 @@
 
 pub mod code;
 pub mod cpu;
+pub mod io;
 pub mod mem;
 pub mod perf;
 pub mod random;

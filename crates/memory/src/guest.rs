@@ -451,14 +451,14 @@ fn inside_one_frame(gpa: Gpa, bytes: usize) -> bool {
 }
 
 /// The part of a range that lies in one frame.
-struct Piece {
-    gpa: Gpa,
+pub(crate) struct Piece {
+    pub(crate) gpa: Gpa,
     /// Which bytes of the whole range these are.
-    bytes: Range<usize>,
+    pub(crate) bytes: Range<usize>,
 }
 
 /// Cuts a range up at frame boundaries.
-fn pieces(gpa: Gpa, len: u64) -> Result<impl Iterator<Item = Piece>, MemoryError> {
+pub(crate) fn pieces(gpa: Gpa, len: u64) -> Result<impl Iterator<Item = Piece>, MemoryError> {
     // The last byte's address must exist; the address past the end need not.
     if len != 0 && gpa.checked_add(len - 1).is_none() {
         return Err(MemoryError::PastEnd { gpa, len });

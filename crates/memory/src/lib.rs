@@ -12,6 +12,7 @@
 //! | `bus_lock` | how all other vCPUs are made to stand still for one access |
 //! | `changes` | what happened that caches must hear of |
 //! | [`guest`] | [`GuestMemory`]: all of it together, and the *epoch* that keeps cached translations honest |
+//! | `transfer` | ranges of it handed to system calls, without a copy |
 //! | [`saved`] | the saved form of the map |
 
 #![allow(unsafe_code)]
@@ -28,6 +29,7 @@ pub mod layout;
 pub mod p2m;
 pub mod saved;
 pub mod shootdown;
+mod transfer;
 pub mod word;
 mod zeroed;
 
@@ -39,4 +41,5 @@ pub use layout::RamRange;
 pub use p2m::{FrameKind, P2mEntry};
 pub use saved::SavedP2m;
 pub use shootdown::Seat;
+pub use transfer::GuestRange;
 pub use word::Word;
