@@ -1,0 +1,86 @@
+//! What a disk is to a device.
+
+use std::io;
+use std::path::PathBuf;
+
+use host::io::{Sources, Targets};
+
+/// A disk. Any thread may call any method at any time. Offsets and lengths are in bytes, and within [`Disk::bytes`]: callers
+/// check that, since it is their guest's mistake if they are not.
+pub trait Disk: Send + Sync {
+    /// Its size, which never changes.
+    fn bytes(&self) -> u64;
+
+    /// Whether it refuses to be changed.
+    fn is_read_only(&self) -> bool;
+
+    /// Reads.
+    ///
+    /// # Errors
+    /// If the host cannot; part of it may have been read then.
+    fn read(&self, offset: u64, to: &Targets<'_>) -> io::Result<()>;
+
+    /// Writes. What was written survives the host's failure only after [`Disk::flush`].
+    ///
+    /// # Errors
+    /// If the host cannot, or the disk is read-only; part of it may have been written then.
+    fn write(&self, offset: u64, from: &Sources<'_>) -> io::Result<()>;
+
+    /// Makes durable what was written by all writes that had returned before.
+    ///
+    /// # Errors
+    /// If the host cannot.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Says that a range's contents are of no use any more. A hint: what is read there afterwards is undefined.
+    ///
+    /// # Errors
+    /// As [`Disk::write`]; never because the host cannot give the space back.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Makes a range zeros, and gives the space back if `unmap`, where the host can.
+    ///
+    /// # Errors
+    /// As [`Disk::write`].
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+}
+
+/// Why an image cannot be a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// It cannot be opened.
+    #[error("cannot open disk image '{}'{}", path.display(), hint(source, *.read_only))]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// Whether it was to be read only.
+        read_only: bool,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("'{}' is not a disk image: give a file or a block device", .0.display())]
+    NotAnImage(PathBuf),
+    /// Its size is no disk's.
+    #[error("disk image '{}' has {bytes} bytes, but a disk is a multiple of 512 bytes and not empty: make one with 'truncate -s 1G FILE'", path.display())]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Somebody else has it.
+    #[error("disk image '{}' is in use by another VM: stop that one, or give the image with ',ro' to both", .0.display())]
+    InUse(PathBuf),
+}
+
+/// What to do about an image that cannot be opened.
+fn hint(error: &io::Error, read_only: bool) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => ": make it first, for example with 'truncate -s 1G FILE'",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !read_only => {
+            " for writing: add ',ro' to only read it"
+        }
+        _ => "",
+    }
+}

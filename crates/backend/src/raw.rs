@@ -1,0 +1,168 @@
+//! A disk that is a file or a block device, byte for byte.
+//!
+//! The image is locked as a whole while it is open (flock(2)): by one VM that writes, or by any number that only read.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use host::io::{Sources, Targets, punch_hole, try_lock, zero_range};
+
+use crate::{Disk, DiskError};
+
+const SECTOR: u64 = 512;
+/// What zeros are written from where the host has no better way.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A raw image.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: File,
+    bytes: u64,
+    read_only: bool,
+}
+
+impl RawDisk {
+    /// Opens an image.
+    ///
+    /// # Errors
+    /// If it cannot be opened, is no file or block device, has a size that no disk has, or is another VM's.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
+        let opening = |source| DiskError::Open { path: path.to_owned(), read_only, source };
+        // Opening some special files waits for others, or does things.
+        let kind = std::fs::metadata(path).map_err(opening)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::NotAnImage(path.to_owned()));
+        }
+        let mut file = File::options().read(true).write(!read_only).open(path).map_err(opening)?;
+        if !try_lock(file.as_fd(), read_only).map_err(opening)? {
+            return Err(DiskError::InUse(path.to_owned()));
+        }
+        // A block device's metadata does not have its size.
+        let bytes = file.seek(SeekFrom::End(0)).map_err(opening)?;
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            return Err(DiskError::Size { path: path.to_owned(), bytes });
+        }
+        Ok(Self { file, bytes, read_only })
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        if self.read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+    }
+
+    /// Writes zeros the long way.
+    fn write_plain_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let mut done = 0;
+        while done < len {
+            let part = usize::try_from(len - done).unwrap_or(ZEROS.len()).min(ZEROS.len());
+            self.file.write_all_at(ZEROS.get(..part).unwrap_or_default(), offset + done)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+}
+
+/// What a host that cannot says is not a failure.
+fn if_supported(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Disk for RawDisk {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read(&self, offset: u64, to: &Targets<'_>) -> io::Result<()> {
+        to.read_from(self.file.as_fd(), offset)
+    }
+
+    fn write(&self, offset: u64, from: &Sources<'_>) -> io::Result<()> {
+        self.check_writable()?;
+        from.write_to(self.file.as_fd(), offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.read_only { Ok(()) } else { self.file.sync_data() }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check_writable()?;
+        if_supported(punch_hole(self.file.as_fd(), offset, len)).map(drop)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.check_writable()?;
+        let file = self.file.as_fd();
+        let done = unmap && if_supported(punch_hole(file, offset, len))?
+            || if_supported(zero_range(file, offset, len))?;
+        if done { Ok(()) } else { self.write_plain_zeroes(offset, len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn image(bytes: u64) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn zeros_are_written_and_space_given_back() {
+        let (_dir, path) = image(1 << 20);
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let disk = RawDisk::open(&path, false).unwrap();
+        let blocks = || std::fs::metadata(&path).unwrap().blocks();
+        let before = blocks();
+        disk.write_zeroes(4096, 100_000, false).unwrap();
+        disk.write_plain_zeroes(300_001, 70_000).unwrap();
+        disk.discard(512 << 10, 256 << 10).unwrap();
+        disk.write_zeroes(768 << 10, 4096, true).unwrap();
+        disk.flush().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 1 << 20);
+        let zeros = |at: usize| bytes[at] == 0;
+        assert!(!zeros(4095) && zeros(4096) && zeros(104_095) && !zeros(104_096));
+        assert!(!zeros(300_000) && zeros(300_001) && zeros(370_000) && !zeros(370_001));
+        assert!(zeros(512 << 10) && zeros((772 << 10) - 1) && !zeros(772 << 10));
+        assert!(blocks() < before, "{before} blocks");
+    }
+
+    #[test]
+    fn an_image_belongs_to_one_writer_or_to_readers() {
+        let (_dir, path) = image(1024);
+        let reader = RawDisk::open(&path, true).unwrap();
+        let other = RawDisk::open(&path, true).unwrap();
+        assert!(matches!(RawDisk::open(&path, false), Err(DiskError::InUse(_))));
+        assert!(reader.write_zeroes(0, 512, false).is_err() && reader.discard(0, 512).is_err());
+        drop((reader, other));
+        let _writer = RawDisk::open(&path, false).unwrap();
+        assert!(matches!(RawDisk::open(&path, true), Err(DiskError::InUse(_))));
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_with_a_remedy() {
+        let (dir, path) = image(1000);
+        let says = |path: &Path| RawDisk::open(path, false).unwrap_err().to_string();
+        assert!(says(&path).contains("has 1000 bytes"));
+        assert!(says(dir.path()).contains("is not a disk image"));
+        assert!(says(Path::new("/dev/null")).contains("is not a disk image"));
+        assert!(says(&dir.path().join("none")).contains("truncate"));
+    }
+}

@@ -1,0 +1,59 @@
+//! What a virtio device does, apart from how it is reached.
+
+use memory::GuestMemory;
+
+use crate::queue::Chain;
+
+/// What kind of device it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Its name in messages.
+    pub name: &'static str,
+    /// Its device type (VIRTIO 1.2, 5).
+    pub id: u16,
+    /// Its PCI class, subclass and programming interface; 24 bits.
+    pub class: u32,
+}
+
+/// A chain that a driver made available, to be served.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The queue that it came on.
+    pub queue: u16,
+    /// The features that were negotiated.
+    pub features: u64,
+    /// Where its buffers are.
+    pub memory: &'a GuestMemory,
+    /// The chain.
+    pub chain: &'a Chain,
+}
+
+/// A request from which it does not follow where an answer goes: the device needs a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// A device that answers requests, each by itself. Any thread may call any method; the answers to requests that are out at
+/// the same time come in any order.
+pub trait Service: Send + Sync {
+    /// What it is.
+    fn kind(&self) -> Kind;
+
+    /// The features it offers beside those of the transport and of rings.
+    fn features(&self) -> u64;
+
+    /// How many queues it has, at least 1 and fewer than [`bus::pci::Msix::MAX_VECTORS`].
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    /// Its configuration, which a driver reads and never changes.
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+
+    /// Serves a request, taking its time; returns how many bytes were written to the beginning of its writable buffers.
+    ///
+    /// # Errors
+    /// If it is malformed.
+    fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed>;
+}
