@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use spec::{CodeCacheSize, CpuCount, EngineChoice, MemorySize, Name};
+use spec::{CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, Name};
 use x86::cpuid::CpuRequest;
 
 use crate::{duration, help, number};
@@ -134,6 +134,13 @@ pub(crate) struct MachineArgs {
     /// The VM's name, also the guest's host name
     #[arg(long, value_name = "NAME", default_value_t)]
     pub(crate) name: Name,
+
+    /// A disk for the guest, a raw image or a block device; may be repeated
+    ///
+    /// The guest finds it as a virtio disk: /dev/vda, /dev/vdb and so on, in this order, with the serial numbers disk0, disk1
+    /// and so on. With ',ro' it can only be read, and several VMs may share it. A comma in FILE is written twice.
+    #[arg(long, value_name = "FILE[,ro]")]
+    pub(crate) disk: Vec<DiskSpec>,
 
     /// Let the guest end the VM by writing to port 0xf4 (isa-debug-exit)
     ///

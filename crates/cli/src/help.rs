@@ -43,6 +43,7 @@ Examples:
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg
   umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r
+  truncate -s 1G disk.img; umbra run --disk disk.img -- mke2fs /dev/vda
   umbra run kernel.elf --initrd module.bin --debug-exit";
 
 /// Below `umbra fetch --help`.

@@ -109,8 +109,14 @@ impl Plan {
             engine: machine.engine,
             translator: TranslatorSpec { code_cache: machine.code_cache, perf_map: machine.perf_map },
             boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
+            disks: machine.disk,
             debug_exit: machine.debug_exit,
         }
+    }
+
+    /// The drivers that a guest of ours loads for what the user gave it.
+    pub(crate) fn drivers(&self) -> &'static [&'static str] {
+        if self.machine.disk.is_empty() { &[] } else { &["virtio_pci", "virtio_blk", "virtio_rng"] }
     }
 
     /// Whether there is a command whose status is to be ours.
@@ -172,6 +178,16 @@ mod tests {
         let plan = plan(&["k", "--code-cache", "8M", "--perf-map"]).unwrap();
         let translator = plan.describe("k".into()).translator;
         assert_eq!((translator.code_cache.bytes(), translator.perf_map), (8 << 20, true));
+    }
+
+    #[test]
+    fn disks_come_with_their_drivers() {
+        let plan = plan(&["--disk", "a.img", "--disk", "b,,c,ro", "--", "true"]).unwrap();
+        assert!(plan.drivers().contains(&"virtio_blk"));
+        let disks = plan.describe("k".into()).disks;
+        let seen: Vec<_> = disks.iter().map(|disk| (disk.file.to_str().unwrap(), disk.read_only)).collect();
+        assert_eq!(seen, [("a.img", false), ("b,c", true)]);
+        assert!(self::plan(&["--", "true"]).unwrap().drivers().is_empty());
     }
 
     #[test]

@@ -88,10 +88,19 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
     let initrds = match &plan.guest {
         Guest::Ours { command, session } => {
             let busybox = debian::busybox(&Cache::of_user()?, Freshness::Cached)?;
+            let modules = match plan.drivers() {
+                [] => Vec::new(),
+                drivers => match debian::modules_of(&Cache::of_user()?, &path)? {
+                    Some(dir) => debian::select(&dir, drivers)?,
+                    // A kernel of the user's own has to bring its drivers with it.
+                    None => Vec::new(),
+                },
+            };
             let bytes = initramfs::build(&Contents {
                 busybox: &files::read(&busybox.program, "busybox", limit)?,
                 applets: &busybox.applets,
                 hostname: plan.machine.name.as_str(),
+                modules: &modules,
                 command,
                 session,
             });

@@ -7,6 +7,7 @@
 //! No I/O happens here: paths are names until a front door opens them.
 
 mod cpus;
+mod disk;
 mod engine;
 mod name;
 mod size;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use x86::cpuid::CpuRequest;
 
 pub use cpus::CpuCount;
+pub use disk::DiskSpec;
 pub use engine::EngineChoice;
 pub use name::Name;
 pub use size::{ByteSize, MemorySize};
@@ -39,6 +41,8 @@ pub struct VmSpec {
     pub translator: TranslatorSpec,
     /// What it boots.
     pub boot: BootSpec,
+    /// Its disks, at most [`DiskSpec::MOST`], in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
     pub debug_exit: bool,
 }
@@ -126,6 +130,22 @@ pub enum SpecError {
         min: ByteSize,
         /// The most.
         max: ByteSize,
+    },
+    /// A disk without a file.
+    #[error("disk '{text}' names no file: write --disk FILE or --disk FILE,ro")]
+    DiskWithoutFile {
+        /// What was given.
+        text: String,
+    },
+    /// A disk with an option nobody knows.
+    #[error(
+        "disk '{text}' has the option '{option}', which does not exist: there is 'ro'; write a comma in a file's name twice"
+    )]
+    Disk {
+        /// What was given.
+        text: String,
+        /// The option.
+        option: String,
     },
     /// A name that would not do as a host name.
     #[error(

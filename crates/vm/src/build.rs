@@ -29,7 +29,7 @@ use crate::machine::{BootImages, BootPlan, Machine, next_record};
 use crate::platform::MachinePlatform;
 use crate::serial::SerialSink;
 use crate::vcpu_thread::VcpuCell;
-use crate::{VmError, engines};
+use crate::{VmError, engines, functions};
 
 /// Builds a machine from its description and from what the front door attaches to it.
 pub struct Builder {
@@ -102,8 +102,12 @@ impl Builder {
     fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
         let engine = self.engine.unwrap_or_else(|| engines::of(&self.spec));
         let ground = ground(&self.spec)?;
-        let options =
-            ChipOptions { serial: self.serial, debug_exit: self.spec.debug_exit, facts: facts(&self.spec) };
+        let options = ChipOptions {
+            serial: self.serial,
+            debug_exit: self.spec.debug_exit,
+            functions: functions::of(&self.spec)?,
+            facts: facts(&self.spec),
+        };
         ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*engine, self.on_reset)
     }
 }
@@ -216,6 +220,7 @@ impl Loaded {
             router,
             power: chips.power,
             serial: chips.serial,
+            _workers: chips.workers,
             engine: engine.name(),
             vcpus,
             boot,

@@ -5,9 +5,10 @@
 //! interrupt controllers come first in that list: when other chips drive their lines anew after a restore, the
 //! controllers already know the levels and see no edge.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bus::{Alarm, Clock, Device, Router};
+use bus::pci::FunctionId;
+use bus::{Alarm, Clock, Device, Router, SharedDevice, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, InterruptFabric, VcpuIndex};
 use chipset::control::{MachineControl, MachineEvent};
@@ -17,17 +18,20 @@ use chipset::hpet::{Hpet, HpetWiring, LegacyRoute};
 use chipset::i8042::I8042;
 use chipset::irq_router::IrqRouter;
 use chipset::kvm_clock::KvmClock;
-use chipset::pci::Pci;
+use chipset::pci::{ECAM_BASE, ECAM_LEN, MEMORY_BASE, Pci};
 use chipset::pit::Pit;
 use chipset::rtc::Rtc;
 use chipset::uart::Uart;
 use memory::GuestMemory;
+use virtio::service::Service;
+use virtio::transport::{BAR_BYTES, Socket, VirtioPci};
 use x86::cpuid::{CpuidTable, Feature};
 
 use crate::VmError;
 use crate::alarms::{AlarmHandle, Alarms};
 use crate::clock::VmClock;
 use crate::events::{Event, EventSink, Watch};
+use crate::functions::Workers;
 use crate::gate::Doorbell;
 use crate::platform::MemoryBytes;
 use crate::serial::{SerialPort, SerialSink};
@@ -37,6 +41,12 @@ const SERIAL: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 
 /// The IOAPIC's pins that the HPET can drive itself.
 const HPET_INPUTS: std::ops::Range<u8> = 20..24;
+
+/// What ACPI says of the bus is what the bridge does.
+const _: () = {
+    use firmware::layout::{ECAM, ECAM_BYTES, MMIO_HOLE};
+    assert!(ECAM_BASE == ECAM.0 && ECAM_LEN == ECAM_BYTES && MEMORY_BASE == MMIO_HOLE.0);
+};
 
 /// What the chips are built upon.
 pub(crate) struct Foundation<'a> {
@@ -60,6 +70,8 @@ pub(crate) struct ChipOptions {
     pub(crate) serial: [Option<Box<dyn SerialSink>>; 4],
     /// Whether port 0xf4 ends the VM.
     pub(crate) debug_exit: bool,
+    /// What is on the PCI bus, from device 1 on.
+    pub(crate) functions: Vec<Box<dyn Service>>,
     /// What `fw_cfg` says.
     pub(crate) facts: FwCfgContents,
 }
@@ -72,6 +84,8 @@ pub(crate) struct Chips {
     pub(crate) apics: Arc<InterruptFabric>,
     /// The serial ports that are there.
     pub(crate) serial: [Option<SerialPort>; 4],
+    /// The threads that serve what is on the PCI bus.
+    pub(crate) workers: Vec<Workers>,
     /// The paravirtual clock, which vCPUs reach through MSRs.
     pub(crate) kvm_clock: Arc<Mutex<KvmClock>>,
     /// The chip that the power button is wired to.
@@ -95,7 +109,7 @@ impl MachineControl for EventSink {
 pub(crate) fn assemble(foundation: &Foundation<'_>, options: ChipOptions) -> Result<Chips, VmError> {
     let apics = local_apics(foundation);
     let irqs = IrqRouter::new(&apics);
-    let mut board = Board { foundation, router: Router::default() };
+    let mut board = Board { foundation, apics: apics.clone(), router: Router::default() };
     board.plug(ApicDevice::new(apics.clone()))?;
     board.plug(irqs.pic())?;
     board.plug(irqs.ioapic())?;
@@ -116,12 +130,12 @@ pub(crate) fn assemble(foundation: &Foundation<'_>, options: ChipOptions) -> Res
     }
     let kvm_clock = board.plug(kvm_clock(foundation))?;
     board.plug(I8042::new(irqs.isa_line(1), control.clone()))?;
-    board.plug(Pci::new(control.clone()))?;
+    let workers = board.plug_pci(&irqs, control.clone(), options.functions)?;
     board.plug(FwCfg::new(options.facts))?;
     if options.debug_exit {
         board.plug(DebugExit::new(control))?;
     }
-    Ok(Chips { router: board.router, apics, serial, kvm_clock, power })
+    Ok(Chips { router: board.router, apics, serial, workers, kvm_clock, power })
 }
 
 fn kvm_clock(foundation: &Foundation<'_>) -> KvmClock {
@@ -158,6 +172,7 @@ fn local_apics(foundation: &Foundation<'_>) -> Arc<InterruptFabric> {
 /// The bus while chips are plugged into it.
 struct Board<'a> {
     foundation: &'a Foundation<'a>,
+    apics: Arc<InterruptFabric>,
     router: Router,
 }
 
@@ -194,6 +209,41 @@ impl Board<'_> {
         Ok(())
     }
 
+    /// Plugs in the PCI bridge with these devices behind it, each with its registers where firmware would put them.
+    fn plug_pci(
+        &mut self,
+        irqs: &Arc<IrqRouter>,
+        control: Arc<dyn MachineControl>,
+        services: Vec<Box<dyn Service>>,
+    ) -> Result<Vec<Workers>, VmError> {
+        let window = Window::new(Pci::memory_window());
+        self.router.open(window.clone())?;
+        let mut pci = Pci::new(control);
+        let mut functions = Vec::new();
+        for (number, service) in (1..).zip(services) {
+            let socket = Socket {
+                id: FunctionId::on_root(number),
+                opening: window.opening(),
+                home: MEMORY_BASE + u64::from(number) * BAR_BYTES,
+                line: irqs.line(firmware::layout::pci_gsi(number, 0)),
+                messages: self.apics.clone(),
+                memory: self.foundation.memory.clone(),
+            };
+            let function = Arc::new(Mutex::new(VirtioPci::new(service, socket)));
+            let device: SharedDevice = function.clone();
+            lock(&function).connect(&device);
+            pci.attach(FunctionId::on_root(number), function.clone());
+            functions.push(function);
+        }
+        self.plug(pci)?;
+        let mut workers = Vec::new();
+        for function in functions {
+            self.router.plug(function.clone())?;
+            workers.push(Workers::start(function, self.foundation.events)?);
+        }
+        Ok(workers)
+    }
+
     /// Plugs in a serial port with `sink` at its far end.
     fn plug_serial(
         &mut self,
@@ -209,10 +259,14 @@ impl Board<'_> {
     }
 }
 
+fn lock<D>(chip: &Mutex<D>) -> MutexGuard<'_, D> {
+    chip.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Lets an alarm advance its chip.
 fn connect<D: Device + 'static>(alarm: &AlarmHandle, chip: &Arc<Mutex<D>>) {
     let chip = chip.clone();
     alarm.connect(Arc::new(move |now| {
-        chip.lock().unwrap_or_else(PoisonError::into_inner).advance(now);
+        lock(&chip).advance(now);
     }));
 }

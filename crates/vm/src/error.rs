@@ -1,5 +1,6 @@
 //! Why a VM could not be built, started or asked.
 
+use backend::DiskError;
 use bus::RouterError;
 use engine::EngineError;
 use firmware::LoadError;
@@ -29,6 +30,17 @@ pub enum VmError {
         file: String,
         /// Why.
         error: LoadError,
+    },
+    /// A disk's image cannot be had.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// More disks than there is room for.
+    #[error("{count} disks are too many: a VM has at most {most}")]
+    TooManyDisks {
+        /// How many were asked for.
+        count: usize,
+        /// The most.
+        most: usize,
     },
     /// The host has no thread for us.
     #[error("the host gives no thread: {0}")]

@@ -5,6 +5,7 @@
 //! | `build` | from a description to a machine, in named stages |
 //! | `engines` | engines by their choice, and what is chosen where nobody does |
 //! | `chips` | every chip, made and wired |
+//! | `functions` | what is on the PCI bus, and the threads that serve it |
 //! | `machine` | the built machine, and what can be done to all of it |
 //! | `platform` | the machine as a vCPU sees it |
 //! | `driver` | the one driver of the VM's states |
@@ -24,6 +25,7 @@ mod dump;
 mod engines;
 mod error;
 mod events;
+mod functions;
 mod gate;
 mod handle;
 mod machine;

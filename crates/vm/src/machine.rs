@@ -22,6 +22,7 @@ use crate::alarms::Alarms;
 use crate::clock::VmClock;
 use crate::dump::Dump;
 use crate::events::EventSink;
+use crate::functions::Workers;
 use crate::handle::{Message, OnReset, Stats, VmHandle};
 use crate::saved_ram::SavedRam;
 use crate::serial::{SerialInput, SerialPort};
@@ -96,6 +97,8 @@ pub struct Machine {
     pub(crate) router: Arc<Router>,
     pub(crate) power: Arc<Mutex<AcpiPm>>,
     pub(crate) serial: [Option<SerialPort>; 4],
+    /// Held for as long as the machine lives.
+    pub(crate) _workers: Vec<Workers>,
     /// Its name.
     pub(crate) engine: &'static str,
     pub(crate) vcpus: Vec<VcpuCell>,

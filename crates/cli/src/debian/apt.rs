@@ -130,6 +130,11 @@ impl Apt {
         }
     }
 
+    /// A package in exactly one version.
+    pub(super) fn exactly(&self, package: &str, version: &str) -> Result<Control, AptError> {
+        self.show(&format!("{package}={version}"))
+    }
+
     /// The metapackage of the newest series of cloud kernels, such as linux-image-6.12-cloud-amd64.
     fn newest_series(&self) -> Option<Control> {
         let output = self.output("apt-cache", &["pkgnames", "linux-image-"]).ok()?;

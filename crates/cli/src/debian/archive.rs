@@ -1,4 +1,4 @@
-//! One file out of a package, with dpkg-deb(1) and tar(1), which every Debian has.
+//! Files out of a package, with dpkg-deb(1) and tar(1), which every Debian has.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,16 +13,25 @@ use anyhow::{Context, Result, bail, ensure};
 /// If there is no such file, or more than one, or the package is damaged.
 pub(super) fn take_file(deb: &Path, pattern: &str, target: &Path) -> Result<()> {
     let dir = target.with_extension("extract");
-    fs::create_dir(&dir).with_context(|| format!("cannot make '{}'", dir.display()))?;
-    unpack(deb, pattern, &dir)?;
-    let mut files = Vec::new();
-    list_files(&dir, &mut files)?;
+    let files = take_files(deb, pattern, &dir)?;
     match files.as_slice() {
         [file] => fs::rename(file, target).with_context(|| format!("cannot move '{}'", file.display()))?,
         other => bail!("{} has {} files '{pattern}' instead of one", deb.display(), other.len()),
     }
     fs::remove_dir_all(&dir).with_context(|| format!("cannot delete '{}'", dir.display()))?;
     sync(target)
+}
+
+/// Extracts all files that match `pattern` into a new directory, and returns where they are.
+///
+/// # Errors
+/// If there are none, or the package is damaged.
+pub(super) fn take_files(deb: &Path, pattern: &str, dir: &Path) -> Result<Vec<PathBuf>> {
+    fs::create_dir(dir).with_context(|| format!("cannot make '{}'", dir.display()))?;
+    unpack(deb, pattern, dir)?;
+    let mut files = Vec::new();
+    list_files(dir, &mut files)?;
+    Ok(files)
 }
 
 /// Asks busybox for its applets and writes their paths to `target`, one a line.
@@ -77,7 +86,7 @@ fn list_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// Puts a file's contents on disk, so that its entry's name never appears before them.
-fn sync(path: &Path) -> Result<()> {
+pub(super) fn sync(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .with_context(|| format!("cannot sync '{}'", path.display()))

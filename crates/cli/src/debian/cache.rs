@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/vmlinuz   an entry: one package in one version
+//! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/modules/   of a kernel, since there are drivers to load
 //! debian/newest-cloud-kernel -> linux-image-6.1.0-56-…         a link: what a wish led to when it was uttered
 //! debian/.stage-XXXX/                                         an entry in the making
 //! lists/                                                      package lists, where the machine has none
@@ -79,6 +80,19 @@ impl Cache {
     /// The entry that a name leads to.
     pub(crate) fn entry(&self, package: &str) -> Option<PathBuf> {
         fs::canonicalize(self.debian().join(package)).ok().filter(|entry| entry.is_dir())
+    }
+
+    /// The entry that a file is in, and the entry's name.
+    pub(super) fn entry_around(&self, file: &Path) -> Option<(PathBuf, String)> {
+        let entry = fs::canonicalize(file.parent()?).ok()?;
+        let name = entry.file_name()?.to_str()?.to_owned();
+        (fs::canonicalize(self.debian()).ok()? == entry.parent()?).then_some((entry, name))
+    }
+
+    /// Adds a staged directory to an entry that was made without it.
+    pub(super) fn complete(&self, _lock: &Lock, staging: &Staging, part: &str, entry: &Path) -> Result<()> {
+        let to = entry.join(part);
+        fs::rename(staging.entry().join(part), &to).with_context(|| format!("cannot make '{}'", to.display()))
     }
 
     /// Whether there is an entry for exactly this package.
@@ -209,6 +223,14 @@ mod tests {
             assert_eq!(cache.entry("meta"), Some(fs::canonicalize(&entry).unwrap()));
             assert_eq!(fs::read_to_string(entry.join("vmlinuz")).unwrap(), version);
         }
+        let entry = cache.entry("meta").unwrap();
+        assert_eq!(cache.entry_around(&entry.join("vmlinuz")), Some((entry.clone(), "image_2-1".to_owned())));
+        assert_eq!(cache.entry_around(Path::new("/etc/passwd")), None);
+        let staging = cache.stage(&lock).unwrap();
+        fs::create_dir(staging.entry().join("modules")).unwrap();
+        cache.complete(&lock, &staging, "modules", &entry).unwrap();
+        drop(staging);
+        assert!(entry.join("modules").is_dir());
         assert!(cache.has(&control("2-1")) && !cache.has(&control("3-1")));
         assert_eq!(names(&cache), ["image_1%3a1-1", "image_2-1", "meta"]);
     }

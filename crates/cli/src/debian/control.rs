@@ -34,6 +34,13 @@ impl Control {
     }
 }
 
+/// The package and the version whose cache entry has this name.
+pub(super) fn of_entry_name(name: &str) -> Option<(String, String)> {
+    let (package, version) = name.split_once('_')?;
+    let version = version.replace("%3a", ":");
+    (is_package_name(package) && is_version(&version)).then(|| (package.to_owned(), version))
+}
+
 /// The package names in a Depends field, without versions and without what follows a `|`.
 fn first_alternatives(depends: &str) -> Vec<String> {
     depends
@@ -82,6 +89,8 @@ Version: 6.1.176-1
         assert_eq!(control.size, 1504);
         assert_eq!(control.depends, ["linux-image-6.1.0-56-cloud-amd64"]);
         assert_eq!(control.entry_name(), "linux-image-cloud-amd64_6.1.192-2");
+        assert_eq!(of_entry_name("a-b_1%3a2-3"), Some(("a-b".into(), "1:2-3".into())));
+        assert!(of_entry_name("newest-cloud-kernel").is_none() && of_entry_name("a_../b").is_none());
         assert_eq!(Control::parse(""), None);
         assert_eq!(Control::parse("Package: a\nVersion: 1/../2\n"), None);
     }

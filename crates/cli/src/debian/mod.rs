@@ -8,6 +8,7 @@ mod apt;
 mod archive;
 mod cache;
 mod control;
+mod modules;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use apt::{Apt, AptError};
 pub(crate) use cache::Cache;
 use cache::Staging;
 use control::Control;
+pub(crate) use modules::{Module, select};
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ impl fmt::Display for Wanted<'_> {
 
 /// The kernel's name in its cache entry.
 const VMLINUZ: &str = "vmlinuz";
+/// The directory of the kernel's modules beside it.
+const MODULES: &str = "modules";
 /// Busybox's.
 const BUSYBOX_FILE: &str = "busybox";
 /// The list of busybox's applets, beside it.
@@ -82,9 +86,38 @@ pub(crate) enum Freshness {
 pub(crate) fn kernel(cache: &Cache, wanted: Wanted<'_>, freshness: Freshness) -> Result<PathBuf> {
     let entry = obtain(cache, wanted, freshness, &|deb, staging| {
         archive::take_file(deb, "./boot/vmlinuz-*", &staging.entry().join(VMLINUZ))
-            .with_context(|| format!("{wanted} holds no kernel"))
+            .with_context(|| format!("{wanted} holds no kernel"))?;
+        modules::take(deb, &staging.work(), &staging.entry().join(MODULES))
     })?;
     Ok(entry.join(VMLINUZ))
+}
+
+/// The directory of modules that belong to a kernel from the cache, fetched if it came there without them. `None` for any
+/// other kernel.
+///
+/// # Errors
+/// If they cannot be fetched.
+pub(crate) fn modules_of(cache: &Cache, kernel: &Path) -> Result<Option<PathBuf>> {
+    let Some((entry, name)) = cache.entry_around(kernel) else { return Ok(None) };
+    let Some((package, version)) = control::of_entry_name(&name) else { return Ok(None) };
+    let modules = entry.join(MODULES);
+    if modules.is_dir() {
+        return Ok(Some(modules));
+    }
+    let lock = cache.lock()?;
+    if !modules.is_dir() {
+        let staging = cache.stage(&lock)?;
+        let what = format!("the modules of {package}");
+        let find = |apt: &Apt| apt.exactly(&package, &version);
+        let (_, deb) = fetch(cache, &staging, &what, &find, &|_| false).with_context(|| {
+            format!("cannot get {what} {version}, which are not in the cache: 'umbra fetch' gets a newer kernel with its own")
+        })?;
+        if let Some(deb) = deb {
+            modules::take(&deb, &staging.work(), &staging.entry().join(MODULES))?;
+            cache.complete(&lock, &staging, MODULES, &entry)?;
+        }
+    }
+    Ok(Some(modules))
 }
 
 /// Busybox and what it can do.
@@ -120,7 +153,8 @@ fn obtain(cache: &Cache, wanted: Wanted<'_>, freshness: Freshness, unpack: Unpac
         return Ok(entry);
     }
     let staging = cache.stage(&lock)?;
-    let (found, deb) = fetch(cache, &staging, wanted)
+    let find = |apt: &Apt| apt.resolve(wanted);
+    let (found, deb) = fetch(cache, &staging, &wanted, &find, &|found| cache.has(found))
         .with_context(|| format!("cannot get {wanted}, which is not in the cache"))?;
     match deb {
         Some(deb) => {
@@ -131,13 +165,19 @@ fn obtain(cache: &Cache, wanted: Wanted<'_>, freshness: Freshness, unpack: Unpac
     }
 }
 
-/// Finds and downloads the package that is wanted. The file is `None` if its entry exists already.
-fn fetch(cache: &Cache, staging: &Staging, wanted: Wanted<'_>) -> Result<(Control, Option<PathBuf>)> {
-    let progress = Progress::start(&format!("looking for {wanted}"));
+/// Finds and downloads a package. The file is `None` if what is found `is_there` already.
+fn fetch(
+    cache: &Cache,
+    staging: &Staging,
+    what: &dyn fmt::Display,
+    find: &dyn Fn(&Apt) -> Result<Control, AptError>,
+    is_there: &dyn Fn(&Control) -> bool,
+) -> Result<(Control, Option<PathBuf>)> {
+    let progress = Progress::start(&format!("looking for {what}"));
     let work = staging.work();
     let attempt = |apt: &Apt| -> Result<(Control, Option<PathBuf>), AptError> {
-        let found = apt.resolve(wanted)?;
-        if cache.has(&found) {
+        let found = find(apt)?;
+        if is_there(&found) {
             return Ok((found, None));
         }
         let deb = apt.download(&found, &work, &progress)?;

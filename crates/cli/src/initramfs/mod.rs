@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::debian::Module;
 use ::initramfs::Archive;
 pub(crate) use script::Session;
 
@@ -20,6 +21,8 @@ pub(crate) struct Contents<'a> {
     pub(crate) applets: &'a [String],
     /// The guest's host name.
     pub(crate) hostname: &'a str,
+    /// Kernel modules to load, in this order.
+    pub(crate) modules: &'a [Module],
     /// The user's command, empty for a shell.
     pub(crate) command: &'a [OsString],
     /// How the command meets the console.
@@ -64,6 +67,13 @@ pub(crate) fn build(contents: &Contents<'_>) -> Vec<u8> {
     archive.file("etc/hostname", format!("{}\n", contents.hostname).as_bytes());
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", b"root:x:0:\ntty:x:5:\n");
+    if !contents.modules.is_empty() {
+        archive.directory(script::MODULES.trim_start_matches('/'));
+    }
+    for (number, module) in contents.modules.iter().enumerate() {
+        let path = format!("{}/{number:02}-{}.ko", script::MODULES, module.name);
+        archive.file(path.trim_start_matches('/'), &module.bytes);
+    }
     archive.program("init", script::init(contents.session).as_bytes());
     archive.program(
         script::COMMAND.trim_start_matches('/'),
@@ -141,12 +151,14 @@ mod tests {
                 "bin/busybox".into(),
             ],
             hostname: "h",
+            modules: &[Module { name: "virtio".into(), bytes: b"ELF".to_vec() }],
             command: &[],
             session: &session,
         });
         let has =
             |name: &str| bytes.windows(name.len() + 1).any(|window| window == format!("{name}\0").as_bytes());
         assert!(has("bin/ls") && has("usr/bin/awk") && has("bin/busybox") && has("init"));
+        assert!(has("etc/umbra/modules") && has("etc/umbra/modules/00-virtio.ko"));
         assert!(!has("linuxrc") && !has("no/where"));
     }
 }

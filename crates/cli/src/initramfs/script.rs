@@ -37,6 +37,9 @@ pub(crate) enum Session {
 /// Where the command's script is.
 pub(super) const COMMAND: &str = "/etc/umbra/command";
 
+/// Where kernel modules are, named so that their order is the one to load them in.
+pub(super) const MODULES: &str = "/etc/umbra/modules";
+
 const PREPARE: &str = "\
 #!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=root LOGNAME=root SHELL=/bin/sh
@@ -50,6 +53,9 @@ ln -s /proc/self/fd/0 /dev/stdin
 ln -s /proc/self/fd/1 /dev/stdout
 ln -s /proc/self/fd/2 /dev/stderr
 hostname -F /etc/hostname
+for module in /etc/umbra/modules/*; do
+    [ -f \"$module\" ] && insmod \"$module\"
+done
 cd /root
 stty -F /dev/ttyS1 115200 -echo -isig -icrnl -opost
 exec 3<>/dev/ttyS1 4<>/dev/ttyS0

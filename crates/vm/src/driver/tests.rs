@@ -108,6 +108,7 @@ fn spec() -> spec::VmSpec {
         engine: spec::EngineChoice::Auto,
         translator: spec::TranslatorSpec::default(),
         boot: spec::BootSpec { kernel: "guest".into(), initrds: Vec::new(), command_line: String::new() },
+        disks: Vec::new(),
         debug_exit: true,
     }
 }

@@ -195,6 +195,7 @@ pub(crate) fn spec() -> spec::VmSpec {
         engine: spec::EngineChoice::Interp,
         translator: spec::TranslatorSpec::default(),
         boot: spec::BootSpec { kernel: "guest".into(), initrds: Vec::new(), command_line: String::new() },
+        disks: Vec::new(),
         debug_exit: true,
     }
 }
