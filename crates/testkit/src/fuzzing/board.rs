@@ -1,8 +1,10 @@
 //! All chips on one board, wired as in a machine, with time that moves when told.
 
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router};
+use bus::pci::FunctionId;
+use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router, SharedDevice, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, GuestBytes, InterruptFabric, TscTime, VcpuIndex};
 use chipset::control::{MachineControl, MachineEvent};
@@ -12,12 +14,16 @@ use chipset::hpet::{Hpet, HpetWiring, LegacyRoute};
 use chipset::i8042::I8042;
 use chipset::irq_router::IrqRouter;
 use chipset::kvm_clock::{KvmClock, Moment, TscClock};
-use chipset::pci::Pci;
+use chipset::pci::{ECAM_BASE, MEMORY_BASE, Pci};
 use chipset::pit::Pit;
 use chipset::rtc::Rtc;
 use chipset::uart::{CharSink, Uart};
 use memory::{GuestMemory, RamRange};
 use state::Record;
+use virtio::blk::Blk;
+use virtio::rng::Rng;
+use virtio::service::Service;
+use virtio::transport::{BAR_BYTES, Socket, VirtioPci, Worker};
 use x86::Gpa;
 
 pub(super) const VCPUS: u32 = 2;
@@ -37,6 +43,7 @@ pub(super) struct Board {
     pub(super) uart: Arc<Mutex<Uart>>,
     pub(super) power: Arc<Mutex<AcpiPm>>,
     pub(super) spare: Arc<dyn bus::IrqLine>,
+    pub(super) workers: Vec<Worker>,
     pub(super) memory: Arc<GuestMemory>,
     clock: ManualClock,
     alarms: Vec<(ManualClock, Due)>,
@@ -114,6 +121,88 @@ impl Build {
     }
 }
 
+/// A disk in memory.
+pub(super) struct MemoryDisk(host::Memfd);
+
+impl MemoryDisk {
+    /// Of 64 KiB.
+    pub(super) fn new() -> Self {
+        Self(host::Memfd::new("fuzz-disk", 64 << 10).expect("64 KiB"))
+    }
+}
+
+impl backend::Disk for MemoryDisk {
+    fn bytes(&self) -> u64 {
+        self.0.len()
+    }
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, offset: u64, to: &host::io::Targets<'_>) -> std::io::Result<()> {
+        assert!(offset + to.bytes() <= self.bytes(), "a device checks this");
+        to.read_from(self.0.as_fd(), offset)
+    }
+    fn write(&self, offset: u64, from: &host::io::Sources<'_>) -> std::io::Result<()> {
+        assert!(offset + from.bytes() <= self.bytes(), "a device checks this");
+        from.write_to(self.0.as_fd(), offset)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.write_zeroes(offset, len, true)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> std::io::Result<()> {
+        assert!(len > 0 && offset + len <= self.bytes(), "a device checks this");
+        host::io::punch_hole(self.0.as_fd(), offset, len)
+    }
+}
+
+impl Build {
+    /// A bridge with an entropy source and a disk behind it.
+    fn pci(
+        &mut self,
+        control: Arc<dyn MachineControl>,
+        apics: &Arc<InterruptFabric>,
+        irqs: &Arc<IrqRouter>,
+        memory: &Arc<GuestMemory>,
+    ) -> Vec<Worker> {
+        let window = Window::new(Pci::memory_window());
+        self.router.open(window.clone()).expect("chips do not overlap");
+        let mut pci = Pci::new(control);
+        let disk: Arc<dyn backend::Disk> = Arc::new(MemoryDisk::new());
+        let services: [Box<dyn Service>; 2] = [Box::new(Rng), Box::new(Blk::new(disk, "disk0", 2))];
+        let (mut workers, mut functions) = (Vec::new(), Vec::new());
+        for (number, service) in (1..).zip(services) {
+            let (id, home) = (FunctionId::on_root(number), MEMORY_BASE + u64::from(number) * BAR_BYTES);
+            let function = VirtioPci::new(
+                service,
+                Socket {
+                    id,
+                    opening: window.opening(),
+                    home,
+                    line: irqs.line(16 + number),
+                    messages: apics.clone(),
+                    memory: memory.clone(),
+                },
+            );
+            workers.extend(function.workers());
+            let function = Arc::new(Mutex::new(function));
+            let device: SharedDevice = function.clone();
+            lock(&function).connect(&device);
+            pci.attach(id, function);
+            functions.push(device);
+            self.regions.push(Region::mmio(home, BAR_BYTES));
+            self.regions.push(Region::mmio(ECAM_BASE + (u64::from(id.0) << 12), 0x100));
+        }
+        self.plug(pci);
+        for function in functions {
+            self.router.plug(function).expect("functions claim nothing");
+        }
+        workers
+    }
+}
+
 impl Board {
     /// A board in the power-on state at time `now`.
     pub(super) fn new(now: GuestTime) -> Self {
@@ -154,13 +243,26 @@ impl Board {
         let tsc = Arc::new(Tsc(clock.clone()));
         let kvm_clock = build.plug(KvmClock::new(VCPUS as usize, TSC_KHZ, UNIX_NS, memory.clone(), tsc));
         build.plug(I8042::new(irqs.isa_line(1), control.clone()));
-        build.plug(Pci::new(control.clone()));
+        let workers = build.pci(control.clone(), &apics, &irqs, &memory);
         let files = vec![("etc/a".to_owned(), vec![1; 40]), ("b".repeat(70), Vec::new())];
         build.plug(FwCfg::new(FwCfgContents { cpus: 2, max_cpus: 2, ram_bytes: 1 << 40, files }));
         build.plug(DebugExit::new(control));
         let spare = irqs.line(17);
         let Build { router, regions, alarms } = build;
-        Self { router, regions, apics, kvm_clock, uart, power, spare, memory, clock, alarms, requests }
+        Self {
+            router,
+            regions,
+            apics,
+            kvm_clock,
+            uart,
+            power,
+            spare,
+            workers,
+            memory,
+            clock,
+            alarms,
+            requests,
+        }
     }
 
     /// The time.

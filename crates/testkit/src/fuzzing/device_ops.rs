@@ -8,7 +8,7 @@ use super::board::{Board, VCPUS, lock};
 
 /// Does one thing.
 pub(super) fn step(u: &mut Unstructured<'_>, board: &Board) -> Result<()> {
-    match u.int_in_range(0..=31u8)? {
+    match u.int_in_range(0..=33u8)? {
         0..=5 => {
             let (space, address, width) = place(u, board)?;
             let mut data = [0; 8];
@@ -30,6 +30,9 @@ pub(super) fn step(u: &mut Unstructured<'_>, board: &Board) -> Result<()> {
         }
         29 => lock(&board.power).press_power_button(),
         30 => board.spare.set(u.arbitrary()?),
+        31 | 32 => {
+            board.workers[u.choose_index(board.workers.len())?].step();
+        }
         _ => {
             if u.arbitrary()? {
                 board.reset();

@@ -51,6 +51,7 @@ regressions! {
     records: 400,
     loaders: 300,
     devices: 400,
+    virtio_driver: 400,
     native_unit: 400,
     specs: 400,
 }
