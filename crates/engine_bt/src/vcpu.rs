@@ -27,7 +27,7 @@ use translate::{Exit, HostFeatures, Mode, Source};
 use x86::bits::{low16, low32};
 use x86::exception::Exception;
 use x86::rflags::{IF, STATUS};
-use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
+use x86::{CpuState, Gfn, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
 use crate::cache::{Cache, Key, PlacedSite};
 use crate::enter::{Gate, set_gs};
@@ -201,10 +201,12 @@ impl BtVcpu {
         let memory = self.slow.memory();
         let now = memory.epoch();
         let seen = std::mem::replace(&mut self.seen, now);
-        let mut everything = false;
+        let (mut everything, mut remapped) = (false, Vec::new());
         for change in memory.changes(seen, now) {
             match change {
                 Change::Everything => everything = true,
+                Change::Remapped(gfn) => remapped.push(gfn),
+                Change::Logged => self.views.drop_writable(memory, None),
                 Change::Watched(mfn) => self.views.drop_writable(memory, Some(mfn)),
                 Change::Written(mfn) => {
                     let heat = &mut self.heat;
@@ -219,9 +221,24 @@ impl BtVcpu {
             // Who cannot say what was written may have missed that code was.
             self.drop_code();
         }
+        if !remapped.is_empty() {
+            self.forget_frames(&remapped)?;
+        }
         self.slow.sync_memory();
         // Both caches of translations have heard at least this.
         self.seat.hear(now);
+        Ok(())
+    }
+
+    /// Drops what leads to guest frames that have become something else, and code of theirs.
+    fn forget_frames(&mut self, frames: &[Gfn]) -> Result<(), HostError> {
+        for &gfn in frames {
+            let mfn = self.slow.memory().entry(gfn).mfn;
+            self.views.drop_frame(self.slow.memory(), gfn);
+            let heat = &mut self.heat;
+            self.cache.make_stale(mfn, |key| heat.cool(key))?;
+        }
+        self.forget_code();
         Ok(())
     }
 

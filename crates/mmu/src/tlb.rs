@@ -409,7 +409,9 @@ impl Tlb {
                     self.note_writes(|_| true);
                     return self.clear();
                 }
-                Change::Watched(mfn) => self.drop_frame(mfn),
+                Change::Remapped(gfn) => self.drop_frame(gfn),
+                Change::Logged => self.drop_writable(|_| true),
+                Change::Watched(mfn) => self.drop_writable(|frame| frame == mfn),
                 Change::Written(_) | Change::Nothing => {}
             }
         }
@@ -424,10 +426,22 @@ impl Tlb {
         }
     }
 
-    fn drop_frame(&mut self, mfn: Mfn) {
-        self.note_writes(|frame| frame == mfn);
-        for entry in self.entries.iter_mut().take(USED).filter(|entry| entry.mfn == mfn) {
+    fn drop_writable(&mut self, concerns: impl Fn(Mfn) -> bool) {
+        self.note_writes(&concerns);
+        for entry in self.entries.iter_mut().take(USED).filter(|entry| concerns(entry.mfn)) {
             entry.write = NO_TAG;
+        }
+    }
+
+    /// Drops translations that lead to a guest frame.
+    fn drop_frame(&mut self, frame: Gfn) {
+        for (entry, &gfn) in self.entries.iter_mut().zip(self.gfns.iter()).take(USED) {
+            if gfn == frame {
+                if entry.write != NO_TAG {
+                    self.memory.note_write(gfn, entry.mfn);
+                }
+                *entry = EMPTY;
+            }
         }
     }
 
