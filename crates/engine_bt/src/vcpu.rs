@@ -12,6 +12,7 @@
 //! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
+mod changes;
 mod lockstep;
 
 use std::sync::Arc;
@@ -20,14 +21,14 @@ use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats}
 use host::HostError;
 use iced_x86::{Instruction, Mnemonic};
 use interp::{InterpVcpu, PlainReturns, Regime, Registers};
-use memory::{Change, Seat};
+use memory::Seat;
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::{Return, Table, fast_segments};
 use translate::{Exit, HostFeatures, Mode, Source};
 use x86::bits::{low16, low32};
 use x86::exception::Exception;
 use x86::rflags::{IF, STATUS};
-use x86::{CpuState, Gfn, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
+use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
 use crate::cache::{Cache, Key, PlacedSite};
 use crate::enter::{Gate, set_gs};
@@ -101,7 +102,7 @@ impl BtVcpu {
         go.reset();
         let caller = go.clone();
         let kick = Kick::with_interrupt(move || caller.call());
-        let seen = setup.memory.epoch();
+        let seen = setup.mmu.memory().epoch();
         let slow = InterpVcpu::with_kick(setup, kick.clone())?;
         let seat = slow.seat();
         let mut vcpu = Self {
@@ -193,52 +194,6 @@ impl BtVcpu {
         if self.slow.tlb().has_invalidations() {
             self.hear_invalidations()?;
         }
-        Ok(())
-    }
-
-    #[cold]
-    fn hear_changes(&mut self) -> Result<(), HostError> {
-        let memory = self.slow.memory();
-        let now = memory.epoch();
-        let seen = std::mem::replace(&mut self.seen, now);
-        let (mut everything, mut remapped) = (false, Vec::new());
-        for change in memory.changes(seen, now) {
-            match change {
-                Change::Everything => everything = true,
-                Change::Remapped(gfn) => remapped.push(gfn),
-                Change::Logged => self.views.drop_writable(memory, None),
-                Change::Watched(mfn) => self.views.drop_writable(memory, Some(mfn)),
-                Change::Written(mfn) => {
-                    let heat = &mut self.heat;
-                    self.cache.make_stale(mfn, |key| heat.cool(key))?;
-                }
-                Change::Nothing => {}
-            }
-        }
-        if everything {
-            self.views.drop_writable(memory, None);
-            self.views.clear_memory();
-            // Who cannot say what was written may have missed that code was.
-            self.drop_code();
-        }
-        if !remapped.is_empty() {
-            self.forget_frames(&remapped)?;
-        }
-        self.slow.sync_memory();
-        // Both caches of translations have heard at least this.
-        self.seat.hear(now);
-        Ok(())
-    }
-
-    /// Drops what leads to guest frames that have become something else, and code of theirs.
-    fn forget_frames(&mut self, frames: &[Gfn]) -> Result<(), HostError> {
-        for &gfn in frames {
-            let mfn = self.slow.memory().entry(gfn).mfn;
-            self.views.drop_frame(self.slow.memory(), gfn);
-            let heat = &mut self.heat;
-            self.cache.make_stale(mfn, |key| heat.cool(key))?;
-        }
-        self.forget_code();
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 
 mod cpus;
 mod engine;
+mod mmu;
 mod name;
 mod size;
 mod translator;
@@ -18,6 +19,7 @@ use x86::cpuid::CpuRequest;
 
 pub use cpus::CpuCount;
 pub use engine::EngineChoice;
+pub use mmu::MmuChoice;
 pub use name::Name;
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
@@ -37,6 +39,8 @@ pub struct VmSpec {
     pub engine: EngineChoice,
     /// How it does that, if it translates.
     pub translator: TranslatorSpec,
+    /// How its addresses become machine frames.
+    pub mmu: MmuChoice,
     /// What it boots.
     pub boot: BootSpec,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
@@ -114,6 +118,14 @@ pub enum SpecError {
     /// An engine nobody knows.
     #[error("engine '{text}' does not exist: use auto, bt, interp or lockstep")]
     UnknownEngine {
+        /// What was given.
+        text: String,
+    },
+    /// A technique nobody knows.
+    #[error(
+        "MMU technique '{text}' does not exist: use walk, vtlb, lazy, eager, nested, nested-2m or nested-4k"
+    )]
+    UnknownMmu {
         /// What was given.
         text: String,
     },

@@ -14,6 +14,7 @@ use chipset::fw_cfg::FwCfgContents;
 use engine::{Engine, VcpuId, VcpuSetup};
 use firmware::MemoryMap;
 use memory::GuestMemory;
+use mmu::Mmu;
 use spec::VmSpec;
 use state::Record;
 use x86::CpuState;
@@ -118,6 +119,7 @@ fn facts(spec: &VmSpec) -> FwCfgContents {
 struct Ground {
     map: MemoryMap,
     memory: Arc<GuestMemory>,
+    mmu: Mmu,
     cpuid: Arc<CpuidTable>,
     clock: Arc<VmClock>,
     bells: Arc<[Arc<Doorbell>]>,
@@ -134,6 +136,7 @@ impl Ground {
         let model = CpuModel::resolve(&spec.cpu, &HostCpuid::new(&host::cpu::cpuid, host::cpu::xgetbv0()))?;
         let map = MemoryMap::new(spec.memory.bytes());
         let memory = Arc::new(GuestMemory::new(&map.ram_ranges())?);
+        let mmu = Mmu::new(memory.clone(), engines::technique(spec.mmu));
         let clock = Arc::new(VmClock::new(host));
         let bells: Arc<[Arc<Doorbell>]> = (0..cpus).map(|_| Arc::default()).collect();
         let (outbox, inbox) = mpsc::channel();
@@ -141,7 +144,7 @@ impl Ground {
         let watch = Watch { thread: "the timer thread", events: events.clone() };
         let alarms = Alarms::start(clock.clone(), watch)?;
         let cpuid = Arc::new(CpuidTable::new(model, clock.tsc_khz(), cpus));
-        Ok(Self { map, memory, cpuid, clock, bells, events, alarms, inbox, outbox })
+        Ok(Self { map, memory, mmu, cpuid, clock, bells, events, alarms, inbox, outbox })
     }
 
     fn populate(self, options: ChipOptions) -> Result<Populated, VmError> {
@@ -202,7 +205,7 @@ impl Loaded {
         for (id, bell) in (0..).map(VcpuId).zip(ground.bells.iter()) {
             let vcpu = engine.create_vcpu(VcpuSetup {
                 id,
-                memory: ground.memory.clone(),
+                mmu: ground.mmu.clone(),
                 platform: platform.clone(),
                 cpuid: ground.cpuid.clone(),
             })?;
@@ -210,6 +213,7 @@ impl Loaded {
         }
         let machine = Machine {
             memory: ground.memory,
+            mmu: ground.mmu,
             cpuid: ground.cpuid,
             clock: ground.clock,
             alarms: ground.alarms,
