@@ -16,8 +16,8 @@
 //! trace is settled. Entries of such tables are what the guest's are, on every vCPU, so they outlive every load of CR3 and
 //! every flush.
 //!
-//! [`Step::Eager`] holds entries of tables in step only. A table that is written [`FLOOD`] times with no use of the shadow in
-//! between is being filled, copied or emptied, or is a table no more: its trace is lost, and its shadow given up. Entries that
+//! [`Step::Eager`] holds entries of tables in step only. A table that is written [`FLOOD`] times with no walk through it in
+//! between is being filled, copied or emptied, or is a table no more: its shadow is given up, and its trace ends. Entries that
 //! the guest makes with the accessed bit set, as kernels do that are about to return to the access that faulted, are
 //! mirrored before anybody asks for them.
 //!
@@ -51,8 +51,8 @@ use crate::tlb::Invalidation;
 use crate::vtlb::{count_hidden, reached, run_around, suffices};
 use crate::walk::{Miss, PageFault, PageSize, Path, Translation, page_base, start, walk_through};
 
-/// Writes to a table, with no use of the shadow in between, after which eager step gives its shadow up.
-const FLOOD: u32 = 32;
+/// Granules of a table written, with no walk through its shadow in between, after which eager step gives it up.
+const FLOOD: u32 = 16;
 /// Pages that a fill may add: one for each level, and two for the pieces of a large page.
 const ROOM: usize = 6;
 /// How often a fill walks again because it began traces.
@@ -92,6 +92,8 @@ enum Trace {
 struct Guest {
     mfn: Mfn,
     trace: Trace,
+    /// Granules written since a walk came through.
+    writes: u32,
     /// Its shadows.
     pages: Vec<u32>,
 }
@@ -143,7 +145,7 @@ fn flags_of(entry: u64, size: Option<PageSize>) -> u64 {
 impl Shadow {
     pub(crate) fn new(memory: &Arc<GuestMemory>, step: Step) -> Self {
         memory.limit_traces(match step {
-            Step::Eager => FLOOD,
+            Step::Eager => u32::MAX,
             Step::Lazy => 1,
         });
         Self {
@@ -213,18 +215,28 @@ impl Shadow {
         let Some(guest) = self.guests.get_mut(&write.gfn.0) else { return };
         if write.lost {
             self.lost += 1;
-            match self.step {
-                Step::Eager => self.give_up(write.gfn),
-                Step::Lazy => {
-                    if guest.trace == Trace::Settled {
-                        self.behind.push(write.gfn);
-                    }
-                    guest.trace = Trace::Lost;
-                }
+            if guest.trace == Trace::Settled {
+                self.behind.push(write.gfn);
             }
+            guest.trace = Trace::Lost;
             return;
         }
+        if self.step == Step::Eager && self.is_flooded(write) {
+            self.lost += 1;
+            return self.give_up(write.gfn);
+        }
         self.compare(write.gfn, write.granules);
+    }
+
+    /// Whether a table is written much and not walked through.
+    fn is_flooded(&mut self, write: TracedWrite) -> bool {
+        let Some(guest) = self.guests.get_mut(&write.gfn.0) else { return false };
+        let walked = guest.pages.iter().fold(false, |walked, &page| self.tables.take_walked(page) | walked);
+        // What is noted before a trace has settled is the end of earlier times.
+        let settled = guest.trace == Trace::Settled;
+        let before = if walked || !settled { 0 } else { guest.writes };
+        guest.writes = if settled { before.saturating_add(write.granules.count_ones()) } else { 0 };
+        guest.writes >= FLOOD
     }
 
     /// Compares the shadows of a guest table with it, in some granules.
@@ -408,7 +420,7 @@ impl Shadow {
             if !self.guests.contains_key(&gfn.0) {
                 let epoch = self.memory.trace(entry.mfn);
                 let trace = if epoch == 0 { Trace::Settled } else { Trace::Awaited(epoch) };
-                self.guests.insert(gfn.0, Guest { mfn: entry.mfn, trace, pages: Vec::new() });
+                self.guests.insert(gfn.0, Guest { mfn: entry.mfn, trace, writes: 0, pages: Vec::new() });
                 if trace != Trace::Settled {
                     self.behind.push(gfn);
                 }

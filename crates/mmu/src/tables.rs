@@ -86,6 +86,8 @@ struct Page<W> {
     owned: bool,
     /// A walk has passed since the hand came by.
     used: bool,
+    /// A walk has passed since the owner last asked.
+    walked: bool,
 }
 
 /// A multiplicative hash of one number.
@@ -209,7 +211,7 @@ impl<W> Tables<W> {
         let entries = vec![ABSENT; index(entries.min(1 << INDEX_BITS))].into_boxed_slice();
         self.live += 1;
         self.bytes += size_of_val(&*entries) as u64;
-        let page = Some(Page { what, shift, entries, parents: NONE, owned, used: true });
+        let page = Some(Page { what, shift, entries, parents: NONE, owned, used: true, walked: true });
         if let Some(number) = self.free.pop()
             && let Some(place) = self.pages.get_mut(number as usize)
         {
@@ -231,6 +233,11 @@ impl<W> Tables<W> {
     /// What a page is.
     pub(crate) fn what(&self, number: u32) -> Option<&W> {
         self.page(number).map(|page| &page.what)
+    }
+
+    /// Whether a walk has come through a page since this was last asked.
+    pub(crate) fn take_walked(&mut self, number: u32) -> bool {
+        self.page_mut(number).is_some_and(|page| std::mem::take(&mut page.walked))
     }
 
     /// Gives a page up: what leads to it, what it leads to, and the pages it owns.
@@ -413,7 +420,7 @@ impl<W> Tables<W> {
         let mut number = root;
         for references in 1..=LEVELS as u64 {
             let page = self.page_mut(number)?;
-            page.used = true;
+            (page.used, page.walked) = (true, true);
             let at = index(va >> page.shift & (page.entries.len() as u64 - 1));
             let &Entry { word, gfn, .. } = page.entries.get(at)?;
             if word & word::P == 0 {

@@ -159,11 +159,20 @@ fn eager() {
         "A cleared is A set again"
     );
     // A page that is written without being used is a table no more.
-    (0..64).for_each(|index| guest.put(PTE + 8 * index, 0));
+    let before = guest.figures().traced_writes;
+    let clear = |guest: &mut Guest| {
+        // The kernel writes through its own map, whose misses do not come through the table.
+        let writes = (0..512).take_while(|index| {
+            guest.put(PTE + 8 * index, 0);
+            guest.read(VA + 0x20_0000).unwrap();
+            guest.memory.is_traced(Mfn(4))
+        });
+        writes.count()
+    };
+    assert_eq!(clear(&mut guest), 15);
     assert!(guest.read(VA).is_err());
-    assert!(!guest.memory.is_traced(Mfn(4)));
-    assert_eq!((guest.figures().tables, guest.figures().lost_traces), (4, 1));
-    assert_eq!(guest.figures().traced_writes, 4 + 32);
+    let figures = guest.figures();
+    assert_eq!((figures.tables, figures.lost_traces, figures.traced_writes), (4, 1, before + 16));
 }
 
 #[test]
