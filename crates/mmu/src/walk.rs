@@ -164,7 +164,8 @@ pub struct Miss<'a> {
     pub privilege: Privilege,
 }
 
-/// As [`walk`], with the entries that led there.
+/// As [`walk`], with the entries that led there; inlined so that they are not gathered where nobody looks at them.
+#[inline(always)]
 pub(crate) fn walk_through<M: Physical>(
     memory: &mut M,
     miss: &Miss<'_>,

@@ -344,8 +344,26 @@ fn links_that_change_late_do_not_meet_old_entries_below() {
     guest.read(VA).unwrap();
     assert_eq!((guest.read(VA), guest.last()), (Ok(RAM), HIT));
     guest.put(PTE, 16 << 12 | pte::P | pte::US);
-    guest.memory.frames().write(Mfn(3), 0, 4 << 12 | ALL);
+    guest.memory.frames().write(Mfn(3), 0, 4 << 12 | ALL | pte::A);
     guest.memory.note_write(Gfn(3), Mfn(3));
     seat.hear(guest.memory.epoch());
     assert!(guest.miss(VA, Access::Write).is_err());
+}
+
+/// While another vCPU may still write a table unnoticed, eager step keeps nothing of it.
+#[test]
+fn unsettled_tables_are_not_held() {
+    let mut guest = Guest::new(Technique::Eager);
+    let seat = guest.memory.seat(|| {});
+    seat.enter(guest.memory.epoch());
+    assert!(guest.memory.may_cache_writes(Gfn(4), Mfn(4)), "the other one caches a writable translation");
+    for frame in [16, 17, 18] {
+        guest.memory.frames().write(Mfn(4), 0, frame << 12 | ALL | pte::A);
+        assert_eq!((guest.read(VA), guest.last()), (Ok(ram(frame)), WALKED));
+    }
+    // It hears of the trace, says what it may have written, and has lost the translation.
+    guest.memory.note_write(Gfn(4), Mfn(4));
+    seat.hear(guest.memory.epoch());
+    assert_eq!(guest.read(VA), Ok(ram(18)));
+    assert_eq!((guest.read(VA), guest.last()), (Ok(ram(18)), HIT));
 }
