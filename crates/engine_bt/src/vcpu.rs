@@ -197,18 +197,6 @@ impl BtVcpu {
         Ok(())
     }
 
-    /// Drops all translations.
-    fn drop_code(&mut self) {
-        self.cache.clear();
-        self.forget_code();
-    }
-
-    /// Forgets whatever translations are found by.
-    fn forget_code(&mut self) {
-        self.views.clear_code();
-        self.empty_shadows(Stale { supervisor: true, user: true });
-    }
-
     #[cold]
     fn hear_invalidations(&mut self) -> Result<(), HostError> {
         let (mut stale, mut result) = (Stale::default(), Ok(()));

@@ -5,6 +5,7 @@ use memory::Change;
 use x86::Gfn;
 
 use super::BtVcpu;
+use crate::views::Stale;
 
 impl BtVcpu {
     #[cold]
@@ -51,5 +52,17 @@ impl BtVcpu {
         }
         self.forget_code();
         Ok(())
+    }
+
+    /// Drops all translations.
+    pub(super) fn drop_code(&mut self) {
+        self.cache.clear();
+        self.forget_code();
+    }
+
+    /// Forgets whatever translations are found by.
+    pub(super) fn forget_code(&mut self) {
+        self.views.clear_code();
+        self.empty_shadows(Stale { supervisor: true, user: true });
     }
 }
