@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use spec::{CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, Name};
+use spec::{CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name};
 use x86::cpuid::CpuRequest;
 
 use crate::{duration, help, number};
@@ -122,6 +122,15 @@ pub(crate) struct MachineArgs {
     /// the host allows it, else interp; 'umbra doctor' says which. lockstep runs both and compares them, very slowly.
     #[arg(long, value_name = "ENGINE", default_value_t)]
     pub(crate) engine: EngineChoice,
+
+    /// How guest addresses are translated: walk, vtlb, lazy, eager, nested, nested-2m or nested-4k
+    ///
+    /// A guest cannot tell the difference but for time. walk reads the guest's page table at each TLB miss. vtlb keeps
+    /// what it found in a larger, virtual TLB. lazy and eager keep shadow page tables, which follow the guest's when it
+    /// invalidates, or at each write. nested walks the guest's table through a second table, of host pages as large as
+    /// there can be, or of at most 2 MiB or 4 KiB. --stats counts what each of them does.
+    #[arg(long, value_name = "TECHNIQUE", default_value_t)]
+    pub(crate) mmu: MmuChoice,
 
     /// Room for translated code, for each virtual CPU
     #[arg(long, value_name = "SIZE", default_value_t)]

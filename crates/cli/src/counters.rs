@@ -1,7 +1,7 @@
 //! What `--stats` prints: every counter of every vCPU, under the engine's own names.
 
 use serde_json::{Map, Value, json};
-use vm::{Stats, VcpuFigures};
+use vm::{Counter, Stats, VcpuFigures};
 
 use crate::args::StatsFormat;
 
@@ -36,6 +36,9 @@ fn table(stats: &Stats) -> String {
     text += "VM\n";
     text += &line("guest_time_ns", stats.guest_time_ns, "time that the guest saw pass");
     text += &line("resets", stats.resets, "resets by the guest");
+    for counter in &stats.mmu {
+        text += &line(&counter.name, counter.value, counter.help);
+    }
     text += &line("ram_bytes", stats.ram_bytes, "guest memory");
     text + line("ram_resident_bytes", stats.ram_resident_bytes, "what of it the host had to provide")
         .trim_end()
@@ -46,6 +49,7 @@ fn json(stats: &Stats) -> Value {
         "engine": stats.engine,
         "guest_time_ns": stats.guest_time_ns,
         "resets": stats.resets,
+        "mmu": map(&stats.mmu),
         "ram_bytes": stats.ram_bytes,
         "ram_resident_bytes": stats.ram_resident_bytes,
         "vcpus": stats.vcpus.iter().map(vcpu).collect::<Vec<_>>(),
@@ -54,13 +58,15 @@ fn json(stats: &Stats) -> Value {
 
 /// `instructions` is null where the engine does not count them.
 fn vcpu(figures: &VcpuFigures) -> Value {
-    let own =
-        figures.counters.iter().map(|counter| (counter.name.clone().into_owned(), counter.value.into()));
     json!({
         "instructions": figures.common.instructions,
         "interrupts": figures.common.interrupts,
         "exceptions": figures.common.exceptions,
         "io_accesses": figures.common.io_accesses,
-        "counters": own.collect::<Map<String, Value>>(),
+        "counters": map(&figures.counters),
     })
+}
+
+fn map(counters: &[Counter]) -> Map<String, Value> {
+    counters.iter().map(|counter| (counter.name.clone().into_owned(), counter.value.into())).collect()
 }

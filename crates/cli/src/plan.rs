@@ -107,6 +107,7 @@ impl Plan {
             cpus: machine.cpus,
             cpu: machine.cpu.unwrap_or_default(),
             engine: machine.engine,
+            mmu: machine.mmu,
             translator: TranslatorSpec { code_cache: machine.code_cache, perf_map: machine.perf_map },
             boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
             disks: machine.disk,

@@ -25,7 +25,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memory::GuestMemory;
+use mmu::Mmu;
 use x86::cpuid::CpuidTable;
 use x86::{CpuState, Gpa};
 
@@ -52,8 +52,8 @@ pub trait Engine: Send + Sync {
 pub struct VcpuSetup {
     /// Which vCPU of the VM this is.
     pub id: VcpuId,
-    /// The guest's memory.
-    pub memory: Arc<GuestMemory>,
+    /// The guest's memory, and how addresses lead there.
+    pub mmu: Mmu,
     /// The machine around it.
     pub platform: Arc<dyn Platform>,
     /// What CPUID says and which features exist.

@@ -12,6 +12,7 @@
 //! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
+mod changes;
 mod lockstep;
 mod registers;
 
@@ -21,7 +22,7 @@ use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats}
 use host::HostError;
 use iced_x86::{Instruction, Mnemonic};
 use interp::{InterpVcpu, Regime};
-use memory::{Change, Seat};
+use memory::Seat;
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::Table;
 use translate::{Exit, HostFeatures, Mode, Source};
@@ -100,7 +101,7 @@ impl BtVcpu {
         go.reset();
         let caller = go.clone();
         let kick = Kick::with_interrupt(move || caller.call());
-        let seen = setup.memory.epoch();
+        let seen = setup.mmu.memory().epoch();
         let slow = InterpVcpu::with_kick(setup, kick.clone())?;
         let seat = slow.seat();
         let mut vcpu = Self {
@@ -193,47 +194,6 @@ impl BtVcpu {
             self.hear_invalidations()?;
         }
         Ok(())
-    }
-
-    #[cold]
-    fn hear_changes(&mut self) -> Result<(), HostError> {
-        let memory = self.slow.memory();
-        let now = memory.epoch();
-        let seen = std::mem::replace(&mut self.seen, now);
-        let mut everything = false;
-        for change in memory.changes(seen, now) {
-            match change {
-                Change::Everything => everything = true,
-                Change::Watched(mfn) => self.views.drop_writable(memory, Some(mfn)),
-                Change::Written(mfn) => {
-                    let heat = &mut self.heat;
-                    self.cache.make_stale(mfn, |key| heat.cool(key))?;
-                }
-                Change::Nothing => {}
-            }
-        }
-        if everything {
-            self.views.drop_writable(memory, None);
-            self.views.clear_memory();
-            // Who cannot say what was written may have missed that code was.
-            self.drop_code();
-        }
-        self.slow.sync_memory();
-        // Both caches of translations have heard at least this.
-        self.seat.hear(now);
-        Ok(())
-    }
-
-    /// Drops all translations.
-    fn drop_code(&mut self) {
-        self.cache.clear();
-        self.forget_code();
-    }
-
-    /// Forgets whatever translations are found by.
-    fn forget_code(&mut self) {
-        self.views.clear_code();
-        self.empty_shadows(Stale { supervisor: true, user: true });
     }
 
     #[cold]

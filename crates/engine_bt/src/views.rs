@@ -213,6 +213,21 @@ impl TlbBook {
         }
     }
 
+    /// Drops translations that lead to a guest frame, after `report` has heard of writable ones.
+    fn drop_frame(&self, base: *mut u8, frame: Gfn, mut report: impl FnMut(Gfn)) {
+        self.drop_anchors(base, |anchor| anchor.gfn & !PRIVATE == frame.0, &mut report);
+        for &slot in &self.filled {
+            let entry = self.read(base, slot as usize);
+            let empty = TlbEntry::empty(slot as usize);
+            if entry.gfn & !PRIVATE == frame.0 && entry != empty {
+                if entry.write != empty.write {
+                    report(frame);
+                }
+                self.clear_slot(base, slot as usize);
+            }
+        }
+    }
+
     /// True if everything else was dropped for it.
     fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, resolved: &Resolved) -> bool {
         let slot = tlb_slot(self.table, va);
@@ -612,6 +627,17 @@ impl Views {
         if let Some(book) = self.book(table) {
             book.clear_slot(base, tlb_slot(table, va));
             book.drop_anchors(base, |anchor| (anchor.page ^ va) & !PAGE_MASK == 0, |_| {});
+        }
+    }
+
+    /// Drops translations that lead to a guest frame, after telling memory of writable ones.
+    pub(crate) fn drop_frame(&mut self, memory: &GuestMemory, gfn: Gfn) {
+        self.drops += 1;
+        let note = |gfn: Gfn| memory.note_write(gfn, memory.entry(gfn).mfn);
+        self.supervisor.drop_frame(self.base(), gfn, note);
+        for view in &self.views {
+            view.user.drop_frame(view.base(), gfn, note);
+            view.ac.drop_frame(view.base(), gfn, note);
         }
     }
 

@@ -110,6 +110,7 @@ impl Cpu {
         let paging_features = PagingFeatures::from(&*setup.cpuid);
         let kick = Kick::polled();
         let caller = kick.clone();
+        let memory = setup.mmu.memory().clone();
         let mut cpu = Self {
             regs: [0; FILE],
             flags: s.rflags,
@@ -131,11 +132,11 @@ impl Cpu {
             watch_hits: 0,
             written: None,
             native: Processor::new()?,
-            tlb: Tlb::new(setup.memory.clone()),
-            heard: setup.memory.epoch(),
-            seat: Arc::new(setup.memory.seat(move || caller.kick())),
+            tlb: setup.mmu.tlb(),
+            heard: memory.epoch(),
+            seat: Arc::new(memory.seat(move || caller.kick())),
             guided: false,
-            memory: setup.memory,
+            memory,
             platform: setup.platform,
             id: setup.id,
             cpuid: setup.cpuid,

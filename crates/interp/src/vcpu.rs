@@ -280,14 +280,7 @@ impl engine::Vcpu for InterpVcpu {
     }
 
     fn counters(&self) -> Vec<Counter> {
-        let tlb = self.cpu.tlb.stats();
-        vec![
-            Counter::new("tlb.fills", tlb.fills, "TLB misses that a page walk resolved"),
-            Counter::new("tlb.faults", tlb.faults, "TLB misses that became page faults"),
-            Counter::new("tlb.flushes", tlb.flushes, "times that an address space, or all, was emptied"),
-            Counter::new("tlb.invalidations", tlb.invalidations, "single pages invalidated"),
-            Counter::new("tlb.switches", tlb.switches, "switches of address space"),
-            Counter::new("tlb.epochs", tlb.epochs, "times that memory changed beneath the TLB"),
-        ]
+        let counted = self.cpu.tlb.stats().list();
+        counted.into_iter().map(|(name, value, help)| Counter::new(name, value, help)).collect()
     }
 }

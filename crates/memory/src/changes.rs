@@ -6,14 +6,19 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use x86::Mfn;
+use x86::{Gfn, Mfn};
 
 /// Something that makes cached translations or cached code wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Anything: drop every translation.
     Everything,
-    /// Code of this frame is being watched now: drop writable translations of it.
+    /// What this guest frame is has changed in the P2M: drop translations that lead to it.
+    Remapped(Gfn),
+    /// Writes have to be logged anew: drop writable translations.
+    Logged,
+    /// Writes to this frame have to be noticed from now on, because it holds code or is traced: drop writable
+    /// translations of it.
     Watched(Mfn),
     /// Watched code of this frame was written: what was made of it is worth nothing.
     Written(Mfn),
@@ -24,7 +29,8 @@ pub enum Change {
 /// Events remembered.
 const SLOTS: usize = 64;
 const FRAME_BITS: u32 = 40;
-const KIND_BITS: u32 = 2;
+const KIND_BITS: u32 = 3;
+const KIND_MASK: u64 = (1 << KIND_BITS) - 1;
 const FRAME_MASK: u64 = (1 << FRAME_BITS) - 1;
 
 #[derive(Debug)]
@@ -56,6 +62,8 @@ impl ChangeLog {
             Change::Watched(mfn) => (1, mfn.0),
             Change::Written(mfn) => (2, mfn.0),
             Change::Nothing => (3, 0),
+            Change::Remapped(gfn) => (4, gfn.0),
+            Change::Logged => (5, 0),
         };
         let number = self.count.fetch_add(1, Ordering::SeqCst);
         let word = stamp(number) | kind << FRAME_BITS | frame & FRAME_MASK;
@@ -75,14 +83,16 @@ impl ChangeLog {
     fn event(&self, number: u64) -> Change {
         let slot = self.slots.get(x86::bits::index(number) % SLOTS);
         let word = slot.map_or(0, |slot| slot.load(Ordering::Acquire));
-        let mfn = Mfn(word & FRAME_MASK);
+        let frame = word & FRAME_MASK;
         match (
             word >> (FRAME_BITS + KIND_BITS) == stamp(number) >> (FRAME_BITS + KIND_BITS),
-            word >> FRAME_BITS & 3,
+            word >> FRAME_BITS & KIND_MASK,
         ) {
-            (true, 1) => Change::Watched(mfn),
-            (true, 2) => Change::Written(mfn),
+            (true, 1) => Change::Watched(Mfn(frame)),
+            (true, 2) => Change::Written(Mfn(frame)),
             (true, 3) => Change::Nothing,
+            (true, 4) => Change::Remapped(Gfn(frame)),
+            (true, 5) => Change::Logged,
             // Overwritten, or not yet there.
             _ => Change::Everything,
         }
@@ -106,8 +116,16 @@ mod tests {
         log.push(Change::Written(Mfn(FRAME_MASK)));
         log.push(Change::Everything);
         log.push(Change::Nothing);
-        let all =
-            [Change::Watched(Mfn(7)), Change::Written(Mfn(FRAME_MASK)), Change::Everything, Change::Nothing];
+        log.push(Change::Remapped(Gfn(9)));
+        log.push(Change::Logged);
+        let all = [
+            Change::Watched(Mfn(7)),
+            Change::Written(Mfn(FRAME_MASK)),
+            Change::Everything,
+            Change::Nothing,
+            Change::Remapped(Gfn(9)),
+            Change::Logged,
+        ];
         assert_eq!(heard(&log, start), all);
         assert_eq!(heard(&log, start + 2), all[2..]);
     }

@@ -3,20 +3,21 @@
 //! One 32-bit word per machine frame:
 //!
 //! ```text
-//!   31       3      2          1          0
-//!  | changes | clearing | writable | watched |
+//!   31       4     3       2          1          0
+//!  | changes | traced | clearing | writable | watched |
 //! ```
 //!
 //! * *watched*: an engine holds code of this frame. Writes to it must not be cached in translations.
-//! * *writable*: while not watched, some vCPU was allowed to cache a writable translation. Together with *watched*: such
+//! * *writable*: while neither watched nor traced, some vCPU was allowed to cache a writable translation. Together with *watched*: such
 //!   translations have to be dropped before code of the frame may be kept ([`crate::shootdown`]).
 //! * *clearing*: the watch has ended, and the marks (below) are being taken away; until then nobody can watch again, so
 //!   that only marks of the watch that has ended go.
+//! * *traced*: somebody follows all writes to the frame, which is another reason not to cache them ([`crate::traces`]).
 //! * *changes*: raised by one when a watched frame is written, which also ends the watch.
 //!
-//! The **version** that engines compare is the word without *writable*. An engine gets it from [`CodeWatch::watch`],
+//! The **version** that engines compare is the word without *writable* and *traced*. An engine gets it from [`CodeWatch::watch`],
 //! with *watched* set; it stays the same until the frame's code is written, and never comes back afterwards, because
-//! *changes* has grown by the time *watched* is set again. (It comes back after 2^29 further writes, each to a frame watched anew in between, to an
+//! *changes* has grown by the time *watched* is set again. (It comes back after 2^28 further writes, each to a frame watched anew in between, to an
 //! engine that has not looked once meanwhile; such a guest runs its own stale code and harms nobody else.)
 //!
 //! A frame may hold data beside its code. So engines say where the code is that they hold ([`CodeWatch::mark`]), in
@@ -36,8 +37,11 @@ const GRANULE: u64 = 64;
 const WATCHED: u32 = 1;
 const WRITABLE: u32 = 2;
 const CLEARING: u32 = 4;
+const TRACED: u32 = 8;
 /// From watched to "not watched, clearing, one change more".
-const CHANGED: u32 = 8 + CLEARING - WATCHED;
+const CHANGED: u32 = 16 + CLEARING - WATCHED;
+/// What is not part of the version.
+const ASIDE: u32 = WRITABLE | TRACED;
 
 #[derive(Debug)]
 pub(crate) struct CodeWatch {
@@ -47,7 +51,7 @@ pub(crate) struct CodeWatch {
 }
 
 /// The granules of a range of a frame, as bits.
-const fn granules(offset: u64, len: u64) -> u64 {
+pub(crate) const fn granules(offset: u64, len: u64) -> u64 {
     if len == 0 {
         return 0;
     }
@@ -64,7 +68,7 @@ impl CodeWatch {
 
     #[inline(always)]
     pub(crate) fn version(&self, mfn: Mfn) -> u32 {
-        self.word(mfn) & !WRITABLE
+        self.word(mfn) & !ASIDE
     }
 
     #[inline(always)]
@@ -84,19 +88,21 @@ impl CodeWatch {
         // A read-modify-write is a full barrier on x86: the caller's reads of the code come after the watch is seen.
         let watched = |old| (old & CLEARING == 0).then_some(old | WATCHED);
         let before = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, watched).ok()?;
-        Some((before & !WRITABLE | WATCHED, before & WRITABLE != 0))
+        Some((before & !ASIDE | WATCHED, before & WRITABLE != 0))
     }
 
     /// Whether the watch of this version still goes on, and writable translations from before may be cached somewhere.
     pub(crate) fn is_unsettled(&self, mfn: Mfn, version: u32) -> bool {
-        self.word(mfn) == version | WRITABLE
+        self.word(mfn) & !TRACED == version | WRITABLE
     }
 
     /// No translation from before the watch of this version is cached any more.
     pub(crate) fn settle(&self, mfn: Mfn, version: u32) {
         if let Some(word) = self.frames.get(index(mfn.0)) {
             // If the frame was written meanwhile, translations may have been made since.
-            let _ = word.compare_exchange(version | WRITABLE, version, Ordering::AcqRel, Ordering::Relaxed);
+            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| {
+                (old & !TRACED == version | WRITABLE).then_some(old & !WRITABLE)
+            });
         }
     }
 
@@ -133,13 +139,44 @@ impl CodeWatch {
         ended
     }
 
-    /// Asks to cache a writable translation of the frame: refused while it is watched.
+    /// Asks to cache a writable translation of the frame: refused while it is watched or traced.
     pub(crate) fn allow_writable(&self, mfn: Mfn) -> bool {
         let Some(word) = self.frames.get(index(mfn.0)) else { return false };
         word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
-            (old & (WATCHED | WRITABLE) == 0).then_some(old | WRITABLE)
+            (old & (WATCHED | TRACED | WRITABLE) == 0).then_some(old | WRITABLE)
         })
-        .map_or_else(|now| now & WATCHED == 0, |_| true)
+        .map_or_else(|now| now & (WATCHED | TRACED) == 0, |_| true)
+    }
+
+    /// Starts to trace the frame. True if writable translations of it may be cached somewhere.
+    pub(crate) fn trace(&self, mfn: Mfn) -> bool {
+        // A full barrier: what the caller reads of the frame from now on comes after writers can see that it is traced.
+        self.frames
+            .get(index(mfn.0))
+            .is_some_and(|word| word.fetch_or(TRACED, Ordering::SeqCst) & WRITABLE != 0)
+    }
+
+    /// Whether the frame is traced; and if so, whether that is settled.
+    #[inline]
+    pub(crate) fn traced(&self, mfn: Mfn) -> Option<bool> {
+        let word = self.word(mfn);
+        (word & TRACED != 0).then_some(word & WRITABLE == 0)
+    }
+
+    /// No translation from before the trace is cached any more.
+    pub(crate) fn settle_trace(&self, mfn: Mfn) {
+        if let Some(word) = self.frames.get(index(mfn.0)) {
+            let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| {
+                (old & TRACED != 0).then_some(old & !WRITABLE)
+            });
+        }
+    }
+
+    /// Ends a trace.
+    pub(crate) fn untrace(&self, mfn: Mfn) {
+        if let Some(word) = self.frames.get(index(mfn.0)) {
+            word.fetch_and(!TRACED, Ordering::AcqRel);
+        }
     }
 }
 

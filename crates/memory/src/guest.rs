@@ -22,10 +22,10 @@
 //! crosses frames is put together from two reads.
 //!
 //! # The short cut and the epoch
-//! An engine caches translations that lead straight to a machine frame. Three things can make one wrong: a P2M change,
+//! An engine caches translations that lead straight to a machine frame. Four things can make one wrong: a P2M change,
 //! a harvest of the dirty log (the next write has to be logged again), a frame that came to hold decoded code (writes
-//! have to be noticed). Each of these first changes its own table, then raises the **epoch** by a [`Change`]. Whoever
-//! caches translations promises, per vCPU:
+//! have to be noticed), a frame that came to be traced (likewise; `traces`). Each of these first changes its own table,
+//! then raises the **epoch** by a [`Change`]. Whoever caches translations promises, per vCPU:
 //!
 //! 1. To read [`GuestMemory::epoch`] *before* the look-ups whose results it caches, and to remember it as *seen*.
 //! 2. To cache a writable translation only if [`GuestMemory::may_cache_writes`] says so; otherwise each write is
@@ -58,11 +58,12 @@ use x86::bits::index;
 use x86::{Gfn, Gpa, Mfn, PAGE_SIZE};
 
 use crate::changes::{Change, ChangeLog};
-use crate::code_watch::CodeWatch;
+use crate::code_watch::{CodeWatch, granules};
 use crate::dirty::DirtyLog;
 use crate::layout::Layout;
 use crate::p2m::P2m;
 use crate::shootdown::{Seats, Shootdowns};
+use crate::traces::{TracedWrite, Traces};
 use crate::{FrameKind, Frames, MemoryError, P2mEntry, RamRange, SavedP2m, Seat, Word};
 
 /// What [`GuestMemory::watch_code`] says of a frame.
@@ -85,6 +86,7 @@ pub struct GuestMemory {
     dirty: DirtyLog,
     seats: Seats,
     shootdowns: Shootdowns,
+    traces: Traces,
     layout: Layout,
 }
 
@@ -103,6 +105,7 @@ impl GuestMemory {
             dirty: DirtyLog::new(layout.frames())?,
             seats: Seats::default(),
             shootdowns: Shootdowns::default(),
+            traces: Traces::new(),
             layout,
         })
     }
@@ -137,6 +140,12 @@ impl GuestMemory {
         self.p2m.entry(gfn)
     }
 
+    /// The machine frame of `first`, if it and the `frames - 1` frames that follow are RAM in ascending machine frames: what
+    /// a large page may map.
+    pub fn run(&self, first: Gfn, frames: u64) -> Option<Mfn> {
+        self.p2m.run(first, frames)
+    }
+
     /// Changes what a guest frame is. Accesses begun afterwards see the new kind, cached translations at their next block
     /// boundary. A frame that becomes [`FrameKind::Ballooned`] loses its contents and costs nothing until it is used
     /// again.
@@ -148,7 +157,7 @@ impl GuestMemory {
         if before.kind == kind {
             return Ok(());
         }
-        self.raise_epoch();
+        self.announce(Change::Remapped(gfn));
         if kind == FrameKind::Ballooned {
             self.frames.discard(before.mfn)?;
             self.note_write(gfn, before.mfn);
@@ -236,8 +245,7 @@ impl GuestMemory {
         self.write(gpa, word)
     }
 
-    /// Atomically replaces a word by `new` if it is `expected`; the inner `Err` holds what was found instead. This is how a
-    /// page walk sets accessed and dirty bits (SDM vol. 3A, 5.8).
+    /// Atomically replaces a word by `new` if it is `expected`; the inner `Err` holds what was found instead.
     ///
     /// # Errors
     /// As for [`GuestMemory::write`], and if the word crosses frames.
@@ -247,15 +255,36 @@ impl GuestMemory {
         expected: W,
         new: W,
     ) -> Result<Result<W, W>, MemoryError> {
-        if !inside_one_frame(gpa, W::BYTES) {
-            return Err(MemoryError::Crossing { gpa });
-        }
-        let mfn = self.writable(gpa)?;
-        let outcome = self.frames.compare_exchange(mfn, gpa.offset(), expected, new);
+        let (mfn, outcome) = self.exchange(gpa, expected, new)?;
         if outcome.is_ok() {
             self.note_write_at(gpa.frame(), mfn, gpa.offset(), W::BYTES as u64);
         }
         Ok(outcome)
+    }
+
+    /// As [`GuestMemory::compare_exchange`], for the accessed and dirty bits that a page walk sets (SDM vol. 3A, 5.8): who
+    /// traces page tables is not told of them. It does these walks itself, and what it made of an entry without such a bit
+    /// is none the worse for the bit.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::compare_exchange`].
+    pub fn mark_entry<W: Word>(&self, gpa: Gpa, expected: W, new: W) -> Result<Result<W, W>, MemoryError> {
+        let (mfn, outcome) = self.exchange(gpa, expected, new)?;
+        if outcome.is_ok() {
+            // As in `note_write`.
+            fence(Ordering::SeqCst);
+            self.log_write(gpa.frame());
+            self.code_written(mfn, Some((gpa.offset(), W::BYTES as u64)));
+        }
+        Ok(outcome)
+    }
+
+    fn exchange<W: Word>(&self, gpa: Gpa, expected: W, new: W) -> Result<(Mfn, Result<W, W>), MemoryError> {
+        if !inside_one_frame(gpa, W::BYTES) {
+            return Err(MemoryError::Crossing { gpa });
+        }
+        let mfn = self.writable(gpa)?;
+        Ok((mfn, self.frames.compare_exchange(mfn, gpa.offset(), expected, new)))
     }
 
     /// The machine frame to write to, taken back from the balloon if need be.
@@ -274,7 +303,7 @@ impl GuestMemory {
     /// Starts to log which frames are written, with an empty log.
     pub fn start_dirty_log(&self) {
         self.dirty.switch(true);
-        self.raise_epoch();
+        self.announce(Change::Logged);
     }
 
     /// Stops logging.
@@ -290,7 +319,7 @@ impl GuestMemory {
         self.dirty.take(|slot| dirty.extend(self.layout.gfn(slot)));
         // An empty log means that no writable translation has been cached since the last epoch.
         if !dirty.is_empty() {
-            self.raise_epoch();
+            self.announce(Change::Logged);
         }
         dirty
     }
@@ -298,7 +327,7 @@ impl GuestMemory {
     // ---- cached translations and cached code ---------------------------------------------------------------------
 
     /// Asks to cache a writable translation of a frame, and logs the frame as written. `false` if writes must not be
-    /// cached, because the frame holds code that an engine has decoded.
+    /// cached, because the frame holds code that an engine has decoded, or is traced.
     pub fn may_cache_writes(&self, gfn: Gfn, mfn: Mfn) -> bool {
         let allowed = self.code.allow_writable(mfn);
         if allowed {
@@ -314,9 +343,8 @@ impl GuestMemory {
         // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
         fence(Ordering::SeqCst);
         self.log_write(gfn);
-        if self.code.written(mfn, None) {
-            self.announce(Change::Written(mfn));
-        }
+        self.trace_write(gfn, mfn, u64::MAX);
+        self.code_written(mfn, None);
     }
 
     /// As [`GuestMemory::note_write`], for who knows which bytes of the frame were written.
@@ -324,7 +352,12 @@ impl GuestMemory {
         // As in `note_write`.
         fence(Ordering::SeqCst);
         self.log_write(gfn);
-        if self.code.written(mfn, Some((offset, len))) {
+        self.trace_write(gfn, mfn, granules(offset, len));
+        self.code_written(mfn, Some((offset, len)));
+    }
+
+    fn code_written(&self, mfn: Mfn, range: Option<(u64, u64)>) {
+        if self.code.written(mfn, range) {
             self.announce(Change::Written(mfn));
         }
     }
@@ -335,6 +368,62 @@ impl GuestMemory {
         {
             self.dirty.mark(slot);
         }
+    }
+
+    #[inline]
+    fn trace_write(&self, gfn: Gfn, mfn: Mfn, granules: u64) {
+        if let Some(settled) = self.code.traced(mfn) {
+            self.traces.log(gfn, mfn, granules, settled, || self.code.untrace(mfn));
+        }
+    }
+
+    /// Starts to trace a frame: from now on [`GuestMemory::take_traced`] says what is written to it. There is one tracer,
+    /// whose traces end by [`GuestMemory::untrace`], or when a frame is lost. Returns what to ask
+    /// [`GuestMemory::trace_settled`] with; until then the frame may be written without anybody being told.
+    ///
+    /// To be called before the frame is read for what the tracer keeps.
+    pub fn trace(&self, mfn: Mfn) -> u64 {
+        if self.code.trace(mfn) { self.announce(Change::Watched(mfn)) } else { 0 }
+    }
+
+    /// Whether all have dropped their writable translations of a frame since the trace that began with `epoch`. What was
+    /// written through them is in the log.
+    pub fn trace_settled(&self, mfn: Mfn, epoch: u64) -> bool {
+        if epoch == 0 {
+            return true;
+        }
+        let settled = self.seats.heard() >= epoch;
+        if settled {
+            self.code.settle_trace(mfn);
+        }
+        settled
+    }
+
+    /// Ends a trace.
+    pub fn untrace(&self, mfn: Mfn) {
+        self.code.untrace(mfn);
+    }
+
+    /// How many writes to a traced frame, with no look at the log in between, end its trace.
+    pub fn limit_traces(&self, writes: u32) {
+        self.traces.set_limit(writes);
+    }
+
+    /// What was written to traced frames since the last time, each frame once. To be called before each use of what the
+    /// tracer has made of them.
+    #[inline]
+    pub fn take_traced(&self, each: impl FnMut(TracedWrite)) {
+        self.traces.take(each);
+    }
+
+    /// Writes to traced frames so far.
+    pub fn traced_writes(&self) -> u64 {
+        self.traces.writes()
+    }
+
+    /// Whether a frame is traced.
+    pub fn is_traced(&self, mfn: Mfn) -> bool {
+        self.code.traced(mfn).is_some()
     }
 
     /// Announces that the caller is about to read code of a frame in order to cache what it makes of it. If writable
@@ -406,10 +495,6 @@ impl GuestMemory {
     /// What happened from epoch `seen` to epoch `now`.
     pub fn changes(&self, seen: u64, now: u64) -> impl Iterator<Item = Change> {
         self.changes.between(seen, now)
-    }
-
-    fn raise_epoch(&self) {
-        self.announce(Change::Everything);
     }
 
     // ---- the saved form ------------------------------------------------------------------------------------------

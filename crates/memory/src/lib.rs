@@ -8,6 +8,7 @@
 //! | [`p2m`] | what each guest frame is at the moment, and which machine frame stands behind it |
 //! | `dirty` | which guest frames were written since one last asked |
 //! | `code_watch` | which machine frames hold code that an engine has cached |
+//! | `traces` | which machine frames are followed write by write, and what was written |
 //! | [`shootdown`] | how translations are taken away from other vCPUs before code is cached |
 //! | `bus_lock` | how all other vCPUs are made to stand still for one access |
 //! | `changes` | what happened that caches must hear of |
@@ -29,6 +30,7 @@ pub mod layout;
 pub mod p2m;
 pub mod saved;
 pub mod shootdown;
+mod traces;
 mod transfer;
 pub mod word;
 mod zeroed;
@@ -41,5 +43,6 @@ pub use layout::RamRange;
 pub use p2m::{FrameKind, P2mEntry};
 pub use saved::SavedP2m;
 pub use shootdown::Seat;
+pub use traces::TracedWrite;
 pub use transfer::GuestRange;
 pub use word::Word;

@@ -12,8 +12,12 @@
 //! A word is stored as its difference (exclusive or) from what the leaf would hold if it were RAM in ascending order of
 //! machine frames. Nearly all of a guest is exactly that, so nearly all of the map is zeros that were never written and
 //! cost nothing; otherwise a large guest would pay for its map before it touches a byte.
+//!
+//! Who maps large pages asks whether all of one is RAM in ascending machine frames ([`P2m::run`]). A count per leaf of the
+//! words that are anything else answers for 512 frames at a time. It is raised before such a word is stored and lowered
+//! after it is gone, so a zero is never wrong about a change that has been announced.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use x86::bits::index;
@@ -107,6 +111,8 @@ impl Leaf {
 pub(crate) struct P2m {
     leaves: Box<[Leaf]>,
     words: Table<AtomicU64>,
+    /// By leaf, in the order of their words: how many words are not zero, or are about to be.
+    special: Table<AtomicU32>,
 }
 
 impl P2m {
@@ -118,6 +124,7 @@ impl P2m {
         let mut map = Self {
             leaves: vec![Leaf::NONE; index(layout.end().0.div_ceil(LEAF_ENTRIES))].into(),
             words: Table::new(count * LEAF_ENTRIES)?,
+            special: Table::new(count)?,
         };
         let (mut at, mut slots) = (0, 0);
         for range in layout.ranges() {
@@ -153,7 +160,12 @@ impl P2m {
         for gfn in frames.filter(|gfn| inside(gfn) != new) {
             if let Some(word) = self.words.get(leaf.at + index(gfn % LEAF_ENTRIES)) {
                 let value = if new { 0 } else { entry(gfn) };
-                word.store(value ^ leaf.initial(gfn), Ordering::Relaxed);
+                let before = word.swap(value ^ leaf.initial(gfn), Ordering::Relaxed);
+                let after = value ^ leaf.initial(gfn);
+                if let Some(special) = self.special.get(leaf.at / index(LEAF_ENTRIES)) {
+                    special.fetch_add(u32::from(after != 0), Ordering::Relaxed);
+                    special.fetch_sub(u32::from(before != 0), Ordering::Relaxed);
+                }
             }
         }
     }
@@ -176,13 +188,43 @@ impl P2m {
     /// Changes a frame's kind and returns what it was, or `None` if there is no machine frame behind it.
     pub(crate) fn set_kind(&self, gfn: Gfn, kind: FrameKind) -> Option<P2mEntry> {
         let (word, initial) = self.word(gfn)?;
-        let before = word
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |stored| {
-                let old = stored ^ initial;
-                (old & BACKED != 0).then_some((old & !KIND_MASK | kind as u64) ^ initial)
-            })
-            .ok()?;
-        Some(P2mEntry::from_word(before ^ initial))
+        let special = self.special(gfn)?;
+        special.fetch_add(1, Ordering::AcqRel);
+        let mut after = 0;
+        let before = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |stored| {
+            let old = stored ^ initial;
+            after = (old & !KIND_MASK | kind as u64) ^ initial;
+            (old & BACKED != 0).then_some(after)
+        });
+        // What was counted beforehand stays counted for a word that is special now and was not.
+        let surplus = match before {
+            Ok(before) => u32::from(before != 0) + u32::from(after == 0),
+            Err(_) => 1,
+        };
+        special.fetch_sub(surplus, Ordering::AcqRel);
+        before.ok().map(|before| P2mEntry::from_word(before ^ initial))
+    }
+
+    fn special(&self, gfn: Gfn) -> Option<&AtomicU32> {
+        let leaf = self.leaves.get(index(gfn.0 / LEAF_ENTRIES))?;
+        self.special.get(leaf.at / index(LEAF_ENTRIES))
+    }
+
+    /// The machine frame of `first`, if this frame and the `frames - 1` that follow are RAM in ascending machine frames.
+    pub(crate) fn run(&self, first: Gfn, frames: u64) -> Option<Mfn> {
+        let start = self.entry(first);
+        let end = first.0.checked_add(frames)?;
+        let mut gfn = first.0;
+        while gfn < end {
+            let expected = P2mEntry { kind: FrameKind::Ram, mfn: Mfn(start.mfn.0 + (gfn - first.0)) };
+            if self.entry(Gfn(gfn)) != expected {
+                return None;
+            }
+            let whole = gfn.is_multiple_of(LEAF_ENTRIES) && end - gfn >= LEAF_ENTRIES;
+            let plain = whole && self.special(Gfn(gfn)).is_some_and(|s| s.load(Ordering::Acquire) == 0);
+            gfn += if plain { LEAF_ENTRIES } else { 1 };
+        }
+        Some(start.mfn)
     }
 }
 
@@ -216,5 +258,40 @@ mod tests {
                 assert_eq!(map.entry(gfn).mfn, expected.mfn);
             }
         }
+    }
+
+    #[test]
+    fn runs_are_ram_in_ascending_frames() {
+        let ranges = [(0, 160), (256, 3000), (4096, 1024)];
+        let ranges: Vec<_> =
+            ranges.iter().map(|&(base, frames)| RamRange { base: Gfn(base), frames }).collect();
+        let layout = Layout::new(&ranges).unwrap();
+        let map = P2m::new(&layout).unwrap();
+        // By definition, frame by frame.
+        let by_frame = |first: u64, frames: u64| {
+            let start = map.entry(Gfn(first)).mfn;
+            let is =
+                |i| map.entry(Gfn(first + i)) == P2mEntry { kind: FrameKind::Ram, mfn: Mfn(start.0 + i) };
+            (0..frames).all(is).then_some(start)
+        };
+        let compare = || {
+            for first in (0..5500).step_by(64) {
+                for frames in [1, 64, 512, 1024, 2048] {
+                    assert_eq!(map.run(Gfn(first), frames), by_frame(first, frames), "{first} {frames}");
+                }
+            }
+        };
+        compare();
+        assert_eq!(map.run(Gfn(512), 2048), Some(Mfn(160 + 256)));
+        for kind in
+            [FrameKind::ReadOnly, FrameKind::ReadOnly, FrameKind::Mmio, FrameKind::Ram, FrameKind::Ram]
+        {
+            for gfn in [0, 200, 700, 1023, 4096, 4607, 5119, 5200] {
+                map.set_kind(Gfn(gfn), kind);
+            }
+            compare();
+        }
+        assert_eq!(map.run(Gfn(512), 2048), Some(Mfn(160 + 256)), "and back");
+        assert_eq!(map.run(Gfn(u64::MAX), 2), None);
     }
 }

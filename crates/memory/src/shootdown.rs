@@ -166,7 +166,7 @@ impl Seats {
     }
 
     /// The epoch that everybody has heard who is not away.
-    fn heard(&self) -> u64 {
+    pub(crate) fn heard(&self) -> u64 {
         fence(Ordering::SeqCst);
         let chairs = self.chairs.read().unwrap_or_else(PoisonError::into_inner);
         chairs.iter().map(|chair| chair.heard.load(Ordering::Acquire)).min().unwrap_or(AWAY)

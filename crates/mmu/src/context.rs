@@ -9,7 +9,7 @@ use x86::control::{cr0, cr3, cr4, efer};
 use x86::cpuid::{CpuidTable, Feature};
 use x86::exception::pf;
 use x86::paging::{PagingMode, pte};
-use x86::{CpuState, PAGE_SHIFT};
+use x86::{CpuState, PAGE_SHIFT, PAGE_SIZE};
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,6 +78,13 @@ pub(crate) struct Regime {
     pub(crate) global_pages: bool,
     /// Page faults tell fetches from reads.
     reports_fetch: bool,
+    pub(crate) format: Format,
+}
+
+/// How entries are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Format {
+    pub(crate) mode: PagingMode,
     /// Levels (bit n: level n + 1) that may map large pages.
     large_levels: u8,
     /// Reserved bits of entries that refer to a table, or of the last level; by level - 1.
@@ -118,9 +125,7 @@ impl PagingContext {
             pcide: cr4 & cr4::PCIDE != 0,
             global_pages: cr4 & cr4::PGE != 0,
             reports_fetch: smep || nxe && cr4 & cr4::PAE != 0,
-            large_levels,
-            reserved,
-            reserved_large,
+            format: Format { mode, large_levels, reserved, reserved_large },
         };
         Self { regime, cr3, pdpte }
     }
@@ -149,18 +154,37 @@ impl PagingContext {
     }
 }
 
-impl Regime {
+impl Format {
+    /// The bytes of an entry.
+    pub(crate) const fn entry_bytes(&self) -> u64 {
+        if matches!(self.mode, PagingMode::Legacy32) { 4 } else { 8 }
+    }
+
+    /// The entries of a table.
+    pub(crate) const fn table_entries(&self) -> u64 {
+        PAGE_SIZE / self.entry_bytes()
+    }
+
+    /// log2 of the bytes that an entry of a level spans.
+    pub(crate) const fn shift(&self, level: u32) -> u32 {
+        PAGE_SHIFT + level.saturating_sub(1) * self.table_entries().trailing_zeros()
+    }
+
+    /// Whether an entry of a level above the first maps a page.
     #[inline]
     pub(crate) const fn is_large(&self, level: u32, entry: u64) -> bool {
         entry & pte::PS != 0 && self.large_levels >> (level - 1) & 1 != 0
     }
 
+    /// The bits that make an entry invalid.
     #[inline]
     pub(crate) fn reserved(&self, level: u32, large: bool) -> u64 {
         let masks = if large { &self.reserved_large } else { &self.reserved };
         masks.get(level as usize - 1).copied().unwrap_or(0)
     }
+}
 
+impl Regime {
     /// Whether a page with these rights lets an access through (SDM vol. 3, 4.6.1).
     pub(crate) const fn permits(&self, rights: Rights, access: Access, privilege: Privilege) -> bool {
         let user_mode = matches!(privilege, Privilege::User);

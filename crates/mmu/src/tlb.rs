@@ -23,6 +23,11 @@
 //! under the current and the shared id. If the filters say that the address may lie in a large page, or in a global
 //! page tagged as if it were not, it looks at every entry for pieces of that page, whatever the id.
 //!
+//! # What is behind it
+//! A miss is answered by a [`Strategy`], which every invalidation of the guest's is handed on to: how the guest's tables and
+//! the P2M become one translation is its business. Only the right to cache a *writable* one is asked of memory here, each
+//! time: a frame that holds code, is traced, or has to be logged is no less mapped for it.
+//!
 //! # Memory's rules
 //! `memory::guest` states what a holder of cached translations promises: "seen" is the epoch it last acted on, and before
 //! it drops a writable translation it compares. Every method here that drops any begins with [`Tlb::sync_epoch`],
@@ -36,7 +41,8 @@ use x86::{Gfn, Gpa, Gva, Mfn, PAGE_MASK, PAGE_SHIFT};
 
 use crate::context::{Access, PagingContext, Privilege, Regime};
 use crate::region::RegionFilter;
-use crate::walk::{PageFault, PageSize, Translation, walk};
+use crate::strategy::{MmuStats, Reached, Strategy};
+use crate::walk::{Miss, PageFault, PageSize, Translation};
 
 /// Entries per privilege: with 4 KiB pages, a reach of 4 MiB.
 const SLOTS: usize = 1024;
@@ -163,23 +169,6 @@ pub enum Invpcid {
     AllNonGlobal,
 }
 
-/// What the MMU counted since the TLB was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MmuStats {
-    /// Misses that a walk resolved.
-    pub fills: u64,
-    /// Misses that became the guest's page faults.
-    pub faults: u64,
-    /// Times an address space, or all, was emptied because the guest said so.
-    pub flushes: u64,
-    /// Single pages invalidated.
-    pub invalidations: u64,
-    /// Switches to another root.
-    pub switches: u64,
-    /// Times everything was dropped because guest memory changed beneath.
-    pub epochs: u64,
-}
-
 /// The TLB.
 pub struct Tlb {
     entries: Box<[Entry; ENTRIES]>,
@@ -200,14 +189,16 @@ pub struct Tlb {
     gib: RegionFilter,
     /// Global pages that are tagged with an address space's own id.
     global_private: RegionFilter,
+    /// How what is not here is translated.
+    strategy: Box<dyn Strategy>,
     stats: MmuStats,
     /// What was invalidated since somebody asked, if anybody does.
     log: Option<Vec<Invalidation>>,
 }
 
 impl Tlb {
-    /// An empty TLB.
-    pub fn new(memory: Arc<GuestMemory>) -> Self {
+    /// An empty TLB that is filled like this ([`crate::Mmu::tlb`]).
+    pub(crate) fn with_strategy(memory: Arc<GuestMemory>, strategy: Box<dyn Strategy>) -> Self {
         let seen = memory.epoch();
         let mut tlb = Self {
             entries: Box::new([EMPTY; ENTRIES]),
@@ -223,6 +214,7 @@ impl Tlb {
             large: RegionFilter::default(),
             gib: RegionFilter::default(),
             global_private: RegionFilter::default(),
+            strategy,
             stats: MmuStats::default(),
             log: None,
         };
@@ -303,49 +295,46 @@ impl Tlb {
         privilege: Privilege,
     ) -> Result<Resolved, PageFault> {
         self.sync_epoch();
-        let translation =
-            walk(&self.memory, context, va, access, privilege).inspect_err(|_| self.stats.faults += 1)?;
+        let miss = Miss { context, va, access, privilege };
+        let reached =
+            self.strategy.translate(&miss, &mut self.stats).inspect_err(|_| self.stats.faults += 1)?;
         self.stats.fills += 1;
-        let target = self.reach(context, va, access, privilege, &translation);
+        let translation = reached.translation;
+        let target = self.reach(&miss, &reached);
         Ok(Resolved { target, page_size: translation.page_size, global: translation.global })
     }
 
     /// Where a translation ends, cached if it may be.
-    fn reach(
-        &mut self,
-        context: &PagingContext,
-        va: Gva,
-        access: Access,
-        privilege: Privilege,
-        translation: &Translation,
-    ) -> Target {
+    fn reach(&mut self, miss: &Miss<'_>, reached: &Reached) -> Target {
+        let Reached { translation, mut entry } = *reached;
         let gfn = translation.gpa.frame();
-        let mut entry = self.memory.entry(gfn);
         if entry.kind == FrameKind::Ballooned && self.memory.set_kind(gfn, FrameKind::Ram).is_ok() {
+            self.stats.hidden_p2m += 1;
             self.sync_epoch();
             entry = self.memory.entry(gfn);
         }
-        let write = access == Access::Write;
+        let write = miss.access == Access::Write;
         let cached = match (entry.kind, write) {
-            (FrameKind::Ram, true) => self.memory.may_cache_writes(gfn, entry.mfn),
+            (FrameKind::Ram, true) => self.may_cache_writes(gfn, entry.mfn),
             (FrameKind::Ram | FrameKind::ReadOnly | FrameKind::Shared, false) => true,
             (FrameKind::Mmio, _) => return Target::Mmio(translation.gpa),
             _ => return Target::Ignore,
         };
-        self.insert(&context.regime, va, privilege, translation, (gfn, entry.mfn), write && cached);
+        self.insert(miss, &translation, (gfn, entry.mfn), write && cached);
         Target::Ram { mfn: entry.mfn, gfn, cached }
     }
 
+    fn may_cache_writes(&mut self, gfn: Gfn, mfn: Mfn) -> bool {
+        let allowed = self.memory.may_cache_writes(gfn, mfn);
+        if !allowed && self.memory.is_traced(mfn) {
+            self.stats.hidden_trace += 1;
+        }
+        allowed
+    }
+
     /// Caches a translation: for reads and fetches if its page allows them, for writes if told so.
-    fn insert(
-        &mut self,
-        regime: &Regime,
-        va: Gva,
-        privilege: Privilege,
-        translation: &Translation,
-        (gfn, mfn): (Gfn, Mfn),
-        write: bool,
-    ) {
+    fn insert(&mut self, miss: &Miss<'_>, translation: &Translation, (gfn, mfn): (Gfn, Mfn), write: bool) {
+        let &Miss { context: PagingContext { regime, .. }, va, privilege, .. } = miss;
         self.choose_tagging(va, translation);
         let tag = self.tag(va);
         let slot = Self::slot(tag, privilege);
@@ -409,7 +398,9 @@ impl Tlb {
                     self.note_writes(|_| true);
                     return self.clear();
                 }
-                Change::Watched(mfn) => self.drop_frame(mfn),
+                Change::Remapped(gfn) => self.drop_frame(gfn),
+                Change::Logged => self.drop_writable(|_| true),
+                Change::Watched(mfn) => self.drop_writable(|frame| frame == mfn),
                 Change::Written(_) | Change::Nothing => {}
             }
         }
@@ -424,10 +415,22 @@ impl Tlb {
         }
     }
 
-    fn drop_frame(&mut self, mfn: Mfn) {
-        self.note_writes(|frame| frame == mfn);
-        for entry in self.entries.iter_mut().take(USED).filter(|entry| entry.mfn == mfn) {
+    fn drop_writable(&mut self, concerns: impl Fn(Mfn) -> bool) {
+        self.note_writes(&concerns);
+        for entry in self.entries.iter_mut().take(USED).filter(|entry| concerns(entry.mfn)) {
             entry.write = NO_TAG;
+        }
+    }
+
+    /// Drops translations that lead to a guest frame.
+    fn drop_frame(&mut self, frame: Gfn) {
+        for (entry, &gfn) in self.entries.iter_mut().zip(self.gfns.iter()).take(USED) {
+            if gfn == frame {
+                if entry.write != NO_TAG {
+                    self.memory.note_write(gfn, entry.mfn);
+                }
+                *entry = EMPTY;
+            }
         }
     }
 
@@ -440,6 +443,7 @@ impl Tlb {
         }
         if self.pcid != context.pcid() {
             self.sync_epoch();
+            self.strategy.invalidate(Invalidation::Switch(context.pcid()));
             self.select(context.pcid());
         }
     }
@@ -451,6 +455,7 @@ impl Tlb {
         self.sync_epoch();
         self.stats.switches += 1;
         let pcid = context.pcid();
+        self.strategy.load_root(pcid, keep);
         if !keep {
             self.stats.flushes += 1;
             self.forget(pcid);
@@ -462,7 +467,7 @@ impl Tlb {
     /// Drops everything.
     pub fn flush_all(&mut self) {
         self.sync_epoch();
-        self.record(Invalidation::All);
+        self.invalidate(Invalidation::All);
         self.stats.flushes += 1;
         self.spaces.fill(Space::default());
         self.shared_id = self.take_id();
@@ -472,7 +477,7 @@ impl Tlb {
     /// Drops everything but global pages, in all address spaces.
     pub fn flush_non_global(&mut self) {
         self.sync_epoch();
-        self.record(Invalidation::NonGlobal);
+        self.invalidate(Invalidation::NonGlobal);
         self.stats.flushes += 1;
         self.spaces.fill(Space::default());
         self.select(self.pcid);
@@ -481,7 +486,7 @@ impl Tlb {
     /// INVLPG: drops the page that holds `va` from the current address space, and from all if it is global.
     pub fn invalidate_page(&mut self, va: Gva) {
         self.sync_epoch();
-        self.record(Invalidation::Page(va));
+        self.invalidate(Invalidation::Page(va));
         self.stats.invalidations += 1;
         self.drop_tag(self.tag(va));
         self.drop_tag(va.0 & !PAGE_MASK | u64::from(self.shared_id));
@@ -494,7 +499,7 @@ impl Tlb {
             Invpcid::Address { pcid, va } => {
                 self.sync_epoch();
                 self.stats.invalidations += 1;
-                self.record(Invalidation::PageOf(pcid, va));
+                self.invalidate(Invalidation::PageOf(pcid, va));
                 let id = self.spaces[usize::from(pcid) % PCIDS].id;
                 self.drop_tag(va.0 & !PAGE_MASK | u64::from(id));
                 self.scan_for(va, false);
@@ -502,7 +507,7 @@ impl Tlb {
             Invpcid::Single { pcid } => {
                 self.sync_epoch();
                 self.stats.flushes += 1;
-                self.record(Invalidation::Space(pcid));
+                self.invalidate(Invalidation::Space(pcid));
                 self.forget(pcid);
                 self.select(self.pcid);
             }
@@ -529,6 +534,12 @@ impl Tlb {
         if let Some(log) = &mut self.log {
             log.drain(..).for_each(act);
         }
+    }
+
+    /// The guest has said so: whoever composes translations, and whoever caches them elsewhere, has to know.
+    fn invalidate(&mut self, what: Invalidation) {
+        self.strategy.invalidate(what);
+        self.record(what);
     }
 
     fn record(&mut self, what: Invalidation) {
@@ -596,6 +607,14 @@ impl Tlb {
         let id = self.next_id;
         self.next_id += 1;
         id
+    }
+
+    /// Drops everything by itself, which it may at any time; nobody is told but memory.
+    #[cfg(test)]
+    pub(crate) fn empty(&mut self) {
+        self.sync_epoch();
+        self.note_writes(|_| true);
+        self.clear();
     }
 
     /// Empties the table itself and starts the ids anew. The current address space keeps being the current one.

@@ -42,6 +42,16 @@ pub enum PageSize {
 }
 
 impl PageSize {
+    /// The size whose log2 this is, as an entry of a page table may span.
+    pub(crate) const fn of_shift(shift: u32) -> Self {
+        match shift {
+            PAGE_SHIFT => Self::Kib4,
+            21 => Self::Mib2,
+            22 => Self::Mib4,
+            _ => Self::Gib1,
+        }
+    }
+
     /// log2 of the size in bytes.
     pub const fn shift(self) -> u32 {
         match self {
@@ -100,6 +110,32 @@ impl From<PageFault> for Exception {
     }
 }
 
+/// Guest-physical memory as a walk reaches it: directly, or by one more walk for each reference.
+pub(crate) trait Physical {
+    /// Reads an entry; all ones if there is no memory.
+    fn read<W: Word>(&mut self, at: Gpa) -> u64;
+
+    /// Replaces an entry if it is `expected`; what was found otherwise. `None` if it cannot be written.
+    fn mark<W: Word>(&mut self, at: Gpa, expected: u64, new: u64) -> Option<Result<(), u64>>;
+}
+
+impl Physical for &GuestMemory {
+    #[inline]
+    fn read<W: Word>(&mut self, at: Gpa) -> u64 {
+        self.read_word::<W>(at).map_or(ones::<W>(), Word::into_u64)
+    }
+
+    fn mark<W: Word>(&mut self, at: Gpa, expected: u64, new: u64) -> Option<Result<(), u64>> {
+        let outcome = self.mark_entry(at, W::from_u64(expected), W::from_u64(new)).ok()?;
+        Some(outcome.map(|_| ()).map_err(Word::into_u64))
+    }
+}
+
+/// What an empty bus reads as.
+pub(crate) fn ones<W: Word>() -> u64 {
+    mask_of(low32(W::BYTES as u64))
+}
+
 /// Translates one address and sets accessed and dirty bits.
 ///
 /// # Errors
@@ -111,6 +147,30 @@ pub fn walk(
     access: Access,
     privilege: Privilege,
 ) -> Result<Translation, PageFault> {
+    let mut memory = memory;
+    walk_through(&mut memory, &Miss { context, va, access, privilege }).map(|(translation, _)| translation)
+}
+
+/// An access that has to be translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Miss<'a> {
+    /// The rules and the root.
+    pub context: &'a PagingContext,
+    /// The address.
+    pub va: Gva,
+    /// What it does.
+    pub access: Access,
+    /// On whose behalf.
+    pub privilege: Privilege,
+}
+
+/// As [`walk`], with the entries that led there; inlined so that they are not gathered where nobody looks at them.
+#[inline(always)]
+pub(crate) fn walk_through<M: Physical>(
+    memory: &mut M,
+    miss: &Miss<'_>,
+) -> Result<(Translation, Path), PageFault> {
+    let &Miss { context, va, access, privilege } = miss;
     let regime = &context.regime;
     let fault = |why| PageFault { address: va, error: why | regime.error_bits(access, privilege) };
     for _ in 0..ATTEMPTS {
@@ -121,12 +181,12 @@ pub fn walk(
         let write = access == Access::Write;
         let marked = match regime.mode {
             PagingMode::Off => true,
-            PagingMode::Legacy32 => path.mark::<u32>(memory, write),
-            PagingMode::Pae | PagingMode::FourLevel => path.mark::<u64>(memory, write),
+            PagingMode::Legacy32 => path.mark::<u32, M>(memory, write),
+            PagingMode::Pae | PagingMode::FourLevel => path.mark::<u64, M>(memory, write),
         };
         if marked {
             translation.dirty |= write;
-            return Ok(translation);
+            return Ok((translation, path));
         }
     }
     Err(fault(pf::PRESENT))
@@ -134,11 +194,13 @@ pub fn walk(
 
 /// Where an address leads if its page is present, whatever that page allows; changes nothing. For debuggers and dumps.
 pub fn probe(memory: &GuestMemory, context: &PagingContext, va: Gva) -> Option<Gpa> {
-    look(memory, context, va).ok().map(|(translation, _)| translation.gpa)
+    let mut memory = memory;
+    look(&mut memory, context, va).ok().map(|(translation, _)| translation.gpa)
 }
 
 /// The entries that a look used, from the top level down.
-struct Path {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Path {
     entries: [(Gpa, u64); 4],
     used: usize,
 }
@@ -153,26 +215,31 @@ impl Path {
         }
     }
 
+    /// Where each entry lies, and what it was but for accessed and dirty bits.
+    pub(crate) fn entries(&self) -> &[(Gpa, u64)] {
+        self.entries.get(..self.used).unwrap_or_default()
+    }
+
     /// Sets the accessed and dirty bits; false if an entry is not what it was.
-    fn mark<W: Word>(&self, memory: &GuestMemory, write: bool) -> bool {
+    fn mark<W: Word, M: Physical>(&self, memory: &mut M, write: bool) -> bool {
         let last = self.used.wrapping_sub(1);
-        self.entries.iter().take(self.used).enumerate().all(|(i, &(at, entry))| {
+        self.entries().iter().enumerate().all(|(i, &(at, entry))| {
             let bits = if write && i == last { pte::A | pte::D } else { pte::A };
-            entry & bits == bits || set_bits::<W>(memory, at, entry, bits)
+            entry & bits == bits || set_bits::<W, M>(memory, at, entry, bits)
         })
     }
 }
 
 /// Sets `bits` in an entry that held `seen`; false if it has changed by more than accessed and dirty bits, or changes
 /// all the time.
-fn set_bits<W: Word>(memory: &GuestMemory, at: Gpa, seen: u64, bits: u64) -> bool {
+fn set_bits<W: Word, M: Physical>(memory: &mut M, at: Gpa, seen: u64, bits: u64) -> bool {
     let mut expected = seen;
     for _ in 0..ATTEMPTS {
-        match memory.compare_exchange(at, W::from_u64(expected), W::from_u64(expected | bits)) {
-            Ok(Ok(_)) => return true,
-            Ok(Err(found)) => expected = found.into_u64(),
+        match memory.mark::<W>(at, expected, expected | bits) {
+            Some(Ok(())) => return true,
+            Some(Err(found)) => expected = found,
             // Not RAM: the mark is dropped.
-            Err(_) => return true,
+            None => return true,
         }
         if (expected ^ seen) & !(pte::A | pte::D) != 0 {
             return false;
@@ -181,13 +248,12 @@ fn set_bits<W: Word>(memory: &GuestMemory, at: Gpa, seen: u64, bits: u64) -> boo
     false
 }
 
-/// Follows the tables. `Err` is the error code's part about the translation: P and RSVD.
-fn look(memory: &GuestMemory, context: &PagingContext, va: Gva) -> Result<(Translation, Path), u32> {
-    let regime = &context.regime;
-    let wide = pte::ADDRESS;
-    let (mut table, levels, index_bits, bytes) = match regime.mode {
-        PagingMode::Off => return Ok((identity(va), Path::EMPTY)),
-        PagingMode::Legacy32 => (context.cr3 & 0xffff_f000, 2, 10, 4),
+/// Where a walk of an address begins: the table and its level, counted from 1 at the bottom; 0 if paging is off. `None` if
+/// a PDPTE register says that nothing is there.
+pub(crate) fn start(context: &PagingContext, va: Gva) -> Option<(Gpa, u32)> {
+    Some(match context.regime.mode {
+        PagingMode::Off => (Gpa(0), 0),
+        PagingMode::Legacy32 => (Gpa(context.cr3 & 0xffff_f000), 2),
         PagingMode::Pae => {
             let [a, b, c, d] = context.pdpte;
             let entry = match va.0 >> 30 & 3 {
@@ -197,23 +263,35 @@ fn look(memory: &GuestMemory, context: &PagingContext, va: Gva) -> Result<(Trans
                 _ => d,
             };
             if entry & pte::P == 0 {
-                return Err(0);
+                return None;
             }
-            (entry & wide, 2, 9, 8)
+            (Gpa(entry & pte::ADDRESS), 2)
         }
-        PagingMode::FourLevel => (context.cr3 & wide, 4, 9, 8),
-    };
+        PagingMode::FourLevel => (Gpa(context.cr3 & pte::ADDRESS), 4),
+    })
+}
+
+/// Follows the tables. `Err` is the error code's part about the translation: P and RSVD.
+fn look<M: Physical>(memory: &mut M, context: &PagingContext, va: Gva) -> Result<(Translation, Path), u32> {
+    let regime = &context.regime;
+    let wide = pte::ADDRESS;
+    let (Gpa(mut table), levels) = start(context, va).ok_or(0u32)?;
+    if levels == 0 {
+        return Ok((identity(va), Path::EMPTY));
+    }
+    let format = &regime.format;
+    let bytes = format.entry_bytes();
     let mut rights = Rights { user: true, writable: true, no_execute: false };
     let mut path = Path::EMPTY;
     for level in (1..=levels).rev() {
-        let shift = PAGE_SHIFT + index_bits * (level - 1);
-        let at = Gpa(table + (va.0 >> shift & ((1 << index_bits) - 1)) * bytes);
-        let entry = if bytes == 4 { read_entry::<u32>(memory, at) } else { read_entry::<u64>(memory, at) };
+        let shift = format.shift(level);
+        let at = Gpa(table + (va.0 >> shift & (format.table_entries() - 1)) * bytes);
+        let entry = if bytes == 4 { memory.read::<u32>(at) } else { memory.read::<u64>(at) };
         if entry & pte::P == 0 {
             return Err(0);
         }
-        let large = regime.is_large(level, entry);
-        if entry & regime.reserved(level, large) != 0 {
+        let large = format.is_large(level, entry);
+        if entry & format.reserved(level, large) != 0 {
             return Err(pf::PRESENT | pf::RESERVED);
         }
         rights.user &= entry & pte::US != 0;
@@ -222,16 +300,10 @@ fn look(memory: &GuestMemory, context: &PagingContext, va: Gva) -> Result<(Trans
         rights.no_execute |= entry & pte::NX != 0;
         path.push(at, entry);
         if large || level == 1 {
-            let page_size = match shift {
-                PAGE_SHIFT => PageSize::Kib4,
-                21 => PageSize::Mib2,
-                22 => PageSize::Mib4,
-                _ => PageSize::Gib1,
-            };
+            let page_size = PageSize::of_shift(shift);
             let offset = (1 << shift) - 1;
-            let high = if page_size == PageSize::Mib4 { (entry >> 13 & 0xff) << 32 } else { 0 };
             let translation = Translation {
-                gpa: Gpa(entry & wide & !offset | high | va.0 & offset),
+                gpa: page_base(page_size, entry) + (va.0 & offset),
                 page_size,
                 global: regime.global_pages && entry & pte::G != 0,
                 dirty: entry & pte::D != 0,
@@ -245,8 +317,12 @@ fn look(memory: &GuestMemory, context: &PagingContext, va: Gva) -> Result<(Trans
     Err(0)
 }
 
-fn read_entry<W: Word>(memory: &GuestMemory, at: Gpa) -> u64 {
-    memory.read_word::<W>(at).map_or(mask_of(low32(W::BYTES as u64)), Word::into_u64)
+/// The first address of the page that an entry maps.
+pub(crate) const fn page_base(size: PageSize, entry: u64) -> Gpa {
+    let offset = (1 << size.shift()) - 1;
+    // PSE-36: SDM vol. 3, table 4-4.
+    let high = if matches!(size, PageSize::Mib4) { (entry >> 13 & 0xff) << 32 } else { 0 };
+    Gpa(entry & pte::ADDRESS & !offset | high)
 }
 
 /// Paging is off: addresses are 32 bits wide and lead to themselves.

@@ -9,6 +9,7 @@
 mod cpus;
 mod disk;
 mod engine;
+mod mmu;
 mod name;
 mod size;
 mod translator;
@@ -20,6 +21,7 @@ use x86::cpuid::CpuRequest;
 pub use cpus::CpuCount;
 pub use disk::DiskSpec;
 pub use engine::EngineChoice;
+pub use mmu::MmuChoice;
 pub use name::Name;
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
@@ -39,6 +41,8 @@ pub struct VmSpec {
     pub engine: EngineChoice,
     /// How it does that, if it translates.
     pub translator: TranslatorSpec,
+    /// How its addresses become machine frames.
+    pub mmu: MmuChoice,
     /// What it boots.
     pub boot: BootSpec,
     /// Its disks, at most [`DiskSpec::MOST`], in the order in which the guest finds them.
@@ -118,6 +122,14 @@ pub enum SpecError {
     /// An engine nobody knows.
     #[error("engine '{text}' does not exist: use auto, bt, interp or lockstep")]
     UnknownEngine {
+        /// What was given.
+        text: String,
+    },
+    /// A technique nobody knows.
+    #[error(
+        "MMU technique '{text}' does not exist: use walk, vtlb, lazy, eager, nested, nested-2m or nested-4k"
+    )]
+    UnknownMmu {
         /// What was given.
         text: String,
     },

@@ -9,6 +9,7 @@ use engine::{
     Engine, EngineError, Event, Exit, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup, VcpuStats,
 };
 use memory::{GuestMemory, MemoryError, RamRange};
+use mmu::{Mmu, Technique};
 use x86::control::{cr0, cr4, efer};
 use x86::cpuid::CpuidTable;
 use x86::descriptor::attr;
@@ -94,8 +95,9 @@ impl FlatGuest {
     pub fn new(engine: &dyn Engine, cpuid: Arc<CpuidTable>, code: &[u8]) -> Result<Self, FlatError> {
         let memory = Arc::new(memory()?);
         memory.write(Gpa(CODE), code)?;
+        let mmu = Mmu::new(memory, Technique::default());
         let platform = Arc::new(NoMachine);
-        let mut vcpu = engine.create_vcpu(VcpuSetup { id: VcpuId(0), memory, platform, cpuid })?;
+        let mut vcpu = engine.create_vcpu(VcpuSetup { id: VcpuId(0), mmu, platform, cpuid })?;
         vcpu.set_state(&long_mode());
         Ok(Self { vcpu })
     }

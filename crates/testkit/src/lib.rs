@@ -12,3 +12,4 @@ pub mod litmus;
 pub mod lockstep;
 pub mod oracle;
 pub mod system;
+pub mod techniques;

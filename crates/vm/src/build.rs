@@ -14,6 +14,7 @@ use chipset::fw_cfg::FwCfgContents;
 use engine::{Engine, VcpuId, VcpuSetup};
 use firmware::MemoryMap;
 use memory::GuestMemory;
+use mmu::Mmu;
 use spec::VmSpec;
 use state::Record;
 use x86::CpuState;
@@ -122,6 +123,7 @@ fn facts(spec: &VmSpec) -> FwCfgContents {
 struct Ground {
     map: MemoryMap,
     memory: Arc<GuestMemory>,
+    mmu: Mmu,
     cpuid: Arc<CpuidTable>,
     clock: Arc<VmClock>,
     bells: Arc<[Arc<Doorbell>]>,
@@ -138,6 +140,7 @@ impl Ground {
         let model = CpuModel::resolve(&spec.cpu, &HostCpuid::new(&host::cpu::cpuid, host::cpu::xgetbv0()))?;
         let map = MemoryMap::new(spec.memory.bytes());
         let memory = Arc::new(GuestMemory::new(&map.ram_ranges())?);
+        let mmu = Mmu::new(memory.clone(), engines::technique(spec.mmu));
         let clock = Arc::new(VmClock::new(host));
         let bells: Arc<[Arc<Doorbell>]> = (0..cpus).map(|_| Arc::default()).collect();
         let (outbox, inbox) = mpsc::channel();
@@ -145,7 +148,7 @@ impl Ground {
         let watch = Watch { thread: "the timer thread", events: events.clone() };
         let alarms = Alarms::start(clock.clone(), watch)?;
         let cpuid = Arc::new(CpuidTable::new(model, clock.tsc_khz(), cpus));
-        Ok(Self { map, memory, cpuid, clock, bells, events, alarms, inbox, outbox })
+        Ok(Self { map, memory, mmu, cpuid, clock, bells, events, alarms, inbox, outbox })
     }
 
     fn populate(self, options: ChipOptions) -> Result<Populated, VmError> {
@@ -206,7 +209,7 @@ impl Loaded {
         for (id, bell) in (0..).map(VcpuId).zip(ground.bells.iter()) {
             let vcpu = engine.create_vcpu(VcpuSetup {
                 id,
-                memory: ground.memory.clone(),
+                mmu: ground.mmu.clone(),
                 platform: platform.clone(),
                 cpuid: ground.cpuid.clone(),
             })?;
@@ -214,6 +217,7 @@ impl Loaded {
         }
         let machine = Machine {
             memory: ground.memory,
+            mmu: ground.mmu,
             cpuid: ground.cpuid,
             clock: ground.clock,
             alarms: ground.alarms,

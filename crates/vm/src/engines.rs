@@ -1,10 +1,11 @@
-//! Engines by their choice, and what is chosen where nobody does.
+//! Engines and techniques of memory virtualization by their choice, and what is chosen where nobody does.
 
 use std::sync::Arc;
 
 use engine::{Engine, EngineError};
 use engine_bt::{Bt, Lockstep, Options};
-use spec::{EngineChoice, TranslatorSpec, VmSpec};
+use mmu::{PageSize, Technique};
+use spec::{EngineChoice, MmuChoice, TranslatorSpec, VmSpec};
 
 /// What `--engine auto` comes to on this host.
 #[derive(Debug)]
@@ -31,6 +32,19 @@ pub(crate) fn of(spec: &VmSpec) -> Arc<dyn Engine> {
             Automatic::Bt => bt(),
             Automatic::Interp(_) => Arc::new(interp::Interp),
         },
+    }
+}
+
+/// The technique of memory virtualization of a description.
+pub(crate) const fn technique(choice: MmuChoice) -> Technique {
+    match choice {
+        MmuChoice::Walk => Technique::Walk,
+        MmuChoice::Vtlb => Technique::Vtlb,
+        MmuChoice::Lazy => Technique::Lazy,
+        MmuChoice::Eager => Technique::Eager,
+        MmuChoice::Nested => Technique::Nested(PageSize::Gib1),
+        MmuChoice::Nested2M => Technique::Nested(PageSize::Mib2),
+        MmuChoice::Nested4K => Technique::Nested(PageSize::Kib4),
     }
 }
 

@@ -69,6 +69,8 @@ pub struct Stats {
     pub engine: &'static str,
     /// By vCPU, since the start.
     pub vcpus: Vec<VcpuFigures>,
+    /// What the vCPUs' memory virtualization has in common.
+    pub mmu: Vec<Counter>,
     /// How long the VM has run, times of pause not counted.
     pub guest_time_ns: u64,
     /// The size of the guest's RAM.

@@ -36,6 +36,7 @@ mod vcpu_thread;
 
 pub use build::Builder;
 pub use dump::Dump;
+pub use engine::Counter;
 pub use engines::{Automatic, automatic};
 pub use error::VmError;
 pub use handle::{OnReset, State, Stats, Stopped, VcpuFigures, VmHandle};

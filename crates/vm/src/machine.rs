@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus::{Clock, Router};
 use chipset::acpi_pm::AcpiPm;
-use engine::VcpuId;
+use engine::{Counter, VcpuId};
 use firmware::MemoryMap;
 use memory::GuestMemory;
-use mmu::PagingFeatures;
+use mmu::{Mmu, PagingFeatures};
 use state::Record;
 use x86::CpuState;
 use x86::cpuid::CpuidTable;
@@ -91,6 +91,7 @@ impl BootPlan {
 /// A machine, built and not yet started.
 pub struct Machine {
     pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) mmu: Mmu,
     pub(crate) cpuid: Arc<CpuidTable>,
     pub(crate) clock: Arc<VmClock>,
     pub(crate) alarms: Alarms,
@@ -206,11 +207,17 @@ impl Machine {
         self.vcpus.iter().map(|vcpu| self.dump(vcpu)).collect()
     }
 
+    fn mmu_counters(&self) -> Vec<Counter> {
+        let counted = self.mmu.figures().list();
+        counted.into_iter().map(|(name, value, help)| Counter::new(name, value, help)).collect()
+    }
+
     /// What was counted; resets are the driver's to count.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             engine: self.engine,
             vcpus: self.vcpus.iter().map(VcpuCell::figures).collect(),
+            mmu: self.mmu_counters(),
             guest_time_ns: self.clock.now().0,
             ram_bytes: self.memory.ram_bytes(),
             // A kernel that cannot say what a file costs is not worth failing for.

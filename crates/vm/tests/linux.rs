@@ -3,7 +3,8 @@
 //! The kernels are those that `umbra` keeps in its cache (`umbra run` with no source fetches one). Where there is none
 //! the test says so and passes. User space is one program of a few instructions, assembled here: it writes a line to
 //! the console, waits for one, and switches the machine off. While it waits, the whole machine is saved and goes on in
-//! another VM, on another engine: state is nobody's but the architecture's.
+//! another VM, on another engine or under another technique of memory virtualization: state is nobody's but the
+//! architecture's.
 
 mod common;
 
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use common::*;
 use iced_x86::code_asm::*;
-use spec::EngineChoice;
+use spec::{EngineChoice, MmuChoice};
 use vm::{Automatic, BootImages, Builder, Initrd, OnReset, Stopped};
 
 /// The kernels in the cache, by name.
@@ -104,9 +105,9 @@ fn initramfs() -> Vec<u8> {
 }
 
 /// The kernel with our user space, about to be built, with a screen on COM1.
-fn debian(kernel: &Path, engine: EngineChoice) -> (Builder, Screen) {
+fn debian(kernel: &Path, engine: EngineChoice, mmu: MmuChoice) -> (Builder, Screen) {
     let mut spec = spec();
-    spec.engine = engine;
+    (spec.engine, spec.mmu) = (engine, mmu);
     // Much too little for a kernel's boot: the code cache is emptied many times.
     spec.translator.code_cache = "1M".parse().unwrap();
     spec.memory = "256M".parse().unwrap();
@@ -139,14 +140,28 @@ fn debian_kernels_reach_user_space_move_and_power_off() {
     };
     for kernel in kernels {
         for (engine, next) in engines.iter().zip(engines.iter().cycle().skip(1)) {
-            boot_move_and_power_off(&kernel, *engine, *next);
+            let mmu = MmuChoice::default();
+            boot_move_and_power_off(&kernel, (*engine, mmu), (*next, mmu));
         }
     }
 }
 
-/// Boots on one engine and goes on on another.
-fn boot_move_and_power_off(kernel: &Path, engine: EngineChoice, next: EngineChoice) {
-    let (builder, screen) = debian(kernel, engine);
+#[test]
+fn debian_boots_under_every_technique_and_moves_to_the_next() {
+    let Some(kernel) = cached_kernels().pop() else { return };
+    let techniques = [MmuChoice::Vtlb, MmuChoice::Lazy, MmuChoice::Eager, MmuChoice::Nested];
+    for (mmu, next) in techniques.iter().zip(techniques.iter().cycle().skip(1)) {
+        boot_move_and_power_off(&kernel, (EngineChoice::Auto, *mmu), (EngineChoice::Auto, *next));
+    }
+}
+
+/// Boots on one engine, under one technique of memory virtualization, and goes on on another.
+fn boot_move_and_power_off(
+    kernel: &Path,
+    (engine, mmu): (EngineChoice, MmuChoice),
+    (next, next_mmu): (EngineChoice, MmuChoice),
+) {
+    let (builder, screen) = debian(kernel, engine, mmu);
     let vm = builder.build().unwrap().start().unwrap();
     screen.wait_until(|bytes| has(bytes, b"greetings from user space"));
     vm.pause().unwrap();
@@ -161,7 +176,7 @@ fn boot_move_and_power_off(kernel: &Path, engine: EngineChoice, next: EngineChoi
         assert!(!text.contains(measured), "a calibration loop: {text}");
     }
 
-    let (builder, screen) = debian(kernel, next);
+    let (builder, screen) = debian(kernel, next, next_mmu);
     let vm = builder.restore(&records).unwrap().start().unwrap();
     assert!(vm.serial_input(0).unwrap().send(b"\n"));
     let end = vm.wait_timeout(PATIENCE);

@@ -11,12 +11,14 @@ use arbitrary::Unstructured;
 use engine::{Event, MsrAccess, Platform, PortWidth, VcpuId, VcpuSetup};
 use interp::{Interp, InterpVcpu};
 use memory::{GuestMemory, RamRange};
+use mmu::Mmu;
 use x86::control::{cr0, cr4, efer};
 use x86::cpuid::{CpuModel, CpuRequest, CpuidTable, HostCpuid};
 use x86::descriptor::attr;
 use x86::{CpuState, DescriptorTable, Gfn, Gpa, PAGE_SIZE, Segment, Selector};
 
 use crate::oracle::random::Random;
+use crate::techniques;
 
 pub(super) const IVT: u64 = 0;
 pub(super) const PML4: u64 = 0x1000;
@@ -81,6 +83,7 @@ pub(super) enum StartMode {
 /// A guest, on the interpreter if nothing else is said.
 pub(super) struct Guest<V = InterpVcpu> {
     pub(super) memory: Arc<GuestMemory>,
+    pub(super) mmu: Mmu,
     pub(super) vcpu: V,
 }
 
@@ -188,13 +191,15 @@ impl<V> Guest<V> {
 
     fn with(ranges: &[RamRange], cpu: u8, seed: u64, make: impl FnOnce(VcpuSetup) -> V) -> Self {
         let memory = Arc::new(GuestMemory::new(ranges).expect("a little memory"));
+        // Guests cannot tell one from the other.
+        let mmu = Mmu::new(memory.clone(), techniques::chosen(seed));
         let setup = VcpuSetup {
             id: VcpuId((seed >> 63) as u32),
-            memory: memory.clone(),
+            mmu: mmu.clone(),
             platform: Arc::new(Noise(AtomicU64::new(seed))),
             cpuid: cpuid(cpu),
         };
-        Self { memory, vcpu: make(setup) }
+        Self { memory, mmu, vcpu: make(setup) }
     }
 
     /// Writes bytes; what does not fit is left out.

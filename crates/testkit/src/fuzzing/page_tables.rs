@@ -48,7 +48,7 @@ fn attempt(data: &[u8]) -> Result<()> {
         pat: flags & 8 != 0,
     };
     let context = PagingContext::of(&state, &features);
-    let mut tlb = Tlb::new(guest.memory.clone());
+    let mut tlb = guest.mmu.tlb();
     tlb.set_regime(&context);
     let mut scene = Scene { memory: guest.memory.clone(), tlb, context, features, state };
     for _ in 0..u.int_in_range(0..=24u8)? {

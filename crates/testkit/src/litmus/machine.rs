@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, Exit, Kick, Vcpu, VcpuId, VcpuSetup};
 use memory::GuestMemory;
+use mmu::{Mmu, Technique};
 use x86::cpuid::CpuidTable;
 use x86::state::gpr;
 use x86::{CpuState, Gpa};
@@ -56,6 +57,7 @@ impl Machine {
         patience: Duration,
     ) -> Result<Self, LitmusError> {
         let memory = Arc::new(memory()?);
+        let mmu = Mmu::new(memory.clone(), Technique::default());
         let mut vcpus = Vec::new();
         for (index, program) in programs.iter().enumerate() {
             memory.write(Gpa(code_of(index)), program)?;
@@ -63,7 +65,7 @@ impl Machine {
             let platform = Arc::new(NoMachine);
             vcpus.push(engine.create_vcpu(VcpuSetup {
                 id,
-                memory: memory.clone(),
+                mmu: mmu.clone(),
                 platform,
                 cpuid: cpuid.clone(),
             })?);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use engine::{Engine, EngineError, Exit, Vcpu, VcpuId, VcpuSetup};
 use memory::{GuestMemory, RamRange};
+use mmu::{Mmu, Technique};
 use x86::control::{cr0, cr4, efer, xcr0};
 use x86::cpuid::CpuidTable;
 use x86::descriptor::attr;
@@ -90,7 +91,7 @@ impl Guest {
         let memory = Arc::new(GuestMemory::new(&[ram]).expect("2 MiB"));
         let vcpu = engine.create_vcpu(VcpuSetup {
             id: VcpuId(0),
-            memory: memory.clone(),
+            mmu: Mmu::new(memory.clone(), Technique::default()),
             platform: Arc::new(NoMachine),
             cpuid: cpuid.clone(),
         })?;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use engine::{
     Engine, EngineError, Event, Exit, Kick, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup,
 };
-use memory::GuestMemory;
+use mmu::Mmu;
 use x86::cpuid::CpuidTable;
 use x86::{CpuState, Gpa};
 
@@ -124,12 +124,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn run(
     engine: &dyn Engine,
     case: &Case,
-    memory: Arc<GuestMemory>,
+    mmu: Mmu,
     cpuid: Arc<CpuidTable>,
     state: &CpuState,
 ) -> Result<(Exit, CpuState), EngineError> {
     let board = Arc::new(Board::default());
-    let setup = VcpuSetup { id: VcpuId(case.vcpu), memory, platform: board.clone(), cpuid };
+    let setup = VcpuSetup { id: VcpuId(case.vcpu), mmu, platform: board.clone(), cpuid };
     let mut vcpu = engine.create_vcpu(setup)?;
     let kick = vcpu.kick_handle();
     let _ = board.kick.set(kick.clone());

@@ -60,6 +60,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use engine::{Engine, EngineError};
+use mmu::{Mmu, Technique};
 use x86::cpuid::{CpuModel, CpuRequest, CpuidTable, HostCpuid};
 use x86::descriptor::attr;
 use x86::rflags::RF;
@@ -131,8 +132,8 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 /// If the engine cannot make a vCPU.
-pub fn run(engine: &dyn Engine, files: &[(&str, &str)]) -> Result<Report, EngineError> {
-    let mut suite = Suite { engine, models: HashMap::new(), report: Report::default() };
+pub fn run(engine: &dyn Engine, technique: Technique, files: &[(&str, &str)]) -> Result<Report, EngineError> {
+    let mut suite = Suite { engine, technique, models: HashMap::new(), report: Report::default() };
     for (file, text) in files {
         suite.file(file, text)?;
     }
@@ -141,6 +142,7 @@ pub fn run(engine: &dyn Engine, files: &[(&str, &str)]) -> Result<Report, Engine
 
 struct Suite<'a> {
     engine: &'a dyn Engine,
+    technique: Technique,
     /// The CPU models that were asked for, `None` where the host cannot carry one.
     models: HashMap<String, Option<Arc<CpuidTable>>>,
     report: Report,
@@ -161,7 +163,7 @@ impl Suite<'_> {
                 continue;
             };
             self.report.run += 1;
-            for mistake in run_case(self.engine, &case, &cpuid)? {
+            for mistake in run_case(self.engine, self.technique, &case, &cpuid)? {
                 let (line, name) = (mistake.line, &case.name);
                 self.report.failures.push(format!("{file}:{line}: {name}: {}", mistake.message));
             }
@@ -186,7 +188,12 @@ fn model(wishes: &str) -> Option<CpuidTable> {
 }
 
 /// Runs one case; returns what is wrong with it.
-fn run_case(engine: &dyn Engine, case: &Case, cpuid: &Arc<CpuidTable>) -> Result<Vec<Mistake>, EngineError> {
+fn run_case(
+    engine: &dyn Engine,
+    technique: Technique,
+    case: &Case,
+    cpuid: &Arc<CpuidTable>,
+) -> Result<Vec<Mistake>, EngineError> {
     let memory = Arc::new(layout::memory(case.preset));
     let mut state = layout::state(case.preset, cpuid);
     let mut guest = Guest { state: &mut state, memory: &memory, labels: &case.labels, frame: None };
@@ -198,7 +205,10 @@ fn run_case(engine: &dyn Engine, case: &Case, cpuid: &Arc<CpuidTable>) -> Result
     if let Err(mistake) = place_code(case, &memory, &mut state) {
         return Ok(vec![mistake]);
     }
-    let (exit, mut after) = machine::run(engine, case, memory.clone(), cpuid.clone(), &state)?;
+    let (exit, mut after) = {
+        let mmu = Mmu::new(memory.clone(), technique);
+        machine::run(engine, case, mmu, cpuid.clone(), &state)?
+    };
     let features = (&**cpuid).into();
     let guest = Stopped { state: &after, memory: &memory, features: &features };
     let stop = Stop::of(exit, guest, &case.outcome);

@@ -7,23 +7,27 @@ use super::*;
 
 #[test]
 fn the_interpreter_does_what_the_manual_says() {
-    let report = run(&Interp, FILES).unwrap();
-    assert!(report.failures.is_empty(), "\n{report}");
-    println!("{report}");
+    under_every_technique(&Interp);
 }
 
 #[test]
 fn the_translator_does_what_the_manual_says() {
-    let report = run(&Bt::eager(), FILES).unwrap();
-    assert!(report.failures.is_empty(), "\n{report}");
-    println!("{report}");
+    under_every_technique(&Bt::eager());
+}
+
+fn under_every_technique(engine: &dyn Engine) {
+    for technique in crate::techniques::ALL {
+        let report = run(engine, technique, FILES).unwrap();
+        assert!(report.failures.is_empty(), "{technique:?}\n{report}");
+        println!("{technique:?}: {report}");
+    }
 }
 
 #[test]
 fn the_translator_does_what_the_interpreter_does() {
     for chained in [false, true] {
         let engine = Lockstep::new(Closeness { chained, every: 1 });
-        let report = run(&engine, FILES).unwrap();
+        let report = run(&engine, Technique::default(), FILES).unwrap();
         let differences = engine.ledger().differences();
         assert!(differences.is_empty(), "\n{}", differences.join("\n"));
         assert!(report.failures.is_empty(), "\n{report}");
@@ -33,7 +37,7 @@ fn the_translator_does_what_the_interpreter_does() {
 
 /// The only failure of a case whose lines are these, behind its name.
 fn failure(lines: &str) -> String {
-    let report = run(&Interp, &[("here", &format!("== A case\n{lines}"))]).unwrap();
+    let report = run(&Interp, Technique::default(), &[("here", &format!("== A case\n{lines}"))]).unwrap();
     assert_eq!(report.failures.len(), 1, "{report}");
     report.failures[0].clone()
 }
@@ -42,7 +46,7 @@ const GOOD: &str = "cite SDM\nstart long3\nset rax = 1\ncode\n48 ff c0  inc rax\
 
 #[test]
 fn a_good_case_passes() {
-    let report = run(&Interp, &[("here", &format!("== A case\n{GOOD}"))]).unwrap();
+    let report = run(&Interp, Technique::default(), &[("here", &format!("== A case\n{GOOD}"))]).unwrap();
     assert_eq!((report.run, report.failures.len()), (1, 0), "{report}");
 }
 

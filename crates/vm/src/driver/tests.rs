@@ -107,6 +107,7 @@ fn spec() -> spec::VmSpec {
         cpu: x86::cpuid::CpuRequest::default(),
         engine: spec::EngineChoice::Auto,
         translator: spec::TranslatorSpec::default(),
+        mmu: spec::MmuChoice::default(),
         boot: spec::BootSpec { kernel: "guest".into(), initrds: Vec::new(), command_line: String::new() },
         disks: Vec::new(),
         debug_exit: true,

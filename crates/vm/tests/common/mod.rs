@@ -194,6 +194,7 @@ pub(crate) fn spec() -> spec::VmSpec {
         cpu: x86::cpuid::CpuRequest::default(),
         engine: spec::EngineChoice::Interp,
         translator: spec::TranslatorSpec::default(),
+        mmu: spec::MmuChoice::default(),
         boot: spec::BootSpec { kernel: "guest".into(), initrds: Vec::new(), command_line: String::new() },
         disks: Vec::new(),
         debug_exit: true,

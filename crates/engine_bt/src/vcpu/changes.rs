@@ -1,0 +1,68 @@
+//! What a vCPU does about changes of guest memory: rule 3 of [`memory::guest`].
+
+use host::HostError;
+use memory::Change;
+use x86::Gfn;
+
+use super::BtVcpu;
+use crate::views::Stale;
+
+impl BtVcpu {
+    #[cold]
+    pub(super) fn hear_changes(&mut self) -> Result<(), HostError> {
+        let memory = self.slow.memory();
+        let now = memory.epoch();
+        let seen = std::mem::replace(&mut self.seen, now);
+        let (mut everything, mut remapped) = (false, Vec::new());
+        for change in memory.changes(seen, now) {
+            match change {
+                Change::Everything => everything = true,
+                Change::Remapped(gfn) => remapped.push(gfn),
+                Change::Logged => self.views.drop_writable(memory, None),
+                Change::Watched(mfn) => self.views.drop_writable(memory, Some(mfn)),
+                Change::Written(mfn) => {
+                    let heat = &mut self.heat;
+                    self.cache.make_stale(mfn, |key| heat.cool(key))?;
+                }
+                Change::Nothing => {}
+            }
+        }
+        if everything {
+            self.views.drop_writable(memory, None);
+            self.views.clear_memory();
+            // Who cannot say what was written may have missed that code was.
+            self.drop_code();
+        }
+        if !remapped.is_empty() {
+            self.forget_frames(&remapped)?;
+        }
+        self.slow.sync_memory();
+        // Both caches of translations have heard at least this.
+        self.seat.hear(now);
+        Ok(())
+    }
+
+    /// Drops what leads to guest frames that have become something else, and code of theirs.
+    fn forget_frames(&mut self, frames: &[Gfn]) -> Result<(), HostError> {
+        for &gfn in frames {
+            let mfn = self.slow.memory().entry(gfn).mfn;
+            self.views.drop_frame(self.slow.memory(), gfn);
+            let heat = &mut self.heat;
+            self.cache.make_stale(mfn, |key| heat.cool(key))?;
+        }
+        self.forget_code();
+        Ok(())
+    }
+
+    /// Drops all translations.
+    pub(super) fn drop_code(&mut self) {
+        self.cache.clear();
+        self.forget_code();
+    }
+
+    /// Forgets whatever translations are found by.
+    pub(super) fn forget_code(&mut self) {
+        self.views.clear_code();
+        self.empty_shadows(Stale { supervisor: true, user: true });
+    }
+}

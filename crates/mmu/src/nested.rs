@@ -1,0 +1,196 @@
+//! Nested paging: the guest's table is walked, and every guest-physical address that comes up on the way is translated by a
+//! second walk, of a *host table* from guest frames to machine frames.
+//!
+//! A walk of *n* guest levels makes *n* references to guest entries, each after a walk of the host table, and one more walk
+//! for the address it ends at: (*n* + 1)·*m* references to host entries where each host walk takes *m*. *m* is 4 for a page
+//! of 4 KiB, 3 for 2 MiB, 2 for 1 GiB: large host pages are what makes this technique cheap. Both kinds are counted as they
+//! are made.
+//!
+//! The host table is filled at *host faults*, from the P2M, with the largest page that is all RAM in ascending machine
+//! frames; changes of the P2M drop the page that holds the frame, and no other. All vCPUs share it.
+
+use std::sync::{Arc, Mutex};
+
+use memory::{FrameKind, GuestMemory, P2mEntry, Word};
+use x86::{Gfn, Gpa, Mfn, PAGE_SHIFT};
+
+use crate::changes::{Heard, hear};
+use crate::strategy::{MmuFigures, MmuStats, Reached, Strategy, lock};
+use crate::tables::{Tables, size_bits, table_limit, word};
+use crate::tlb::Invalidation;
+use crate::walk::{Miss, PageFault, PageSize, Physical, ones, walk_through};
+
+/// What an entry of the top level spans.
+const TOP_SHIFT: u32 = 39;
+/// log2 of the entries of a host table.
+const INDEX_BITS: u32 = 9;
+/// Guest-physical addresses that the host table covers; there is no memory above.
+const ADDRESS_BITS: u32 = TOP_SHIFT + INDEX_BITS;
+
+/// From guest frames to machine frames, for all vCPUs.
+#[derive(Debug)]
+pub(crate) struct HostTable {
+    memory: Arc<GuestMemory>,
+    tables: Tables<()>,
+    root: Option<u32>,
+    largest: PageSize,
+    seen: u64,
+}
+
+/// Where a guest-physical address leads.
+#[derive(Clone, Copy, Debug)]
+struct Host {
+    mfn: Mfn,
+    writable: bool,
+    references: u64,
+    /// It was not in the table.
+    fault: bool,
+}
+
+impl HostTable {
+    /// An empty table with pages up to this size.
+    pub(crate) fn new(memory: &Arc<GuestMemory>, largest: PageSize) -> Self {
+        let tables = Tables::new(table_limit(memory));
+        Self { seen: memory.epoch(), memory: memory.clone(), tables, root: None, largest }
+    }
+
+    pub(crate) fn figures(&self) -> MmuFigures {
+        let (tables, bytes, evictions) = self.tables.figures();
+        MmuFigures { tables, bytes, evictions, ..MmuFigures::default() }
+    }
+
+    /// Acts on changes of the P2M.
+    fn catch_up(&mut self) {
+        let tables = &mut self.tables;
+        hear(&self.memory, &mut self.seen, |heard| match heard {
+            Heard::Everything => tables.remove_all(),
+            Heard::Frame(gfn) => tables.drop_frame(gfn),
+        });
+    }
+
+    /// Translates; `None` if there is no memory to be had.
+    fn reach(&mut self, gpa: Gpa) -> Option<Host> {
+        if gpa.0 >> ADDRESS_BITS != 0 {
+            return None;
+        }
+        let known = self.root.and_then(|root| self.tables.walk(root, gpa.0));
+        let found = match known {
+            Some(found) => found,
+            None => {
+                self.enter(gpa)?;
+                self.tables.walk(self.root?, gpa.0)?
+            }
+        };
+        let (mfn, writable, references) = (found.mfn, found.p2m_write, found.references);
+        Some(Host { mfn, writable, references, fault: known.is_none() })
+    }
+
+    /// Enters what the P2M says.
+    fn enter(&mut self, gpa: Gpa) -> Option<()> {
+        let (size, gfn, mfn, writable) = self.page(gpa)?;
+        self.tables.make_room(4);
+        let mut number = match self.root {
+            Some(root) if self.tables.what(root).is_some() => root,
+            _ => self.tables.add((), TOP_SHIFT, 1 << INDEX_BITS, false),
+        };
+        self.root = Some(number);
+        loop {
+            let slot = self.tables.slot_of(number, gpa.0)?;
+            let shift = self.tables.shift(number);
+            if shift == size.shift() {
+                let write = if writable { word::P2M_WRITE } else { 0 };
+                self.tables.set_leaf(slot, word::ALL | write | size_bits(size), gfn, mfn);
+                return Some(());
+            }
+            number = match self.tables.child(slot) {
+                Some(child) => child,
+                None => {
+                    let child = self.tables.add((), shift - INDEX_BITS, 1 << INDEX_BITS, true);
+                    self.tables.set_link(slot, word::ALL, child, Gfn(0));
+                    child
+                }
+            };
+        }
+    }
+
+    /// The largest page around an address that the P2M allows: its first frames, and whether it may be written.
+    fn page(&self, gpa: Gpa) -> Option<(PageSize, Gfn, Mfn, bool)> {
+        let entry = self.memory.entry(gpa.frame());
+        let writable = match entry.kind {
+            FrameKind::Ram => true,
+            FrameKind::ReadOnly | FrameKind::Shared => false,
+            _ => return None,
+        };
+        for size in [PageSize::Gib1, PageSize::Mib2] {
+            let frames = 1 << (size.shift() - PAGE_SHIFT);
+            let first = Gfn(gpa.frame().0 & !(frames - 1));
+            if size <= self.largest
+                && let Some(mfn) = self.memory.run(first, frames)
+            {
+                return Some((size, first, mfn, true));
+            }
+        }
+        Some((PageSize::Kib4, gpa.frame(), entry.mfn, writable))
+    }
+}
+
+/// One vCPU's end.
+pub(crate) struct Nested {
+    memory: Arc<GuestMemory>,
+    host: Arc<Mutex<HostTable>>,
+}
+
+impl Nested {
+    pub(crate) fn new(memory: Arc<GuestMemory>, host: Arc<Mutex<HostTable>>) -> Self {
+        Self { memory, host }
+    }
+}
+
+/// Guest-physical memory, each reference by a walk of the host table.
+struct SecondDimension<'a> {
+    memory: &'a GuestMemory,
+    host: &'a mut HostTable,
+    stats: &'a mut MmuStats,
+}
+
+impl SecondDimension<'_> {
+    fn reach(&mut self, gpa: Gpa) -> Option<Host> {
+        let host = self.host.reach(gpa)?;
+        self.stats.host_references += host.references;
+        self.stats.hidden_p2m += u64::from(host.fault);
+        Some(host)
+    }
+}
+
+impl Physical for SecondDimension<'_> {
+    fn read<W: Word>(&mut self, at: Gpa) -> u64 {
+        self.stats.guest_references += 1;
+        match self.reach(at) {
+            Some(host) => self.memory.frames().read::<W>(host.mfn, at.offset()).into_u64(),
+            // A frame of the balloon reads as zeros, and what is no memory as ones.
+            None => self.memory.read_word::<W>(at).map_or(ones::<W>(), Word::into_u64),
+        }
+    }
+
+    fn mark<W: Word>(&mut self, at: Gpa, expected: u64, new: u64) -> Option<Result<(), u64>> {
+        // A processor still has the entry in its hand.
+        Physical::mark::<W>(&mut { self.memory }, at, expected, new)
+    }
+}
+
+impl Strategy for Nested {
+    fn translate(&mut self, miss: &Miss<'_>, stats: &mut MmuStats) -> Result<Reached, PageFault> {
+        let mut host = lock(&self.host);
+        host.catch_up();
+        let mut physical = SecondDimension { memory: &self.memory, host: &mut host, stats };
+        let (translation, _) = walk_through(&mut physical, miss)?;
+        let entry = match physical.reach(translation.gpa) {
+            Some(Host { mfn, writable: true, .. }) => P2mEntry { kind: FrameKind::Ram, mfn },
+            // What it is instead.
+            _ => self.memory.entry(translation.gpa.frame()),
+        };
+        Ok(Reached { translation, entry })
+    }
+
+    fn invalidate(&mut self, _: Invalidation) {}
+}

@@ -1,0 +1,76 @@
+//! How guest-virtual addresses become machine frames.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::SpecError;
+
+/// A technique of memory virtualization by name. All of them show a guest the same memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum MmuChoice {
+    /// Walk the guest's page table at each TLB miss.
+    #[default]
+    Walk,
+    /// A virtual TLB behind the TLB.
+    Vtlb,
+    /// Shadow page tables, brought into step when the guest invalidates.
+    Lazy,
+    /// Shadow page tables, each write to a guest table mirrored at once.
+    Eager,
+    /// A two-dimensional walk, with the largest host pages there can be.
+    Nested,
+    /// A two-dimensional walk, with host pages of at most 2 MiB.
+    Nested2M,
+    /// A two-dimensional walk, with host pages of 4 KiB.
+    Nested4K,
+}
+
+impl MmuChoice {
+    /// Every choice, for help and completions.
+    pub const ALL: [Self; 7] =
+        [Self::Walk, Self::Vtlb, Self::Lazy, Self::Eager, Self::Nested, Self::Nested2M, Self::Nested4K];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Walk => "walk",
+            Self::Vtlb => "vtlb",
+            Self::Lazy => "lazy",
+            Self::Eager => "eager",
+            Self::Nested => "nested",
+            Self::Nested2M => "nested-2m",
+            Self::Nested4K => "nested-4k",
+        }
+    }
+}
+
+impl FromStr for MmuChoice {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let found = Self::ALL.into_iter().find(|choice| choice.name() == text);
+        found.ok_or_else(|| SpecError::UnknownMmu { text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for MmuChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for choice in MmuChoice::ALL {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        let said = "shadow".parse::<MmuChoice>().unwrap_err().to_string();
+        for choice in MmuChoice::ALL {
+            assert!(said.contains(choice.name()), "{said}");
+        }
+    }
+}
