@@ -25,7 +25,7 @@ use interp::{InterpVcpu, Regime};
 use memory::Seat;
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::Table;
-use translate::{Exit, HostFeatures, Mode, Source};
+use translate::{Exit, HostFeatures, Mode, Source, Translator};
 use x86::bits::{low16, low32};
 use x86::exception::Exception;
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
@@ -49,6 +49,7 @@ pub struct BtVcpu {
     cache: Cache,
     shadows: Shadows,
     heat: Heat,
+    translator: Translator,
     gate: Gate,
     go: Go,
     kick: Kick,
@@ -110,6 +111,7 @@ impl BtVcpu {
             cache,
             shadows,
             heat: Heat::new(options.hot_after),
+            translator: Translator::default(),
             gate: Gate::new(),
             go,
             kick,
@@ -382,7 +384,7 @@ impl BtVcpu {
         Ok(self.watch(mfn)?.map(|version| (mfn, version)))
     }
 
-    fn translation(&self, key: Key, code: &[u8]) -> Option<translate::Block> {
+    fn translation(&mut self, key: Key, code: &[u8]) -> Option<translate::Block> {
         let features = *self.slow.features();
         let repeatable = self.repeatable;
         let offered = move |insn: &Instruction| {
@@ -390,7 +392,8 @@ impl BtVcpu {
         };
         let seed = low32(self.cache.stats.blocks);
         let (offset, mode) = (key.offset, key.mode);
-        translate::translate(&Source { code, offset, mode, offered: &offered, host: self.host, seed })
+        let source = Source { code, offset, mode, offered: &offered, host: self.host, seed };
+        self.translator.translate(&source)
     }
 
     /// Marks code as translated. False if it is no longer what it was when it was read.

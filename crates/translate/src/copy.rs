@@ -25,7 +25,7 @@ struct Plan {
     /// The guest's base register, if the operand is a group's member.
     base: Option<Gpr>,
     /// Guest registers in scratch registers, and how they are used.
-    held: Vec<Held>,
+    held: [Option<Held>; 2],
 }
 
 struct Held {
@@ -36,18 +36,23 @@ struct Held {
 }
 
 impl Plan {
+    /// Those in scratch registers.
+    fn held(&self) -> impl Iterator<Item = &Held> {
+        self.held.iter().flatten()
+    }
+
     fn is_free(&self, scratch: Gpr) -> bool {
         let base = self.base.is_some_and(|base| base.home().is_none()) && scratch == Gpr::RAX;
-        !base && self.address != Some(scratch) && self.held.iter().all(|held| held.scratch != scratch)
+        !base && self.address != Some(scratch) && self.held().all(|held| held.scratch != scratch)
     }
 
     fn holder(&self, guest: Gpr) -> Option<Gpr> {
-        self.held.iter().find(|held| held.guest == guest).map(|held| held.scratch)
+        self.held().find(|held| held.guest == guest).map(|held| held.scratch)
     }
 
     /// Wants a guest register in a particular scratch register.
     fn hold(&mut self, guest: Gpr, scratch: Gpr, read: bool, written: bool) -> Result {
-        if let Some(held) = self.held.iter_mut().find(|held| held.guest == guest) {
+        if let Some(held) = self.held.iter_mut().flatten().find(|held| held.guest == guest) {
             held.read |= read;
             held.written |= written;
             return if held.scratch == scratch { Ok(()) } else { Err(Unsupported) };
@@ -55,7 +60,8 @@ impl Plan {
         if !self.is_free(scratch) {
             return Err(Unsupported);
         }
-        self.held.push(Held { guest, scratch, read, written });
+        let free = self.held.iter_mut().find(|held| held.is_none()).ok_or(Unsupported)?;
+        *free = Some(Held { guest, scratch, read, written });
         Ok(())
     }
 
@@ -124,7 +130,7 @@ fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Pl
     if effect.needs {
         e.load_flags();
     }
-    for held in plan.held.iter().filter(|held| held.read) {
+    for held in plan.held().filter(|held| held.read) {
         e.read_into(held.scratch, held.guest);
     }
     if let Some(base) = plan.base.filter(|base| base.home().is_none()) {
@@ -133,11 +139,11 @@ fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Pl
     let host = renamed(general, plan)?;
     e.before_copy();
     e.encode(&host)?;
-    for held in plan.held.iter().filter(|held| held.written) {
+    for held in plan.held().filter(|held| held.written) {
         e.write(held.guest, held.scratch);
     }
     if effect.changes {
-        let whole = !effect.needs && plan.held.is_empty();
+        let whole = !effect.needs && plan.held().next().is_none();
         e.flags_computed(if whole { Again::of(general, &host) } else { None });
     }
     Ok(())
@@ -156,7 +162,7 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
         let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
         e.interpret_from(misaligned);
     }
-    let write = catalogue::writes_memory(&mut e.info, insn);
+    let write = catalogue::writes_memory(&mut e.tools.info, insn);
     e.check(bytes, write)?;
     if plan.address == Some(Gpr::RCX) {
         e.asm.mov(Gpr::RCX, Gpr::RAX);
@@ -192,7 +198,7 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
         plan.hold(guest, guest, read, written)?;
     }
     let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
-    let info = e.info.info_options(insn, options);
+    let info = e.tools.info.info_options(insn, options);
     let accesses = [0, 1, 2, 3, 4].map(|i| info.op_access(i));
     if let Some(high) = high {
         let guest = Gpr::of(insn.op_register(high)).ok_or(Unsupported)?;

@@ -56,7 +56,21 @@ struct LookUp {
     back: u32,
 }
 
+/// What outlives a block: its memory is used again.
+pub(crate) struct Tools {
+    pub(crate) info: InstructionInfoFactory,
+    encoder: Encoder,
+    cold: Vec<Cold>,
+}
+
+impl Default for Tools {
+    fn default() -> Self {
+        Self { info: InstructionInfoFactory::new(), encoder: Encoder::new(64), cold: Vec::new() }
+    }
+}
+
 pub(crate) struct Emitter<'a> {
+    pub(crate) tools: &'a mut Tools,
     pub(crate) asm: Asm,
     pub(crate) source: &'a Source<'a>,
     pub(crate) form: Form,
@@ -68,9 +82,6 @@ pub(crate) struct Emitter<'a> {
     pub(crate) mode: Mode,
     /// The instruction before was STI: nobody may be let in before this one.
     pub(crate) shadow: bool,
-    pub(crate) info: InstructionInfoFactory,
-    encoder: Encoder,
-    cold: Vec<Cold>,
     /// The block is a loop: its accesses go on in the page where they were.
     pub(crate) streaming: bool,
     /// Accesses that share a check, and the bits of those that have been checked.
@@ -100,8 +111,10 @@ pub(crate) struct Mark {
 }
 
 impl<'a> Emitter<'a> {
-    pub(crate) fn new(source: &'a Source<'a>) -> Self {
+    pub(crate) fn new(source: &'a Source<'a>, tools: &'a mut Tools) -> Self {
+        tools.cold.clear();
         Self {
+            tools,
             asm: Asm::default(),
             source,
             form: Form::Memory,
@@ -109,9 +122,6 @@ impl<'a> Emitter<'a> {
             changes: 0,
             mode: source.mode,
             shadow: false,
-            info: InstructionInfoFactory::new(),
-            encoder: Encoder::new(64),
-            cold: Vec::with_capacity(16),
             streaming: false,
             groups: Groups::default(),
             checked: 0,
@@ -125,13 +135,13 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        let (bytes, cold) = (self.asm.here(), self.cold.len());
+        let (bytes, cold) = (self.asm.here(), self.tools.cold.len());
         Mark { bytes, cold, form: self.form, again: self.again, mode: self.mode, checked: self.checked }
     }
 
     pub(crate) fn roll_back(&mut self, mark: &Mark) {
         self.asm.truncate(mark.bytes);
-        self.cold.truncate(mark.cold);
+        self.tools.cold.truncate(mark.cold);
         self.form = mark.form;
         self.again = mark.again;
         self.mode = mark.mode;
@@ -233,7 +243,7 @@ impl<'a> Emitter<'a> {
     fn leave_by(&mut self, from: Hole, guest: u16, exit: Exit, way: Way) {
         let site = Site { guest, exit, mode: self.mode, at: 0, way };
         let again = self.again.filter(|_| self.form == Form::Again);
-        self.cold.push(Cold { from, site, again, look_up: None });
+        self.tools.cold.push(Cold { from, site, again, look_up: None });
     }
 
     /// The jump leaves to have the current instruction interpreted. Flags are in memory.
@@ -476,7 +486,7 @@ impl<'a> Emitter<'a> {
         let routine = at::ROUTINES + 16 * table as i32 + if write { 8 } else { 0 };
         let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes));
         self.leave_by(other, self.at, exit, Way::BARE);
-        if let Some(cold) = self.cold.last_mut() {
+        if let Some(cold) = self.tools.cold.last_mut() {
             cold.look_up = Some(LookUp { operand, routine, back: 0 });
         }
         Ok(())
@@ -484,7 +494,7 @@ impl<'a> Emitter<'a> {
 
     fn come_back(&mut self) {
         let here = self.asm.here();
-        if let Some(Cold { look_up: Some(look_up), .. }) = self.cold.last_mut() {
+        if let Some(Cold { look_up: Some(look_up), .. }) = self.tools.cold.last_mut() {
             look_up.back = here;
         }
     }
@@ -562,14 +572,14 @@ impl<'a> Emitter<'a> {
 
     /// Appends an instruction of the guest's, its operands already the host's.
     pub(crate) fn encode(&mut self, insn: &Instruction) -> Result {
-        let outcome = self.encoder.encode(insn, 0);
-        let mut bytes = self.encoder.take_buffer();
+        let outcome = self.tools.encoder.encode(insn, 0);
+        let mut bytes = self.tools.encoder.take_buffer();
         // A refused instruction may have left its first bytes.
         if outcome.is_ok() {
             self.asm.raw(&bytes);
         }
         bytes.clear();
-        self.encoder.set_buffer(bytes);
+        self.tools.encoder.set_buffer(bytes);
         outcome.map(|_| ()).map_err(|_| Unsupported)
     }
 
@@ -598,9 +608,9 @@ impl<'a> Emitter<'a> {
 
     /// Appends the cold paths and makes the block of it all.
     pub(crate) fn finish(mut self, mut block: Block) -> Block {
-        let cold = std::mem::take(&mut self.cold);
-        block.sites.reserve(cold.len() + 2);
-        for cold in cold {
+        let colds = std::mem::take(&mut self.tools.cold);
+        block.sites.reserve(colds.len() + 2);
+        for cold in &colds {
             let start = self.asm.here();
             self.asm.fill(cold.from, start);
             if let Some(look_up) = &cold.look_up {
@@ -613,6 +623,7 @@ impl<'a> Emitter<'a> {
             }
             self.leave(site, &mut block);
         }
+        self.tools.cold = colds;
         let Source { offset: guest, mode, .. } = *self.source;
         let stale = |way| Site { guest, exit: Exit::Stale, mode, at: 0, way };
         let (by_memory, by_host) = (stale(Way::BARE), stale(Way { tag: None, flags: true }));

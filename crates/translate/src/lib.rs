@@ -47,4 +47,4 @@ pub use block::{Block, Exit, Form, HostFeatures, Mode, Site, Source, UNFORESEEN,
 pub use context::Context;
 pub use routines::{Routines, routines};
 pub use side_by_side::side_by_side;
-pub use translate::translate;
+pub use translate::Translator;

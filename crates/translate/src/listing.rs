@@ -2,7 +2,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 
-use crate::{Block, Exit, HostFeatures, Mode, Source, translate};
+use crate::{Block, Exit, HostFeatures, Mode, Source, Translator};
 
 /// Where in its page the instruction is.
 const AT: u16 = 0x123;
@@ -13,7 +13,7 @@ fn block(mode: Mode, bytes: &[u8]) -> Block {
     code.push(0xf4);
     let host = HostFeatures { bmi2: true };
     let source = Source { code: &code, offset: AT, mode, offered: &|_| true, host, seed: 0 };
-    translate(&source).unwrap()
+    Translator::default().translate(&source).unwrap()
 }
 
 /// The host's instructions, as assembly.

@@ -14,12 +14,12 @@ use iced_x86::{
 
 use crate::block::{Block, Exit, Site, Source};
 use crate::context::at;
-use crate::translate::translate;
+use crate::translate::Translator;
 
 /// The block at the beginning of `source`, which the guest runs at `address`, and its translation. `None` if there is
 /// none.
 pub fn side_by_side(source: &Source<'_>, address: u64) -> Option<String> {
-    let block = translate(source)?;
+    let block = Translator::default().translate(source)?;
     let page = address.wrapping_sub(source.offset.into());
     let mut remarks = remarks(&block, source, page);
     let mut text = format!(

@@ -12,7 +12,7 @@ use crate::branch::{Flow, branch, enter_by_jump_cache, go_to, target_of};
 use crate::catalogue;
 use crate::compat;
 use crate::copy::{copy, lea};
-use crate::emit::{Emitter, Result, Unsupported};
+use crate::emit::{Emitter, Result, Tools, Unsupported};
 use crate::flags::{effect, is_invalid};
 use crate::groups::Groups;
 use crate::special::special;
@@ -25,15 +25,27 @@ const MAX_INSTRUCTIONS: usize = 64;
 /// Forward conditional jumps inside a block at the most.
 const MAX_EXITS: usize = 8;
 
-/// Translates the block at the beginning of `source`; `None` if its first instruction does not lie in its bytes as a
-/// whole.
-pub fn translate(source: &Source<'_>) -> Option<Block> {
+/// Translates blocks, one after the other.
+#[derive(Default)]
+pub struct Translator {
+    tools: Tools,
+}
+
+impl Translator {
+    /// Translates the block at the beginning of `source`; `None` if its first instruction does not lie in its bytes as a
+    /// whole.
+    pub fn translate(&mut self, source: &Source<'_>) -> Option<Block> {
+        translate(source, &mut self.tools)
+    }
+}
+
+fn translate(source: &Source<'_>, tools: &mut Tools) -> Option<Block> {
     let run = decode(source);
     if run.is_empty() {
         return None;
     }
-    let mut e = Emitter::new(source);
-    let mut block = Block::default();
+    let mut e = Emitter::new(source, tools);
+    let mut block = Block { map: Vec::with_capacity(run.len()), ..Block::default() };
     if run.first().is_some_and(crosses) {
         begin_across(&mut e, &mut block).ok()?;
     } else {
@@ -41,7 +53,7 @@ pub fn translate(source: &Source<'_>) -> Option<Block> {
         block.entry_jump = block.entry_memory;
     }
     e.streaming = is_loop(&run);
-    e.groups = Groups::find(&run, source.mode, &mut e.info);
+    e.groups = Groups::find(&run, source.mode, &mut e.tools.info);
     let plain = source.mode.has(Mode::PLAIN);
     let mut flow = Flow::Next;
     for (number, insn) in run.iter().enumerate() {
