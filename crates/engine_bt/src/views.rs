@@ -43,6 +43,8 @@ struct TlbBook {
     table: Table,
     /// Slots in use.
     filled: Vec<u32>,
+    /// A bit per slot: it has been in use since the table was last emptied. Only pages of such a slot have anchors.
+    touched: Box<[u64]>,
     /// Slots in use whose page is not global; of the supervisor's only.
     private: Vec<u32>,
     /// By host page: the slots through which it may have been written since the table was last emptied.
@@ -97,6 +99,7 @@ impl TlbBook {
         Self {
             table,
             filled: Vec::new(),
+            touched: vec![0; context::tlb_entries(table) / 64].into_boxed_slice(),
             private: Vec::new(),
             writers: NumberMap::default(),
             large: RegionFilter::default(),
@@ -152,6 +155,7 @@ impl TlbBook {
             self.clear_slot(base, slot as usize);
         }
         self.drop_anchors(base, |_| true, |_| {});
+        self.touched.fill(0);
         self.private.clear();
         self.writers.clear();
         self.large = RegionFilter::default();
@@ -163,6 +167,10 @@ impl TlbBook {
             self.clear_slot(base, slot as usize);
         }
         self.drop_anchors(base, |anchor| anchor.gfn & PRIVATE != 0, |_| {});
+    }
+
+    fn is_touched(&self, slot: usize) -> bool {
+        self.touched.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 != 0)
     }
 
     /// Drops the page of `va`, and all of it if it may be a large one.
@@ -180,6 +188,9 @@ impl TlbBook {
         } else {
             12
         };
+        if shift == 12 && !self.is_touched(slot) {
+            return;
+        }
         self.drop_anchors(base, |anchor| (anchor.page ^ va) >> shift == 0, |_| {});
         if shift == 12 {
             return;
@@ -264,6 +275,9 @@ impl TlbBook {
             PageSize::Mib2 | PageSize::Mib4 => self.large.insert(va >> 22),
             PageSize::Gib1 => self.gib.insert(va >> 30),
             PageSize::Kib4 | PageSize::Everything => {}
+        }
+        if let Some(word) = self.touched.get_mut(slot / 64) {
+            *word |= 1 << (slot % 64);
         }
         self.write(base, slot, entry);
         full
