@@ -164,3 +164,46 @@ impl Emitter<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Mode;
+    use crate::listing::text;
+
+    /// How often the translation saves flags, and how often it has a line.
+    fn counts(bytes: &[u8], line: &str) -> (usize, usize) {
+        let text = text(Mode::USER, bytes);
+        let count = |wanted: &str| text.iter().filter(|line| *line == wanted).count();
+        (count("lahf"), count(line))
+    }
+
+    #[test]
+    fn a_comparison_is_made_again_where_its_flags_are_asked_for() {
+        // cmp rbx, rdx; setz dl
+        let (saves, once) = counts(&[0x48, 0x39, 0xd3, 0x0f, 0x94, 0xc2], "cmp rbx,rdx");
+        assert_eq!(once, 1);
+        // cmp rbx, rdx; mov rsi, [rdi]; setz dl: at the exit, and for SETZ
+        let read = counts(&[0x48, 0x39, 0xd3, 0x48, 0x8b, 0x37, 0x0f, 0x94, 0xc2], "cmp rbx,rdx");
+        assert_eq!(read, (saves, 3));
+    }
+
+    #[test]
+    fn it_is_made_before_an_operand_changes() {
+        // cmp rbx, rdx; mov rbx, [rbx]: in the cold path, and before the load
+        let listing = text(Mode::USER, &[0x48, 0x39, 0xd3, 0x48, 0x8b, 0x1b]);
+        let load = listing.iter().position(|line| line == "mov rbx,[rax]");
+        let again = listing.iter().rposition(|line| line == "cmp rbx,rdx");
+        assert!(load.is_some_and(|load| listing[load - 1] == "cmp rbx,rdx"), "{listing:#?}");
+        assert!(again > load, "{listing:#?}");
+    }
+
+    #[test]
+    fn what_cannot_be_undone_is_saved() {
+        // shl rbx, 4; mov rsi, [rdi]
+        let shift = counts(&[0x48, 0xc1, 0xe3, 4, 0x48, 0x8b, 0x37], "shl rbx,4");
+        // add rbx, 4; mov rsi, [rdi]
+        let sum = counts(&[0x48, 0x83, 0xc3, 4, 0x48, 0x8b, 0x37], "sub rax,4");
+        assert_eq!(shift.1, 1);
+        assert!(sum.1 >= 1 && sum.0 <= shift.0, "{sum:?} {shift:?}");
+    }
+}
