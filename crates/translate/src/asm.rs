@@ -80,6 +80,13 @@ pub(crate) struct Place {
     pub(crate) disp: i32,
 }
 
+impl Place {
+    /// `[base]`.
+    pub(crate) const fn at(base: Gpr) -> Self {
+        Self { base, index: None, disp: 0 }
+    }
+}
+
 /// A prefix for GS.
 const GS: u8 = 0x65;
 
@@ -405,20 +412,6 @@ impl Asm {
         self.rex(true, to.number(), 0, base.number());
         self.raw(&[op as u8]);
         self.based(to.number(), base, disp);
-    }
-
-    /// MOV [base + disp], from.
-    pub(crate) fn store(&mut self, base: Gpr, disp: i32, from: Gpr) {
-        self.rex(true, from.number(), 0, base.number());
-        self.raw(&[0x89]);
-        self.based(from.number(), base, disp);
-    }
-
-    /// MOV [base + disp], r32.
-    pub(crate) fn store32(&mut self, base: Gpr, disp: i32, from: Gpr) {
-        self.rex(false, from.number(), 0, base.number());
-        self.raw(&[0x89]);
-        self.based(from.number(), base, disp);
     }
 
     /// MOV to, gs:[disp].

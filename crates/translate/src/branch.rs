@@ -15,7 +15,7 @@
 
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 
-use crate::asm::{Condition, Hole, Op};
+use crate::asm::{Condition, Hole, Op, Place};
 use crate::block::{Form, Mode};
 use crate::context::{JUMP_STIR, JUMPS, SHADOW_BYTES, at};
 use crate::emit::{Emitter, Result, Unsupported};
@@ -351,7 +351,7 @@ fn indirect_target(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
         OpKind::Memory if insn.memory_size().size() == e.mode.word() => {
             e.linear_address(insn)?;
             e.check(e.mode.word(), false)?;
-            e.load_word(Gpr::RAX, Gpr::RAX, 0);
+            e.load_word(Gpr::RAX, Place::at(Gpr::RAX));
         }
         _ => return Err(Unsupported),
     }
@@ -371,7 +371,7 @@ fn push_return(e: &mut Emitter<'_>) -> Result {
     let Slot { stack, place, free } = stack::slot(e, -e.word(), true)?;
     e.asm.gs_load(free, at::PAGE);
     e.add(free, free, i32::from(e.next));
-    e.asm.store_to(!e.is_compat(), place, free);
+    e.store_word(place, free);
     e.add(stack, stack, -e.word());
     // One bit of RSP is always set: below the ring's bottom it leads back to the top.
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
@@ -436,7 +436,7 @@ fn call_known(e: &mut Emitter<'_>) -> Result {
 fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.free_flags();
     let Slot { stack, place, .. } = stack::slot(e, 0, false)?;
-    e.asm.load_from(!e.is_compat(), Gpr::RAX, place);
+    e.load_word(Gpr::RAX, place);
     e.asm.op_based(Op::Cmp, Gpr::RAX, Gpr::RSP, 8);
     let unforeseen = e.asm.jcc(Condition::NOT_EQUAL);
     let popped = insn.stack_pointer_increment();

@@ -23,7 +23,7 @@
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 
 use crate::again::Again;
-use crate::asm::{Asm, Condition, Hole, Op};
+use crate::asm::{Asm, Condition, Hole, Op, Place};
 use crate::block::{Block, Exit, Form, Mode, Site, Source, Way};
 use crate::compat;
 use crate::context::{ANCHOR_BYTES, ANCHORS, SPANS, at, gpr_at};
@@ -330,29 +330,22 @@ impl<'a> Emitter<'a> {
 
     /// LEA to, [base + disp], as addresses are computed.
     pub(crate) fn add(&mut self, to: Gpr, base: Gpr, disp: i32) {
-        if self.is_compat() {
-            self.asm.lea32(to, base, disp);
-        } else {
-            self.asm.lea(to, base, disp);
-        }
+        self.asm.lea_based(!self.is_compat(), to, base, disp);
     }
 
     /// Loads a word.
-    pub(crate) fn load_word(&mut self, to: Gpr, base: Gpr, disp: i32) {
-        if self.is_compat() {
-            self.asm.load32(to, base, disp);
-        } else {
-            self.asm.load(to, base, disp);
-        }
+    pub(crate) fn load_word(&mut self, to: Gpr, place: Place) {
+        self.asm.load_from(!self.is_compat(), to, place);
     }
 
     /// Stores a word.
-    pub(crate) fn store_word(&mut self, base: Gpr, disp: i32, from: Gpr) {
-        if self.is_compat() {
-            self.asm.store32(base, disp, from);
-        } else {
-            self.asm.store(base, disp, from);
-        }
+    pub(crate) fn store_word(&mut self, place: Place, from: Gpr) {
+        self.asm.store_to(!self.is_compat(), place, from);
+    }
+
+    /// Stores a word, sign-extended.
+    pub(crate) fn store_word_imm(&mut self, place: Place, value: i32) {
+        self.asm.store_imm_to(!self.is_compat(), place, value);
     }
 
     // ---- memory --------------------------------------------------------------------------------------------------

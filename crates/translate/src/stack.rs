@@ -50,11 +50,11 @@ pub(crate) fn slot(e: &mut Emitter<'_>, offset: i32, write: bool) -> Result<Slot
     e.add(Gpr::RAX, stack, offset);
     e.check_stack(e.mode.word(), write)?;
     e.delta = carried;
-    Ok(Slot { stack, place: Place { base: Gpr::RAX, index: None, disp: 0 }, free: Gpr::RCX })
+    Ok(Slot { stack, place: Place::at(Gpr::RAX), free: Gpr::RCX })
 }
 
 fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
-    let (word, wide) = (e.word(), !e.is_compat());
+    let word = e.word();
     match insn.op0_kind() {
         OpKind::Register => {
             let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
@@ -63,7 +63,7 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
                 e.delta = None;
             }
             let value = e.read(guest, slot.free);
-            e.asm.store_to(wide, slot.place, value);
+            e.store_word(slot.place, value);
             e.add(slot.stack, slot.stack, -word);
         }
         OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
@@ -78,11 +78,11 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
             e.free_flags();
             e.linear_address(insn)?;
             e.check(e.mode.word(), false)?;
-            e.load_word(Gpr::RAX, Gpr::RAX, 0);
+            e.load_word(Gpr::RAX, Place::at(Gpr::RAX));
             e.asm.gs_store(at::TEMP, Gpr::RAX);
             let stack = below(e)?;
             e.asm.gs_load(Gpr::RCX, at::TEMP);
-            e.store_word(Gpr::RAX, 0, Gpr::RCX);
+            e.store_word(Place::at(Gpr::RAX), Gpr::RCX);
             e.add(stack, stack, -word);
         }
         _ => return Err(Unsupported),
@@ -91,9 +91,9 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
 }
 
 fn push_immediate(e: &mut Emitter<'_>, value: i32) -> Result {
-    let (word, wide) = (e.word(), !e.is_compat());
+    let word = e.word();
     let slot = slot(e, -word, true)?;
-    e.asm.store_imm_to(wide, slot.place, value);
+    e.store_word_imm(slot.place, value);
     e.add(slot.stack, slot.stack, -word);
     Ok(())
 }
@@ -103,10 +103,9 @@ fn pop(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
         return Err(Unsupported);
     }
     let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
-    let wide = !e.is_compat();
     let slot = slot(e, 0, false)?;
     let to = guest.home().filter(|&home| home != slot.stack).unwrap_or(Gpr::RAX);
-    e.asm.load_from(wide, to, slot.place);
+    e.load_word(to, slot.place);
     // POP RSP: the increment comes before the value.
     e.add(slot.stack, slot.stack, e.word());
     e.write(guest, to);
@@ -120,6 +119,6 @@ fn leave(e: &mut Emitter<'_>) -> Result {
     e.asm.mov(Gpr::RAX, Gpr::RBP);
     e.check(e.mode.word(), false)?;
     e.add(stack, Gpr::RBP, e.word());
-    e.load_word(Gpr::RBP, Gpr::RAX, 0);
+    e.load_word(Gpr::RBP, Place::at(Gpr::RAX));
     Ok(())
 }

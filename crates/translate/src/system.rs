@@ -9,7 +9,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::rflags;
 
-use crate::asm::{Condition, Op};
+use crate::asm::{Condition, Op, Place};
 use crate::block::{Form, Mode};
 use crate::branch::{self, Flow};
 use crate::context::{at, fast_segments, gpr_at};
@@ -85,7 +85,7 @@ fn push_flags(e: &mut Emitter<'_>) -> Result {
     e.asm.gs_store(at::TEMP, Gpr::RCX);
     let stack = crate::stack::below(e)?;
     e.asm.gs_load(Gpr::RCX, at::TEMP);
-    e.store_word(Gpr::RAX, 0, Gpr::RCX);
+    e.store_word(Place::at(Gpr::RAX), Gpr::RCX);
     e.add(stack, stack, -e.word());
     Ok(())
 }
@@ -95,7 +95,7 @@ fn pop_flags(e: &mut Emitter<'_>, supervisor: bool) -> Result {
     e.free_flags();
     e.asm.mov(Gpr::RAX, stack);
     e.check_stack(e.mode.word(), false)?;
-    e.load_word(Gpr::RAX, Gpr::RAX, 0);
+    e.load_word(Gpr::RAX, Place::at(Gpr::RAX));
     let changeable = if supervisor { HARMLESS | rflags::IF } else { HARMLESS };
     unless_harmless(e, changeable, LOADED);
     if supervisor {

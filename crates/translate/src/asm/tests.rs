@@ -56,8 +56,8 @@ fn addresses() {
         a.lea(Gpr::RAX, Gpr::RBP, 0x1234);
         a.lea_indexed(true, Gpr::RAX, Some(Gpr::RDI), Gpr::R10, 3, 16);
         a.lea_indexed(false, Gpr::RAX, None, Gpr::RDX, 2, 16);
-        a.store(Gpr::RAX, 0, Gpr::R12);
-        a.store_imm_to(true, Place { base: Gpr::RAX, index: None, disp: 0 }, -1);
+        a.store_to(true, Place::at(Gpr::RAX), Gpr::R12);
+        a.store_imm_to(true, Place::at(Gpr::RAX), -1);
         a.load_from(true, Gpr::RBX, Place { base: Gpr::R15, index: Some(Gpr::RCX), disp: -8 });
         a.store_to(false, Place { base: Gpr::R12, index: Some(Gpr::RCX), disp: 0x200 }, Gpr::R10);
     });
@@ -154,7 +154,7 @@ fn strings_and_what_counts_them() {
 fn narrow_words_and_fences() {
     let got = text(|a| {
         a.load16(Gpr::RCX, Gpr::RAX, 32);
-        a.store32(Gpr::RAX, 0, Gpr::R12);
+        a.store_to(false, Place::at(Gpr::RAX), Gpr::R12);
         a.store_imm_to(false, Place { base: Gpr::RAX, index: None, disp: 4 }, -1);
         a.mfence();
     });
