@@ -233,6 +233,11 @@ impl Cache {
         self.block(number).filter(|block| !block.stale).map(|block| self.entry(block))
     }
 
+    /// Where the code of a block goes on, by the block's number and an offset in it, unless it is stale.
+    pub(crate) fn resumption(&self, number: u32, offset: u32) -> Option<u64> {
+        self.block(number).filter(|block| !block.stale).map(|block| self.address(block, offset))
+    }
+
     /// Where the jump cache leads.
     pub(crate) fn jump_entry(&self, block: &Placed) -> u64 {
         self.address(block, block.entry_jump)

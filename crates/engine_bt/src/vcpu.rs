@@ -267,13 +267,16 @@ impl BtVcpu {
     /// Puts the code at a linear address into the jump cache, translated if it is time; its host address.
     fn find_code(&mut self, rip: u64) -> Result<Option<u64>, HostError> {
         let table = self.mode.table();
-        let Some(first) = self.resolve_code(rip) else { return Ok(None) };
-        let Some(mfn) = first.frame() else { return Ok(None) };
+        // Cold code comes by here each time: a walk is only for what the interpreter's TLB does not know.
+        let known = self.known_frame(rip);
+        let first = if known.is_none() { self.resolve_code(rip) } else { None };
+        let Some(mfn) = known.or(first.and_then(|first| first.frame())) else { return Ok(None) };
         let drops = self.views.drops();
         let Some(number) = self.block_at(mfn, rip)? else { return Ok(None) };
         self.catch_up()?;
         // To translate may have changed what was resolved.
-        let resolved = if drops == self.views.drops() { Some(first) } else { self.resolve_code(rip) };
+        let first = first.filter(|_| drops == self.views.drops());
+        let resolved = first.or_else(|| self.resolve_code(rip));
         let (Some(resolved), Some(block)) = (resolved, self.cache.block(number).copied()) else {
             return Ok(None);
         };
@@ -298,10 +301,19 @@ impl BtVcpu {
 
     /// Where code is fetched from.
     fn resolve_code(&mut self, rip: u64) -> Option<Resolved> {
-        // 32-bit code does not go on past 4 GiB.
-        let last = self.mode.has(Mode::COMPAT) && rip >= LAST_PAGE;
         let privilege = self.code_privilege();
-        if last || !Gva(rip).is_canonical() { None } else { self.slow.resolve_code(rip, privilege) }
+        if self.may_be_code(rip) { self.slow.resolve_code(rip, privilege) } else { None }
+    }
+
+    /// The machine frame that code is fetched from, if the interpreter's TLB has it.
+    fn known_frame(&mut self, rip: u64) -> Option<Mfn> {
+        let privilege = self.code_privilege();
+        if self.may_be_code(rip) { self.slow.tlb().lookup_exec(Gva(rip), privilege) } else { None }
+    }
+
+    /// Whether code can be fetched from an address; 32-bit code does not go on past 4 GiB.
+    fn may_be_code(&self, rip: u64) -> bool {
+        Gva(rip).is_canonical() && !(self.mode.has(Mode::COMPAT) && rip >= LAST_PAGE)
     }
 
     /// The machine frame that code is fetched from.
@@ -463,7 +475,8 @@ impl BtVcpu {
         // Before anything is done that may empty it.
         self.keep_shadow();
         if number == translate::UNFORESEEN {
-            self.empty_shadow();
+            let user = self.mode.has(Mode::USER);
+            self.empty_shadows(Stale { supervisor: !user, user });
         }
         if out && self.is_wanted() {
             self.stats.attentions += 1;
@@ -538,10 +551,10 @@ impl BtVcpu {
 
     fn lend(&mut self, site: &PlacedSite, resume: u32) -> Next {
         if x87::lend(&mut self.slow, self.views.context())
-            && let Some(block) = self.cache.block(site.block)
+            && let Some(code) = self.cache.resumption(site.block, resume)
         {
             self.stats.loans += 1;
-            return Next::Resume(self.cache.address(block, resume));
+            return Next::Resume(code);
         }
         Next::Interpret
     }
@@ -551,13 +564,6 @@ impl BtVcpu {
         let user = usize::from(self.mode.has(Mode::USER));
         let context = self.views.context();
         context.shadow[user] = context.stack;
-    }
-
-    /// The current shadow stack is empty.
-    fn empty_shadow(&mut self) {
-        let user = usize::from(self.mode.has(Mode::USER));
-        let context = self.views.context();
-        context.shadow[user] = context.shadow_top[user];
     }
 
     /// A jump to a linear address that is not in the jump cache.
@@ -587,10 +593,9 @@ impl BtVcpu {
         // What the block has checked before, and what was resolved, holds only as long as nothing has been dropped.
         if drops == self.views.drops()
             && self.fill(va, write, &resolved)
-            && let Some(block) = self.cache.block(block)
-            && !block.stale
+            && let Some(code) = self.cache.resumption(block, resume)
         {
-            return Ok(Next::Resume(self.cache.address(block, resume)));
+            return Ok(Next::Resume(code));
         }
         if drops != self.views.drops() {
             return Ok(Next::Dispatch);
@@ -629,12 +634,11 @@ impl BtVcpu {
         self.mode = mode;
         let found = if known { self.find_code(target)? } else { None };
         self.mode = here;
-        let dropped = drops != self.views.drops() || flushes != self.cache.stats.flushes;
-        if found.is_none() || target == 0 || dropped {
+        let kept = drops == self.views.drops() && self.has_kept(block, flushes);
+        if found.is_none() || target == 0 || !kept {
             return Ok(None);
         }
-        let block = self.cache.block(block).filter(|block| !block.stale);
-        Ok(block.map(|block| self.cache.address(block, resume)))
+        Ok(self.cache.resumption(block, resume))
     }
 
     /// The plain translation of the rest of a block.

@@ -344,8 +344,7 @@ impl LockstepVcpu {
                 if !self.open(va, write)? || drops != self.bt.views.drops() {
                     return Ok(None);
                 }
-                let block = self.bt.cache.block(site.block).filter(|block| !block.stale);
-                Ok(block.map(|block| self.bt.cache.address(block, resume)))
+                Ok(self.bt.cache.resumption(site.block, resume))
             }
             Exit::Plain { .. } => {
                 let plain = self.bt.plain_block(site.block, rip)?;
@@ -355,8 +354,7 @@ impl LockstepVcpu {
                 self.bt.transfer_code(va, mode, site.block, resume)
             }
             Exit::Lend { resume } if x87::lend(&mut self.bt.slow, self.bt.views.context()) => {
-                let block = self.bt.cache.block(site.block);
-                Ok(block.map(|block| self.bt.cache.address(block, resume)))
+                Ok(self.bt.cache.resumption(site.block, resume))
             }
             _ => Ok(None),
         }
