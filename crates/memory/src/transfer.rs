@@ -8,7 +8,7 @@
 //! A write is noted ([`GuestMemory::note_write_at`]) after the bytes have changed, whatever became of the system call.
 
 use host::io::{Sources, Targets};
-use x86::{Gpa, PAGE_SIZE};
+use x86::{Gfn, Gpa, Mfn, PAGE_SIZE};
 
 use crate::guest::pieces;
 use crate::{FrameKind, GuestMemory, MemoryError, P2mEntry};
@@ -22,6 +22,16 @@ pub struct GuestRange {
     pub len: u64,
 }
 
+/// What of a range lies in one frame.
+struct Part {
+    gfn: Gfn,
+    mfn: Mfn,
+    offset: u64,
+    len: usize,
+    /// Its host address.
+    start: *mut u8,
+}
+
 impl GuestMemory {
     /// Lets `act` read guest memory.
     ///
@@ -33,10 +43,10 @@ impl GuestMemory {
         act: impl FnOnce(&Sources<'_>) -> R,
     ) -> Result<R, MemoryError> {
         let mut sources = Sources::default();
-        self.each_piece(ranges, "read", |start, len| {
+        self.each_part(ranges, "read", |part| {
             // SAFETY: the bytes lie inside one frame of the mapping of guest frames, which is readable and lives as long
             // as `self`, which outlives `sources`; no Rust object ever lies in it.
-            unsafe { sources.push(start, len) };
+            unsafe { sources.push(part.start, part.len) };
         })?;
         Ok(act(&sources))
     }
@@ -51,26 +61,26 @@ impl GuestMemory {
         act: impl FnOnce(&Targets<'_>) -> R,
     ) -> Result<R, MemoryError> {
         let mut targets = Targets::default();
-        self.each_piece(ranges, "write", |start, len| {
+        let mut parts = Vec::new();
+        self.each_part(ranges, "write", |part| {
             // SAFETY: as in `provide`; the mapping is also writable.
-            unsafe { targets.push(start, len) };
+            unsafe { targets.push(part.start, part.len) };
+            parts.push((part.gfn, part.mfn, part.offset, part.len as u64));
         })?;
         let result = act(&targets);
-        for range in ranges {
-            for piece in pieces(range.gpa, range.len)? {
-                let (gfn, mfn) = (piece.gpa.frame(), self.entry(piece.gpa.frame()).mfn);
-                self.note_write_at(gfn, mfn, piece.gpa.offset(), piece.bytes.len() as u64);
-            }
+        // The frames that were written, whatever the P2M says by now.
+        for (gfn, mfn, offset, len) in parts {
+            self.note_write_at(gfn, mfn, offset, len);
         }
         Ok(result)
     }
 
-    /// Calls `add` with the host address and length of every part of the ranges that lies in one frame.
-    fn each_piece(
+    /// Calls `add` with every part of the ranges that lies in one frame.
+    fn each_part(
         &self,
         ranges: &[GuestRange],
         access: &'static str,
-        mut add: impl FnMut(*mut u8, usize),
+        mut add: impl FnMut(Part),
     ) -> Result<(), MemoryError> {
         for range in ranges {
             for piece in pieces(range.gpa, range.len)? {
@@ -86,8 +96,9 @@ impl GuestMemory {
                 if !allowed || start.is_null() {
                     return Err(MemoryError::Refused { gpa: piece.gpa, kind, access });
                 }
-                debug_assert!(piece.gpa.offset() + piece.bytes.len() as u64 <= PAGE_SIZE);
-                add(start.wrapping_add(x86::bits::index(piece.gpa.offset())), piece.bytes.len());
+                let (offset, len) = (piece.gpa.offset(), piece.bytes.len());
+                debug_assert!(offset + len as u64 <= PAGE_SIZE);
+                add(Part { gfn, mfn, offset, len, start: start.wrapping_add(x86::bits::index(offset)) });
             }
         }
         Ok(())
