@@ -13,9 +13,11 @@ use std::ops::Range;
 
 use host::{CodeMemory, HostError};
 use iced_x86::Mnemonic;
+use translate::context::Entrance;
 use translate::{Block, Exit, Form, Mode, Routines};
 use x86::Mfn;
 
+use crate::entrances::Entrances;
 use crate::left::mnemonic;
 use crate::stats::CacheStats;
 
@@ -51,11 +53,19 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// As one number: frames have at most 36 bits.
+    /// The same in the first place of its page.
+    pub(crate) const fn page(self) -> Self {
+        Self { offset: 0, ..self }
+    }
+
+    /// As one number, as [`translate::context::Entrance::key`] has it: frames have at most 36 bits.
     pub(crate) fn number(self) -> u64 {
-        self.mfn.0 << 28 | u64::from(self.offset & 0xfff) << 16 | u64::from(self.mode.bits())
+        self.mfn.0 << 28 | u64::from(self.offset & 0xfff) << 16 | u64::from(self.mode.bits()) | IN_USE
     }
 }
+
+/// A bit that no mode has, so that no key is zero.
+const IN_USE: u64 = 1 << 15;
 
 /// A block in place.
 #[derive(Clone, Copy, Debug)]
@@ -94,11 +104,13 @@ pub(crate) struct Cache {
     used: usize,
     blocks: Vec<Placed>,
     sites: Vec<PlacedSite>,
-    index: NumberMap<u32>,
+    index: Entrances,
     frames: NumberMap<Vec<u32>>,
     /// The latest stale block of each key.
     replaceable: NumberMap<u32>,
     routines: Routines,
+    /// Whether translated code may find other code by the index.
+    open: bool,
     pub(crate) stats: CacheStats,
 }
 
@@ -106,20 +118,24 @@ pub(crate) struct Cache {
 const RESERVED: usize = 4096;
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 16;
+/// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
+const LEAST_CODE: usize = 256;
 /// JMP rel32.
 const JMP: u8 = 0xe9;
 
 impl Cache {
-    pub(crate) fn new(bytes: u64, bmi2: bool) -> Result<Self, HostError> {
+    /// Of `bytes` bytes; translated code finds other code by itself if it is `open`.
+    pub(crate) fn new(bytes: u64, bmi2: bool, open: bool) -> Result<Self, HostError> {
         let mut cache = Self {
             code: CodeMemory::new(bytes.max(1 << 20))?,
             used: RESERVED,
             blocks: Vec::new(),
             sites: Vec::new(),
-            index: NumberMap::default(),
+            index: Entrances::new(x86::bits::index(bytes) / LEAST_CODE),
             frames: NumberMap::default(),
             replaceable: NumberMap::default(),
             routines: translate::routines(bmi2),
+            open,
             stats: CacheStats::default(),
         };
         cache.code.write(0, &cache.routines.code)?;
@@ -136,6 +152,21 @@ impl Cache {
     /// Where the look-ups are that translations call.
     pub(crate) fn look_ups(&self) -> [[u64; 2]; 3] {
         self.routines.look_ups.map(|pair| pair.map(|offset| self.code.exec_ptr(offset as usize) as u64))
+    }
+
+    /// Where the routines are that translations call to find code.
+    pub(crate) fn finders(&self) -> [u64; 3] {
+        self.routines.finders.map(|offset| self.code.exec_ptr(offset as usize) as u64)
+    }
+
+    /// Where these look.
+    pub(crate) fn entrances(&self) -> [u64; 2] {
+        self.index.address()
+    }
+
+    /// Where the code begins.
+    pub(crate) fn base(&self) -> u64 {
+        self.code.exec_ptr(0) as u64
     }
 
     /// Drops everything.
@@ -155,11 +186,11 @@ impl Cache {
 
     /// Whether a block of `bytes` bytes of code has room.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.used + bytes + ALIGNMENT <= self.code.len()
+        self.used + bytes + ALIGNMENT <= self.code.len() && self.index.has_room()
     }
 
     pub(crate) fn find(&self, key: Key) -> Option<u32> {
-        self.index.get(&key.number()).copied()
+        self.index.get(key.number())
     }
 
     pub(crate) fn block(&self, number: u32) -> Option<&Placed> {
@@ -207,7 +238,10 @@ impl Cache {
             stale_memory: block.stale_memory,
             stale: false,
         });
-        self.index.insert(key.number(), number);
+        // One across two pages is good only where the second follows the first.
+        let found = self.open && second.is_none();
+        let code = if found { offset32(start) + block.entry_jump } else { 0 };
+        self.index.insert(Entrance { key: key.number(), block: number, code });
         for mfn in [Some(key.mfn), second].into_iter().flatten() {
             self.frames.entry(mfn.0).or_default().push(number);
         }
@@ -247,7 +281,7 @@ impl Cache {
     pub(crate) fn forget(&mut self, number: u32) {
         if let Some(block) = self.block(number) {
             let key = block.key.number();
-            self.index.remove(&key);
+            self.index.remove(key);
         }
     }
 
@@ -284,7 +318,7 @@ impl Cache {
             };
             block.stale = true;
             let block = *block;
-            self.index.remove(&block.key.number());
+            self.index.remove(block.key.number());
             self.stats.stale += 1;
             tell(block.key);
             self.replaceable.insert(block.key.number(), number);

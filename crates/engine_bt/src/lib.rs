@@ -18,6 +18,7 @@
 
 mod cache;
 mod enter;
+mod entrances;
 mod heat;
 mod left;
 mod modes;
@@ -48,11 +49,13 @@ pub struct Options {
     pub perf_map: bool,
     /// Leave to the interpreter what gives another result each time: clocks and random numbers.
     pub repeatable: bool,
+    /// Whether translated code finds other code by itself where its jump cache knows none.
+    pub finds_code: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot_after: 16, perf_map: false, repeatable: false }
+        Self { code_cache: 64 << 20, hot_after: 16, perf_map: false, repeatable: false, finds_code: true }
     }
 }
 

@@ -95,7 +95,7 @@ impl BtVcpu {
             |error: HostError| EngineError::Unavailable { engine: crate::NAME, reason: error.to_string() };
         let views = Views::new().map_err(refused)?;
         let host = HostFeatures { bmi2: host::cpu::has_bmi2() };
-        let cache = Cache::new(options.code_cache, host.bmi2).map_err(refused)?;
+        let cache = Cache::new(options.code_cache, host.bmi2, options.finds_code).map_err(refused)?;
         let shadows = Shadows::new(cache.unforeseen()).map_err(refused)?;
         let names = Names::new(options.perf_map, &cache).map_err(refused)?;
         let go = views.go();
@@ -145,9 +145,13 @@ impl BtVcpu {
 
     fn prepare_context(&mut self) {
         let (exit, tops, routines) = (self.gate.exit(), self.shadows.tops(), self.cache.look_ups());
+        let (finders, entrances, code) = (self.cache.finders(), self.cache.entrances(), self.cache.base());
         let context = self.views.context();
         context.exit = exit;
         context.routines = routines;
+        context.finders = finders;
+        context.entrances = entrances;
+        context.code = code;
         context.shadow_top = tops;
         context.shadow = tops;
     }
@@ -294,7 +298,7 @@ impl BtVcpu {
         }
         let code = self.cache.jump_entry(&block);
         if rip != 0 {
-            self.views.insert_code(table, rip, code, &resolved);
+            self.views.insert_code(table, rip, code, Some(block.key.page().number()), &resolved);
         }
         Ok(Some(code))
     }

@@ -279,7 +279,7 @@ pub(crate) fn find(e: &mut Emitter<'_>, mode: Mode) {
     ask(e, mode);
     e.asm.op_imm(Op::And, Gpr::RAX, -4096);
     e.asm.gs_store(at::TEMP, Gpr::RAX);
-    e.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, at::jumps(mode.table()) + at::CODE);
+    e.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, at::jumps(mode.table()) + at::JUMP_CODE);
     e.asm.gs_store(at::TEMP + 8, Gpr::RAX);
 }
 
@@ -305,8 +305,7 @@ fn enter_page(e: &mut Emitter<'_>) {
 
 /// Goes to the linear address in RAX, between instructions. Flags are in memory.
 fn dispatch(e: &mut Emitter<'_>) {
-    let miss = probe(e, e.mode);
-    e.look_up_from(miss);
+    look_up(e);
     enter(e);
 }
 
@@ -315,6 +314,13 @@ fn dispatch(e: &mut Emitter<'_>) {
 fn transfer(e: &mut Emitter<'_>) {
     ask(e, e.mode);
     enter(e);
+}
+
+/// [`probe`], between instructions.
+fn look_up(e: &mut Emitter<'_>) {
+    let resume = e.asm.here();
+    let miss = probe(e, e.mode);
+    e.look_up_from(miss, resume);
 }
 
 /// [`probe`], for an instruction that has not changed anything yet.
@@ -328,16 +334,15 @@ fn ask(e: &mut Emitter<'_>, mode: Mode) {
 /// Flags are in memory.
 pub(crate) fn enter_by_jump_cache(e: &mut Emitter<'_>) -> Result {
     page_address(e, e.source.offset.into())?;
-    let miss = probe(e, e.mode);
-    e.look_up_from(miss);
-    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::CODE);
+    look_up(e);
+    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::JUMP_CODE);
     Ok(())
 }
 
 /// Enters the code that [`probe`] has found.
 fn enter(e: &mut Emitter<'_>) {
     enter_page(e);
-    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::CODE);
+    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::JUMP_CODE);
 }
 
 /// RAX = where an indirect branch goes. Flags are in memory afterwards.

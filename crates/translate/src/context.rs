@@ -6,8 +6,8 @@
 //! | part | whose |
 //! |---|---|
 //! | [`Context`] | the vCPU's |
-//! | supervisor anchors, supervisor TLB, supervisor jump caches | the vCPU's: kernels map themselves globally |
-//! | user TLB, anchors and jump cache, supervisor-with-AC TLB and anchors | the address space's |
+//! | supervisor anchors, supervisor TLB, supervisor jump caches and code pages | the vCPU's: kernels map themselves globally |
+//! | user TLB, anchors, jump cache and code pages, supervisor-with-AC TLB and anchors | the address space's |
 //!
 //! An *anchor* is the page that a certain place in the code used last: found without computing anything from the address,
 //! it is what most accesses need instead of the TLB. See [`Anchor`].
@@ -31,6 +31,12 @@ pub const SMALL_TLB: usize = 1 << 12;
 pub const JUMPS: usize = 1 << 14;
 /// Bytes of a [`JumpEntry`].
 pub const JUMP_BYTES: usize = 16;
+/// Neighbouring slots of a jump cache that are emptied together.
+pub const JUMP_GROUP: usize = 32;
+/// Pages that code is known to lie in, for each jump cache.
+pub const CODE_PAGES: usize = 1 << 11;
+/// Bytes of a [`CodePage`].
+pub const CODE_PAGE_BYTES: usize = 16;
 /// Bytes of each of the two shadow return stacks.
 pub const SHADOW_BYTES: usize = 1 << 16;
 
@@ -66,6 +72,12 @@ pub struct Context {
     pub deltas: [[u64; 8]; 8],
     /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
     pub routines: [[u64; 2]; 3],
+    /// Where the routines are that look code up when a jump cache does not know it, by [`Table`].
+    pub finders: [u64; 3],
+    /// Where the [`Entrance`]s are: the first slot, and the last that [`entrance_slot`] gives.
+    pub entrances: [u64; 2],
+    /// Where the code cache begins.
+    pub code: u64,
     /// The flags that are not status flags.
     pub system_flags: u64,
     /// Bases of FS and GS.
@@ -245,6 +257,29 @@ impl JumpEntry {
     }
 }
 
+/// A page that holds code, by its linear address: what the jump cache is filled from. An all-zero entry matches nothing.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CodePage {
+    /// The linear address of the page's last byte.
+    pub last: u64,
+    /// The key of the page's first byte: see [`Entrance::key`].
+    pub key: u64,
+}
+
+/// Where the code of a place in a machine frame is, by its key. Address spaces share them. A key lies in the first free
+/// slot from its own on; behind the last there is a free one.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entrance {
+    /// The place: the frame from bit 28 on, the offset in it from bit 16 on, the code's mode. Zero if the slot is free.
+    pub key: u64,
+    /// The block's number, for the engine.
+    pub block: u32,
+    /// The code's offset in the code cache, to be entered with the status flags in memory; zero if only the engine may.
+    pub code: u32,
+}
+
 /// Which TLB an access uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
@@ -259,8 +294,9 @@ pub enum Table {
 /// Displacements from GS, in bytes.
 pub mod at {
     use super::{
-        ANCHOR_BYTES, ANCHORS, Anchor, CONTEXT_BYTES, Context, ENTRY_BYTES, JUMP_BYTES, JUMPS, JumpEntry,
-        LARGE_TLB, Return, Returns, SMALL_TLB, Table, TlbEntry,
+        ANCHOR_BYTES, ANCHORS, Anchor, CODE_PAGE_BYTES, CODE_PAGES, CONTEXT_BYTES, CodePage, Context,
+        ENTRY_BYTES, Entrance, JUMP_BYTES, JUMP_GROUP, JUMPS, JumpEntry, LARGE_TLB, Return, Returns,
+        SMALL_TLB, Table, TlbEntry,
     };
     use std::mem::offset_of;
 
@@ -282,7 +318,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; ROUTINES: routines;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; ROUTINES: routines; FINDERS: finders; ENTRANCES: entrances; CODE: code;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; USER_CLOSED: user_closed; CONTROL: control; FRAME: frame; IMAGE: image; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
@@ -302,9 +338,9 @@ pub mod at {
     /// The supervisor jump cache.
     pub const SUPERVISOR_JUMPS: i32 = SUPERVISOR_TLB + disp(LARGE_TLB * ENTRY_BYTES);
     /// The jump cache of supervisor code with AC set.
-    pub const AC_JUMPS: i32 = SUPERVISOR_JUMPS + disp(JUMPS * JUMP_BYTES);
+    pub const AC_JUMPS: i32 = SUPERVISOR_JUMPS + JUMP_CACHE;
     /// Start of the address space's own part.
-    pub const USER_ANCHORS: i32 = AC_JUMPS + disp(JUMPS * JUMP_BYTES);
+    pub const USER_ANCHORS: i32 = AC_JUMPS + JUMP_CACHE;
     /// The anchors of supervisor accesses with AC set.
     pub const AC_ANCHORS: i32 = USER_ANCHORS + disp(ANCHORS * ANCHOR_BYTES);
     /// The user TLB.
@@ -312,7 +348,13 @@ pub mod at {
     /// The user jump cache.
     pub const USER_JUMPS: i32 = USER_TLB + disp(LARGE_TLB * ENTRY_BYTES);
     /// The TLB of supervisor accesses with AC set.
-    pub const AC_TLB: i32 = USER_JUMPS + disp(JUMPS * JUMP_BYTES);
+    pub const AC_TLB: i32 = USER_JUMPS + JUMP_CACHE;
+    /// From a jump cache to its words that are nonzero where a group of its slots may be in use.
+    pub const JUMP_GROUPS: i32 = disp(JUMPS * JUMP_BYTES);
+    /// From a jump cache to its code pages.
+    pub const JUMP_PAGES: i32 = JUMP_GROUPS + disp(JUMPS / JUMP_GROUP * 8);
+    /// A jump cache and what belongs to it.
+    const JUMP_CACHE: i32 = JUMP_PAGES + disp(CODE_PAGES * CODE_PAGE_BYTES);
     /// Past everything.
     pub const END: i32 = AC_TLB + disp(SMALL_TLB * ENTRY_BYTES);
 
@@ -323,7 +365,12 @@ pub mod at {
     /// The page's host address.
     pub const BASE: i32 = disp(offset_of!(TlbEntry, base));
     /// The code of a jump-cache entry.
-    pub const CODE: i32 = disp(offset_of!(JumpEntry, code));
+    pub const JUMP_CODE: i32 = disp(offset_of!(JumpEntry, code));
+
+    /// The key of a code page.
+    pub const KEY: i32 = disp(offset_of!(CodePage, key));
+    /// The code of an entrance.
+    pub const ENTRANCE_CODE: i32 = disp(offset_of!(Entrance, code));
 
     /// Offsets inside an anchor.
     pub const ANCHOR_PAGE: i32 = disp(offset_of!(Anchor, page));
@@ -409,6 +456,19 @@ pub const fn jump_slot(va: u64) -> usize {
 /// How far right an address is shifted to stir its slot number.
 pub(crate) const JUMP_STIR: u8 = 10;
 
+/// The slot of a page of code.
+pub const fn code_page_slot(va: u64) -> usize {
+    x86::bits::index(va >> 12) & (CODE_PAGES - 1)
+}
+
+/// The slot of a key among [`Entrance`]s, the last of these slots being `last`, one less than a power of two.
+pub const fn entrance_slot(key: u64, last: u64) -> usize {
+    x86::bits::index((key ^ key >> ENTRANCE_STIR) >> 16 & last)
+}
+
+/// How far right a key is shifted to stir its slot number: the frame's number stirs the offset.
+pub(crate) const ENTRANCE_STIR: u8 = 10;
+
 /// Where a guest register is kept in the context.
 pub(crate) const fn gpr_at(register: Gpr) -> i32 {
     at::GPR + 8 * register.number() as i32
@@ -419,4 +479,6 @@ const _: () = {
     assert!(size_of::<TlbEntry>() == ENTRY_BYTES && 1 << ENTRY_SHIFT == ENTRY_BYTES);
     assert!(size_of::<JumpEntry>() == JUMP_BYTES);
     assert!(size_of::<Anchor>() == ANCHOR_BYTES);
+    assert!(size_of::<CodePage>() == CODE_PAGE_BYTES && size_of::<Entrance>() == 16);
+    assert!(at::USER_ANCHORS % 4096 == 0);
 };

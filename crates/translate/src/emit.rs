@@ -47,10 +47,10 @@ struct Cold {
     look_up: Option<LookUp>,
 }
 
-/// A look-up in the TLB before a cold path leaves, which comes back if it finds something: see [`crate::routines`].
+/// A look-up before a cold path leaves, which comes back if it finds something: see [`crate::routines`].
 struct LookUp {
-    /// What it is to know.
-    operand: i32,
+    /// What it is to know, if it looks in the TLB and not for code.
+    operand: Option<i32>,
     /// The routine's displacement.
     routine: i32,
     back: u32,
@@ -269,14 +269,24 @@ impl<'a> Emitter<'a> {
         self.leave_by(hole, target, exit, self.way());
     }
 
-    /// The jump goes to the linear address in RAX. Flags are in memory.
-    pub(crate) fn look_up_from(&mut self, hole: Hole) {
+    /// The jump goes to the linear address in RAX, which the probe at `resume` has not found. Flags are in memory.
+    pub(crate) fn look_up_from(&mut self, hole: Hole, resume: u32) {
         self.leave_by(hole, self.at, Exit::Lookup, Way::BARE);
+        self.find_first(self.mode, resume);
     }
 
     /// The jump goes to the linear address in RAX if that is known in `mode`, and else has the current instruction interpreted.
     pub(crate) fn transfer_from(&mut self, hole: Hole, mode: Mode, resume: u32) {
         self.leave_by(hole, self.at, Exit::Transfer { mode, resume }, Way::BARE);
+        self.find_first(mode, resume);
+    }
+
+    /// The path that leaves looks for code of `mode` before it does, and comes back to the probe at `back` if there is some.
+    fn find_first(&mut self, mode: Mode, back: u32) {
+        let routine = at::FINDERS + 8 * mode.table() as i32;
+        if let Some(cold) = self.tools.cold.last_mut() {
+            cold.look_up = Some(LookUp { operand: None, routine, back });
+        }
     }
 
     /// The jump gives way to whoever wants attention, before the current instruction.
@@ -480,7 +490,7 @@ impl<'a> Emitter<'a> {
         let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes));
         self.leave_by(other, self.at, exit, Way::BARE);
         if let Some(cold) = self.tools.cold.last_mut() {
-            cold.look_up = Some(LookUp { operand, routine, back: 0 });
+            cold.look_up = Some(LookUp { operand: Some(operand), routine, back: 0 });
         }
         Ok(())
     }
@@ -578,7 +588,9 @@ impl<'a> Emitter<'a> {
 
     fn look_up(&mut self, look_up: &LookUp) {
         self.asm.gs_call(look_up.routine);
-        self.asm.test_eax(look_up.operand);
+        if let Some(operand) = look_up.operand {
+            self.asm.test_eax(operand);
+        }
         let back = self.asm.jmp();
         self.asm.fill(back, look_up.back);
     }

@@ -15,10 +15,19 @@
 //! - the site to leave by, reached if it has not: RAX is the linear address.
 //!
 //! RCX stays as it was. Status flags are lost, so they have to be in memory.
+//!
+//! # Finders
+//! A finder is called by the cold path of a jump whose target is not in the jump cache: RAX is the target, RCX the offset
+//! of its slot. Other address spaces, or this one a while ago, may have found the code already: the target's page leads
+//! to its frame (code pages), the place in the frame to the code (entrances), and the slot is filled. Behind the call
+//! lie a jump back to the probe, and the site to leave by if nothing was found. RAX and RCX stay as they were.
 
 use crate::asm::{Asm, Condition, Op};
 use crate::block::{UNFORESEEN, Way};
-use crate::context::{ANCHOR_BYTES, ANCHOR_SHIFT, SPANS, Table, at, tlb_index};
+use crate::context::{
+    ANCHOR_BYTES, ANCHOR_SHIFT, CODE_PAGES, ENTRANCE_STIR, JUMP_BYTES, JUMP_GROUP, SPANS, Table, at,
+    tlb_index,
+};
 use crate::host::Gpr;
 
 /// All of them, placed one behind the other from the beginning of the code cache.
@@ -31,6 +40,8 @@ pub struct Routines {
     pub unforeseen: u32,
     /// Where the look-ups begin: by [`Table`], reads and writes.
     pub look_ups: [[u32; 2]; 3],
+    /// Where the finders begin, by [`Table`].
+    pub finders: [u32; 3],
     /// Where the exits begin, by [`Way`].
     pub exits: [u32; Way::COUNT],
 }
@@ -49,7 +60,8 @@ pub fn routines(bmi2: bool) -> Routines {
         }
     }
     let look_ups = TABLES.map(|table| [at::READ, at::WRITE].map(|tag| look_up(&mut asm, table, tag, bmi2)));
-    Routines { code: asm.finish(), unforeseen, look_ups, exits }
+    let finders = TABLES.map(|table| finder(&mut asm, table));
+    Routines { code: asm.finish(), unforeseen, look_ups, finders, exits }
 }
 
 const TABLES: [Table; 3] = [Table::Supervisor, Table::SupervisorAc, Table::User];
@@ -127,16 +139,90 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     let here = asm.here();
     asm.fill(miss, here);
     restore(asm);
-    asm.pop(Gpr::RAX);
-    asm.lea(Gpr::RAX, Gpr::RAX, TEST_AND_JUMP);
-    asm.push(Gpr::RAX);
-    asm.gs_load(Gpr::RAX, kept_rax);
-    asm.ret();
+    return_to_site(asm, TEST_AND_JUMP);
     start
 }
 
 /// Bytes between a look-up's return address and its site.
 const TEST_AND_JUMP: i32 = 10;
+/// Bytes between a finder's return address and its site.
+const JUMP: i32 = 5;
+
+/// Returns to `ahead` bytes behind the return address, with the RAX that was kept.
+fn return_to_site(asm: &mut Asm, ahead: i32) {
+    asm.pop(Gpr::RAX);
+    asm.lea(Gpr::RAX, Gpr::RAX, ahead);
+    asm.push(Gpr::RAX);
+    asm.gs_load(Gpr::RAX, at::KEPT);
+    asm.ret();
+}
+
+fn finder(asm: &mut Asm, table: Table) -> u32 {
+    let start = asm.here();
+    let jumps = at::jumps(table);
+    let (pages, groups) = (jumps + at::JUMP_PAGES, jumps + at::JUMP_GROUPS);
+    let [kept_rax, kept_rdx, kept_rbx] = [0, 8, 16].map(|offset| at::KEPT + offset);
+    asm.gs_store(kept_rax, Gpr::RAX);
+    asm.gs_store(kept_rdx, Gpr::RDX);
+    asm.gs_store(kept_rbx, Gpr::RBX);
+    asm.mov(Gpr::RDX, Gpr::RAX);
+    asm.op_imm(Op::Or, Gpr::RDX, 0xfff);
+    asm.op32(Op::Mov, Gpr::RBX, Gpr::RAX);
+    asm.shr(Gpr::RBX, 12);
+    asm.op32_imm(Op::And, Gpr::RBX, i32::try_from(CODE_PAGES - 1).unwrap_or(0));
+    asm.shl32(Gpr::RBX, 4);
+    asm.gs_op_at(Op::Cmp, Gpr::RDX, Gpr::RBX, pages);
+    let no_page = asm.jcc(Condition::NOT_EQUAL);
+    // RDX = the key, RBX = the entrance.
+    asm.op32(Op::Mov, Gpr::RDX, Gpr::RAX);
+    asm.op32_imm(Op::And, Gpr::RDX, 0xfff);
+    asm.shl32(Gpr::RDX, 16);
+    asm.gs_op_at(Op::Or, Gpr::RDX, Gpr::RBX, pages + at::KEY);
+    asm.mov(Gpr::RBX, Gpr::RDX);
+    asm.shr(Gpr::RBX, ENTRANCE_STIR);
+    asm.op(Op::Xor, Gpr::RBX, Gpr::RDX);
+    asm.shr(Gpr::RBX, 16);
+    asm.gs_op(Op::And, Gpr::RBX, at::ENTRANCES + 8);
+    asm.shl32(Gpr::RBX, 4);
+    asm.gs_op(Op::Add, Gpr::RBX, at::ENTRANCES);
+    let next = asm.here();
+    asm.load(Gpr::RAX, Gpr::RBX, 0);
+    asm.op(Op::Cmp, Gpr::RAX, Gpr::RDX);
+    let found = asm.jcc(Condition::EQUAL);
+    asm.op_imm(Op::Cmp, Gpr::RAX, 0);
+    let free = asm.jcc(Condition::EQUAL);
+    asm.lea(Gpr::RBX, Gpr::RBX, 16);
+    let again = asm.jmp();
+    asm.fill(again, next);
+    let here = asm.here();
+    asm.fill(found, here);
+    asm.load32(Gpr::RDX, Gpr::RBX, at::ENTRANCE_CODE);
+    asm.op_imm(Op::Cmp, Gpr::RDX, 0);
+    let closed = asm.jcc(Condition::EQUAL);
+    asm.gs_op(Op::Add, Gpr::RDX, at::CODE);
+    asm.gs_load(Gpr::RAX, kept_rax);
+    asm.gs_store_at(Gpr::RCX, jumps, Gpr::RAX);
+    asm.gs_store_at(Gpr::RCX, jumps + at::JUMP_CODE, Gpr::RDX);
+    asm.op32(Op::Mov, Gpr::RBX, Gpr::RCX);
+    asm.shr(Gpr::RBX, GROUP_SHIFT);
+    asm.shl32(Gpr::RBX, 3);
+    asm.gs_store_imm_at(Gpr::RBX, groups, 1);
+    asm.gs_load(Gpr::RDX, kept_rdx);
+    asm.gs_load(Gpr::RBX, kept_rbx);
+    asm.ret();
+    let here = asm.here();
+    for hole in [no_page, free, closed] {
+        asm.fill(hole, here);
+    }
+    asm.gs_load(Gpr::RDX, kept_rdx);
+    asm.gs_load(Gpr::RBX, kept_rbx);
+    return_to_site(asm, JUMP);
+    start
+}
+
+/// How far right a slot's offset is shifted to give its group's number.
+#[allow(clippy::cast_possible_truncation)]
+const GROUP_SHIFT: u8 = (JUMP_GROUP * JUMP_BYTES).trailing_zeros() as u8;
 
 /// What lies behind the call of a look-up: the anchor at displacement `anchor`, the room.
 pub(crate) fn look_up_operand(table: Table, anchor: i32, room: i32) -> i32 {

@@ -122,7 +122,13 @@ impl Lockstep {
     /// As for [`crate::Bt::vcpu`].
     pub fn vcpu(&self, setup: VcpuSetup) -> Result<LockstepVcpu, EngineError> {
         crate::Bt::check_host()?;
-        let options = Options { hot_after: 0, repeatable: true, ..Options::default() };
+        let options = Options {
+            hot_after: 0,
+            repeatable: true,
+            // A single block ends where it leaves.
+            finds_code: self.closeness.chained,
+            ..Options::default()
+        };
         Ok(LockstepVcpu {
             bt: BtVcpu::new(setup, &options)?,
             engine: self.clone(),
@@ -297,7 +303,7 @@ impl LockstepVcpu {
         let (table, target) = target::predict(&mut self.bt, rip).filter(|&(_, target)| target != 0)?;
         // It is forgotten before anybody asks whether its page is still there.
         let page = Resolved { target: Target::Ignore, page_size: PageSize::Kib4, global: true };
-        self.bt.views.insert_code(table, target, self.bt.cache.unforeseen(), &page);
+        self.bt.views.insert_code(table, target, self.bt.cache.unforeseen(), None, &page);
         Some((table, target))
     }
 
