@@ -1,15 +1,26 @@
 //! Which code has come by often enough to be worth translating.
 //!
-//! A counter per hashed place: places that share one are translated a little early. Code that is written again and again
-//! has to prove itself anew each time, and longer each time: else more would be translated than executed.
+//! A counter per hashed place, with a few bits that say whose it is: a place that takes the counter of another begins anew, so
+//! that a large program does not make all code hot by and by. Code that is written again and again has to prove itself
+//! anew each time, and longer each time: else more would be translated than executed.
 
 use crate::cache::Key;
 
-const COUNTERS: usize = 1 << 15;
+/// Binary logarithm of the number of counters.
+const COUNTERS: u32 = 18;
+/// Binary logarithm of the number of relapse counters.
+const RELAPSES: u32 = 15;
+
+/// A place's visits.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counter {
+    tag: u8,
+    visits: u8,
+}
 
 #[derive(Debug)]
 pub(crate) struct Heat {
-    counters: Box<[u8]>,
+    counters: Box<[Counter]>,
     /// How often the code of a hashed place became stale.
     relapses: Box<[u8]>,
     hot_after: u8,
@@ -18,28 +29,29 @@ pub(crate) struct Heat {
 impl Heat {
     /// Code is hot when it has come by `hot_after` times.
     pub(crate) fn new(hot_after: u8) -> Self {
-        let zeros = || vec![0; COUNTERS].into_boxed_slice();
-        Self { counters: zeros(), relapses: zeros(), hot_after }
+        let counters = vec![Counter::default(); 1 << COUNTERS].into_boxed_slice();
+        Self { counters, relapses: vec![0; 1 << RELAPSES].into_boxed_slice(), hot_after }
     }
 
     /// Counts a visit; true as long as there have been few.
     pub(crate) fn is_cold(&mut self, key: Key) -> bool {
-        let place = place(key);
-        let (Some(counter), Some(&relapses)) = (self.counters.get_mut(place), self.relapses.get(place))
-        else {
-            return true;
-        };
-        *counter = counter.saturating_add(1);
+        let Some(&relapses) = self.relapses.get(place(key, RELAPSES)) else { return true };
         let patience = u32::from(self.hot_after) << u32::from(relapses).min(MAX_PATIENCE);
-        u32::from(*counter) <= patience.min(u32::from(u8::MAX) - 1)
+        let Some(counter) = self.counters.get_mut(place(key, COUNTERS)) else { return true };
+        let tag = tag(key);
+        if counter.tag != tag {
+            *counter = Counter { tag, visits: 0 };
+        }
+        counter.visits = counter.visits.saturating_add(1);
+        u32::from(counter.visits) <= patience.min(u32::from(u8::MAX) - 1)
     }
 
     /// The code there has been written.
     pub(crate) fn cool(&mut self, key: Key) {
-        let place = place(key);
-        if let (Some(counter), Some(relapses)) = (self.counters.get_mut(place), self.relapses.get_mut(place))
-        {
-            *counter = 0;
+        if let Some(counter) = self.counters.get_mut(place(key, COUNTERS)) {
+            counter.visits = 0;
+        }
+        if let Some(relapses) = self.relapses.get_mut(place(key, RELAPSES)) {
             *relapses = relapses.saturating_add(1);
         }
     }
@@ -48,7 +60,44 @@ impl Heat {
 /// How often patience doubles.
 const MAX_PATIENCE: u32 = 4;
 
-/// The counter of a place.
-fn place(key: Key) -> usize {
-    x86::bits::index(key.number().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49)
+fn hash(key: Key) -> u64 {
+    key.number().wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The counter of a place, in a table of `1 << bits`.
+fn place(key: Key, bits: u32) -> usize {
+    x86::bits::index(hash(key) >> (64 - bits))
+}
+
+/// What tells places apart that share a counter.
+fn tag(key: Key) -> u8 {
+    x86::bits::low8(hash(key) >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use translate::Mode;
+    use x86::Mfn;
+
+    use super::*;
+
+    fn key(mfn: u64) -> Key {
+        Key { mfn: Mfn(mfn), offset: 0x123, mode: Mode::USER }
+    }
+
+    #[test]
+    fn many_cold_places_do_not_make_each_other_hot() {
+        let mut heat = Heat::new(4);
+        let hot = (0..1 << 19).filter(|&mfn| !heat.is_cold(key(mfn))).count();
+        assert!(hot < 1 << 13, "{hot}");
+    }
+
+    #[test]
+    fn code_that_is_rewritten_has_to_come_by_more_often() {
+        let mut heat = Heat::new(4);
+        let visits = |heat: &mut Heat| (1..).find(|_| !heat.is_cold(key(7))).unwrap();
+        assert_eq!(visits(&mut heat), 5);
+        heat.cool(key(7));
+        assert_eq!(visits(&mut heat), 9);
+    }
 }
