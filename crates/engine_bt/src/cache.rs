@@ -14,7 +14,7 @@ use std::ops::Range;
 use host::{CodeMemory, HostError};
 use iced_x86::Mnemonic;
 use translate::context::Entrance;
-use translate::{Block, Exit, Form, Mode, Routines};
+use translate::{Block, Exit, Form, Mode, Routines, STALE, UNFORESEEN};
 use x86::Mfn;
 
 use crate::entrances::Entrances;
@@ -80,8 +80,7 @@ pub(crate) struct Placed {
     entry_memory: u32,
     entry_jump: u32,
     host_is_free: bool,
-    stale_memory: u32,
-    stale_host: Option<u32>,
+    host_leads_to_memory: bool,
     pub(crate) stale: bool,
 }
 
@@ -117,11 +116,15 @@ pub(crate) struct Cache {
 /// Code kept free for what all blocks share.
 const RESERVED: usize = 4096;
 /// Blocks begin at multiples of this.
-const ALIGNMENT: usize = 16;
+const ALIGNMENT: usize = 4;
 /// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
 const LEAST_CODE: usize = 256;
 /// JMP rel32.
 const JMP: u8 = 0xe9;
+/// CALL rel32.
+const CALL: u8 = 0xe8;
+/// Bytes of either.
+const DIVERSION: u32 = 5;
 
 impl Cache {
     /// Of `bytes` bytes; translated code finds other code by itself if it is `open`.
@@ -154,12 +157,7 @@ impl Cache {
         self.routines.look_ups.map(|pair| pair.map(|offset| self.code.exec_ptr(offset as usize) as u64))
     }
 
-    /// Where the routines are that translations call to find code.
-    pub(crate) fn finders(&self) -> [u64; 3] {
-        self.routines.finders.map(|offset| self.code.exec_ptr(offset as usize) as u64)
-    }
-
-    /// Where these look.
+    /// Where translations look code up.
     pub(crate) fn entrances(&self) -> [u64; 2] {
         self.index.address()
     }
@@ -174,10 +172,12 @@ impl Cache {
         self.used = RESERVED;
         self.blocks.clear();
         self.sites.clear();
-        // Number zero is the exit that no block has.
-        let (exit, mode) = (Exit::Lookup, Mode::new().with(Mode::PLAIN, true));
-        let mnemonic = Mnemonic::INVALID;
-        self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit, mode, mnemonic });
+        // The numbers of exits that are no block's own.
+        for (number, exit) in [(UNFORESEEN, Exit::Lookup), (STALE, Exit::Stale)] {
+            let (mode, mnemonic) = (Mode::new().with(Mode::PLAIN, true), Mnemonic::INVALID);
+            debug_assert_eq!(self.sites.len(), number as usize);
+            self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit, mode, mnemonic });
+        }
         self.index.clear();
         self.frames.clear();
         self.replaceable.clear();
@@ -197,8 +197,22 @@ impl Cache {
         self.blocks.get(number as usize)
     }
 
-    pub(crate) fn site(&self, number: u32) -> Option<PlacedSite> {
-        self.sites.get(number as usize).copied()
+    /// The site that has left by its number, with this in RCX.
+    pub(crate) fn site(&self, number: u32, rcx: u64) -> Option<PlacedSite> {
+        let site = self.sites.get(number as usize).copied()?;
+        if number != STALE {
+            return Some(site);
+        }
+        // Blocks lie in the order of their numbers.
+        let entered = offset32(x86::bits::index(rcx.wrapping_sub(self.base())));
+        let block = self.blocks.partition_point(|block| block.start < entered).checked_sub(1)?;
+        let key = self.blocks.get(block)?.key;
+        Some(PlacedSite {
+            block: offset32(block),
+            guest: key.offset,
+            mode: key.mode.without(Mode::PLAIN),
+            ..site
+        })
     }
 
     /// Puts the translation of `code`, which goes on to the end of its page, in place; there is room.
@@ -234,8 +248,7 @@ impl Cache {
             entry_memory: block.entry_memory,
             entry_jump: block.entry_jump,
             host_is_free: block.host_is_free,
-            stale_host: block.stale_host,
-            stale_memory: block.stale_memory,
+            host_leads_to_memory: block.host_leads_to_memory,
             stale: false,
         });
         // One across two pages is good only where the second follows the first.
@@ -306,7 +319,7 @@ impl Cache {
             return Ok(());
         };
         self.stats.links += 1;
-        self.divert(of.start + from, to.start + to.entry_memory)
+        self.divert(JMP, of.start + from, to.start + to.entry_memory)
     }
 
     /// The code of a frame has been written: its blocks are stale, and `tell` hears of each.
@@ -322,12 +335,13 @@ impl Cache {
             self.stats.stale += 1;
             tell(block.key);
             self.replaceable.insert(block.key.number(), number);
-            self.divert(block.start + block.entry_memory, block.start + block.stale_memory)?;
-            if let Some(stale) = block.stale_host {
-                self.divert(block.start + block.entry_host, block.start + stale)?;
+            let [memory, host] = self.routines.stale;
+            self.divert(CALL, block.start + block.entry_memory, memory)?;
+            if !block.host_leads_to_memory {
+                self.divert(CALL, block.start + block.entry_host, host)?;
             }
             if block.entry_jump != block.entry_memory {
-                self.divert(block.start + block.entry_jump, block.start + block.stale_memory)?;
+                self.divert(CALL, block.start + block.entry_jump, memory)?;
             }
         }
         Ok(())
@@ -343,17 +357,17 @@ impl Cache {
         if old.second.is_none() && new.second.is_some() {
             return Ok(());
         }
-        self.divert(old.start + old.entry_memory, new.start + new.entry_memory)?;
-        if old.stale_host.is_some() {
-            self.divert(old.start + old.entry_host, new.start + new.entry_host)?;
+        self.divert(JMP, old.start + old.entry_memory, new.start + new.entry_memory)?;
+        if !old.host_leads_to_memory {
+            self.divert(JMP, old.start + old.entry_host, new.start + new.entry_host)?;
         }
         Ok(())
     }
 
-    /// Code at `from` becomes a jump to `to`, offsets in the cache.
-    fn divert(&mut self, from: u32, to: u32) -> Result<(), HostError> {
-        let distance = to.wrapping_sub(from + 5).to_le_bytes();
-        self.code.write(from as usize, &[JMP, distance[0], distance[1], distance[2], distance[3]])
+    /// Code at `from` becomes a jump or call to `to`, offsets in the cache.
+    fn divert(&mut self, by: u8, from: u32, to: u32) -> Result<(), HostError> {
+        let distance = to.wrapping_sub(from + DIVERSION).to_le_bytes();
+        self.code.write(from as usize, &[by, distance[0], distance[1], distance[2], distance[3]])
     }
 
     /// Where the code that all blocks share is executed.

@@ -1,6 +1,8 @@
 //! Which code has come by often enough to be worth translating.
 //!
-//! A counter per hashed place, with a few bits that say whose it is: a place that takes the counter of another begins anew, so
+//! To translate costs a few visits' worth of interpretation, so code is translated when it is met, unless it has been written
+//! since an earlier translation. Then there is a counter per hashed place, with a few bits that say whose it is: a place that
+//! takes the counter of another begins anew, so
 //! that a large program does not make all code hot by and by. Code that is written again and again has to prove itself
 //! anew each time, and longer each time: else more would be translated than executed.
 
@@ -27,7 +29,7 @@ pub(crate) struct Heat {
 }
 
 impl Heat {
-    /// Code is hot when it has come by `hot_after` times.
+    /// Code is hot when it has come by `hot_after` times, at first.
     pub(crate) fn new(hot_after: u8) -> Self {
         let counters = vec![Counter::default(); 1 << COUNTERS].into_boxed_slice();
         Self { counters, relapses: vec![0; 1 << RELAPSES].into_boxed_slice(), hot_after }
@@ -36,7 +38,10 @@ impl Heat {
     /// Counts a visit; true as long as there have been few.
     pub(crate) fn is_cold(&mut self, key: Key) -> bool {
         let Some(&relapses) = self.relapses.get(place(key, RELAPSES)) else { return true };
-        let patience = u32::from(self.hot_after) << u32::from(relapses).min(MAX_PATIENCE);
+        let patience = match u32::from(relapses) {
+            0 => u32::from(self.hot_after),
+            relapses => FIRST_PATIENCE << relapses.min(MAX_PATIENCE),
+        };
         let Some(counter) = self.counters.get_mut(place(key, COUNTERS)) else { return true };
         let tag = tag(key);
         if counter.tag != tag {
@@ -57,6 +62,8 @@ impl Heat {
     }
 }
 
+/// How often code has to come by that was written for the first time.
+const FIRST_PATIENCE: u32 = 16;
 /// How often patience doubles.
 const MAX_PATIENCE: u32 = 4;
 
@@ -98,6 +105,6 @@ mod tests {
         let visits = |heat: &mut Heat| (1..).find(|_| !heat.is_cold(key(7))).unwrap();
         assert_eq!(visits(&mut heat), 5);
         heat.cool(key(7));
-        assert_eq!(visits(&mut heat), 9);
+        assert_eq!(visits(&mut heat), 1 + (FIRST_PATIENCE << 1));
     }
 }

@@ -55,7 +55,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot_after: 16, perf_map: false, repeatable: false, finds_code: true }
+        Self { code_cache: 64 << 20, hot_after: 0, perf_map: false, repeatable: false, finds_code: true }
     }
 }
 

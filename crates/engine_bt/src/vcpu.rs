@@ -145,11 +145,10 @@ impl BtVcpu {
 
     fn prepare_context(&mut self) {
         let (exit, tops, routines) = (self.gate.exit(), self.shadows.tops(), self.cache.look_ups());
-        let (finders, entrances, code) = (self.cache.finders(), self.cache.entrances(), self.cache.base());
+        let (entrances, code) = (self.cache.entrances(), self.cache.base());
         let context = self.views.context();
         context.exit = exit;
         context.routines = routines;
-        context.finders = finders;
         context.entrances = entrances;
         context.code = code;
         context.shadow_top = tops;
@@ -466,8 +465,8 @@ impl BtVcpu {
     /// than when they came in, or somebody wants attention.
     fn left(&mut self) -> Result<Option<u64>, HostError> {
         let context = self.views.context();
-        let (number, page, rax) = (low32(context.site), context.page, context.scratch[0]);
-        let Some(site) = self.cache.site(number) else { return Ok(None) };
+        let (number, page, [rax, rcx]) = (low32(context.site), context.page, context.scratch);
+        let Some(site) = self.cache.site(number, rcx) else { return Ok(None) };
         let rip = match site.exit {
             Exit::Lookup => rax,
             _ => page.wrapping_add(site.guest.into()),

@@ -137,8 +137,9 @@ pub struct Site {
     pub exit: Exit,
     /// The mode at this place: the block's, but for AC, which it may have changed.
     pub mode: Mode,
-    /// Where in the code it begins: PUSH of the site's number, then JMP to a shared exit, [`Site::BYTES`] in all. Both are
-    /// filled in when the block is placed ([`Site::complete`]).
+    /// Where in the code it begins: PUSH of the site's number, then JMP to a shared exit; or, of [`Way::Find`], CALL of a
+    /// finder, then TEST of EAX with the number, which it reads only to leave. [`Site::BYTES`] in all; both are filled in
+    /// when the block is placed ([`Site::complete`]).
     pub at: u32,
     /// Which of the shared exits it leaves by.
     pub way: Way,
@@ -151,10 +152,11 @@ impl Site {
     /// Completes the site's code: its number, and the distance to the shared exit if the block's first byte lies at
     /// `start`, counted as [`crate::Routines::exits`] are.
     pub fn complete(&self, code: &mut [u8], start: u32, number: u32, exits: &[u32; Way::COUNT]) {
-        let from = start.wrapping_add(self.at).wrapping_add(Self::BYTES);
+        let (number_at, distance_at) = if matches!(self.way, Way::Find(_)) { (6, 1) } else { (1, 6) };
+        let from = start.wrapping_add(self.at).wrapping_add(distance_at + 4);
         let distance = exits[self.way.number()].wrapping_sub(from);
-        let at = self.at as usize;
-        for (at, value) in [(at + 1, number), (at + 6, distance)] {
+        for (within, value) in [(number_at, number), (distance_at, distance)] {
+            let at = (self.at + within) as usize;
             if let Some(slot) = code.get_mut(at..at + 4) {
                 slot.copy_from_slice(&value.to_le_bytes());
             }
@@ -164,31 +166,50 @@ impl Site {
 
 /// What a shared exit does before it leaves; RAX and RCX stay but for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// RAX, an address less the tag (that of writes, if set) of the entry at RCX in a TLB, becomes the address again.
-    pub tag: Option<(Table, bool)>,
-    /// The status flags go from the host's into memory.
-    pub flags: bool,
+pub enum Way {
+    /// It leaves.
+    Leave {
+        /// RAX, an address less the tag (that of writes, if set) of the entry at RCX in a TLB, becomes the address again.
+        tag: Option<(Table, bool)>,
+        /// The status flags go from the host's into memory.
+        flags: bool,
+    },
+    /// Finds the code at the linear address in RAX by a table's jump cache, see [`crate::routines`], or leaves.
+    Find(Table),
 }
 
 impl Way {
-    /// Nothing.
-    pub const BARE: Self = Self { tag: None, flags: false };
+    /// It leaves at once.
+    pub const BARE: Self = Self::Leave { tag: None, flags: false };
     /// How many there are.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 17;
+
+    /// As this one, the flags going into memory.
+    #[must_use]
+    pub const fn with_flags(self) -> Self {
+        match self {
+            Self::Leave { tag, .. } => Self::Leave { tag, flags: true },
+            Self::Find(_) => self,
+        }
+    }
 
     /// The number of this one.
     pub(crate) const fn number(self) -> usize {
-        let tag = match self.tag {
-            None => 0,
-            Some((table, write)) => 1 + 2 * table as usize + write as usize,
-        };
-        2 * tag + self.flags as usize
+        match self {
+            Self::Leave { tag: None, flags } => flags as usize,
+            Self::Leave { tag: Some((table, write)), flags } => {
+                2 + 4 * table as usize + 2 * write as usize + flags as usize
+            }
+            Self::Find(table) => 14 + table as usize,
+        }
     }
 }
 
 /// The number of the exit that no block has: RAX is the linear address at which to go on, and the shadow stack is empty.
 pub const UNFORESEEN: u32 = 0;
+
+/// The number of the exit that every stale block has: RCX is where the block was to be entered, and five bytes.
+pub const STALE: u32 = 1;
 
 /// Why translated code leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,10 +275,6 @@ pub struct Block {
     pub host_is_free: bool,
     /// `entry_host` saves the flags and goes on at `entry_memory`.
     pub host_leads_to_memory: bool,
-    /// Where the code is that takes the place of `entry_memory` when the block is no longer good.
-    pub stale_memory: u32,
-    /// The same for `entry_host`; `None` if that leads to `entry_memory`.
-    pub stale_host: Option<u32>,
     /// Exits, in the order of their code.
     pub sites: Vec<Site>,
     /// How many bytes of guest code it stands for, from the first instruction on.

@@ -17,9 +17,10 @@ use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 
 use crate::asm::{Condition, Hole, Op, Place};
 use crate::block::{Form, Mode};
-use crate::context::{JUMP_STIR, JUMPS, SHADOW_BYTES, at};
+use crate::context::{SHADOW_BYTES, at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
+use crate::routines::probe;
 use crate::stack::{self, Slot};
 
 /// Whether translation may go on behind an instruction.
@@ -261,28 +262,6 @@ fn branch_to(e: &mut Emitter<'_>, hole: Hole, target: i64) -> Result {
     Ok(())
 }
 
-/// RCX = the byte offset of RAX's slot in the jump cache of a mode; jumps away unless the slot is RAX's.
-fn probe(e: &mut Emitter<'_>, mode: Mode) -> Hole {
-    let table = at::jumps(mode.table());
-    e.asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
-    e.asm.shr(Gpr::RCX, JUMP_STIR);
-    e.asm.op32(Op::Xor, Gpr::RCX, Gpr::RAX);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
-    e.asm.op32_imm(Op::And, Gpr::RCX, JUMPS as i32 - 1);
-    e.asm.shl32(Gpr::RCX, 4);
-    e.asm.gs_op_at(Op::Cmp, Gpr::RAX, Gpr::RCX, table);
-    e.asm.jcc(Condition::NOT_EQUAL)
-}
-
-/// Finds the code at the linear address in RAX for [`go_to_found`], or has the instruction interpreted.
-pub(crate) fn find(e: &mut Emitter<'_>, mode: Mode) {
-    ask(e, mode);
-    e.asm.op_imm(Op::And, Gpr::RAX, -4096);
-    e.asm.gs_store(at::TEMP, Gpr::RAX);
-    e.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, at::jumps(mode.table()) + at::JUMP_CODE);
-    e.asm.gs_store(at::TEMP + 8, Gpr::RAX);
-}
-
 /// Changes to the shadow stack of `mode`, which is of the other privilege.
 pub(crate) fn change_shadow(e: &mut Emitter<'_>, mode: Mode) {
     let (from, to) = if mode.has(Mode::USER) { (0, 8) } else { (8, 0) };
@@ -290,59 +269,32 @@ pub(crate) fn change_shadow(e: &mut Emitter<'_>, mode: Mode) {
     e.asm.gs_load(Gpr::RSP, at::SHADOW + to);
 }
 
-/// Goes to the code that [`find`] has found. The flags are in memory.
+/// Goes to the code that has been found. The flags are in memory.
 pub(crate) fn go_to_found(e: &mut Emitter<'_>) {
     e.asm.gs_load(Gpr::RAX, at::TEMP);
     e.asm.gs_store(at::PAGE, Gpr::RAX);
     e.asm.gs_jmp(at::TEMP + 8);
 }
 
-/// The code page becomes that of RAX, whose offset is lost.
-fn enter_page(e: &mut Emitter<'_>) {
-    e.asm.op_imm(Op::And, Gpr::RAX, -4096);
-    e.asm.gs_store(at::PAGE, Gpr::RAX);
-}
-
 /// Goes to the linear address in RAX, between instructions. Flags are in memory.
 fn dispatch(e: &mut Emitter<'_>) {
-    look_up(e);
-    enter(e);
+    e.find_in_any_case();
+    go_to_found(e);
 }
 
 /// The same as the last part of an instruction, which has not changed anything yet: where nothing is known it is
 /// interpreted, because an address that is not canonical faults in the branch (SDM vol. 2, JMP).
 fn transfer(e: &mut Emitter<'_>) {
-    ask(e, e.mode);
-    enter(e);
-}
-
-/// [`probe`], between instructions.
-fn look_up(e: &mut Emitter<'_>) {
-    let resume = e.asm.here();
-    let miss = probe(e, e.mode);
-    e.look_up_from(miss, resume);
-}
-
-/// [`probe`], for an instruction that has not changed anything yet.
-fn ask(e: &mut Emitter<'_>, mode: Mode) {
-    let resume = e.asm.here();
-    let miss = probe(e, mode);
-    e.transfer_from(miss, mode, resume);
+    e.find_or_interpret(e.mode);
+    go_to_found(e);
 }
 
 /// The entries of a block that is one instruction across two pages: they find it through the jump cache, or not at all.
 /// Flags are in memory.
 pub(crate) fn enter_by_jump_cache(e: &mut Emitter<'_>) -> Result {
     page_address(e, e.source.offset.into())?;
-    look_up(e);
-    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::JUMP_CODE);
+    dispatch(e);
     Ok(())
-}
-
-/// Enters the code that [`probe`] has found.
-fn enter(e: &mut Emitter<'_>) {
-    enter_page(e);
-    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::JUMP_CODE);
 }
 
 /// RAX = where an indirect branch goes. Flags are in memory afterwards.
@@ -367,6 +319,13 @@ fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.free_flags();
     poll_freely(e);
     indirect_target(e, insn)?;
+    // Interpreters' dispatch is this: what the jump cache knows is not worth a call.
+    let unknown = probe(&mut e.asm, e.mode.table());
+    e.asm.op_imm(Op::And, Gpr::RAX, -4096);
+    e.asm.gs_store(at::PAGE, Gpr::RAX);
+    e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::JUMP_CODE);
+    let here = e.asm.here();
+    e.asm.fill(unknown, here);
     transfer(e);
     Ok(Flow::End)
 }
@@ -430,7 +389,7 @@ fn indirect_call(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
 /// Calls the linear address in RAX if its code is known, and has the call interpreted if not. The host's return arrives
 /// behind the emitted code.
 fn call_known(e: &mut Emitter<'_>) -> Result {
-    find(e, e.mode);
+    e.find_or_interpret(e.mode);
     push_return(e)?;
     e.asm.gs_load(Gpr::RAX, at::TEMP);
     e.asm.gs_store(at::PAGE, Gpr::RAX);
@@ -452,8 +411,8 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let user = e.mode.has(Mode::USER);
     e.asm.gs_load(Gpr::RSP, at::SHADOW_TOP + if user { 8 } else { 0 });
     poll_freely(e);
-    ask(e, e.mode);
+    e.find_or_interpret(e.mode);
     e.add(stack, stack, popped);
-    enter(e);
+    go_to_found(e);
     Ok(Flow::End)
 }

@@ -72,8 +72,6 @@ pub struct Context {
     pub deltas: [[u64; 8]; 8],
     /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
     pub routines: [[u64; 2]; 3],
-    /// Where the routines are that look code up when a jump cache does not know it, by [`Table`].
-    pub finders: [u64; 3],
     /// Where the [`Entrance`]s are: the first slot, and the last that [`entrance_slot`] gives.
     pub entrances: [u64; 2],
     /// Where the code cache begins.
@@ -318,7 +316,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; ROUTINES: routines; FINDERS: finders; ENTRANCES: entrances; CODE: code;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; ROUTINES: routines; ENTRANCES: entrances; CODE: code;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; USER_CLOSED: user_closed; CONTROL: control; FRAME: frame; IMAGE: image; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;

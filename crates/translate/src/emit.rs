@@ -49,8 +49,8 @@ struct Cold {
 
 /// A look-up before a cold path leaves, which comes back if it finds something: see [`crate::routines`].
 struct LookUp {
-    /// What it is to know, if it looks in the TLB and not for code.
-    operand: Option<i32>,
+    /// What it is to know.
+    operand: i32,
     /// The routine's displacement.
     routine: i32,
     back: u32,
@@ -61,11 +61,18 @@ pub(crate) struct Tools {
     pub(crate) info: InstructionInfoFactory,
     encoder: Encoder,
     cold: Vec<Cold>,
+    /// The sites that are calls of finders.
+    finders: Vec<Site>,
 }
 
 impl Default for Tools {
     fn default() -> Self {
-        Self { info: InstructionInfoFactory::new(), encoder: Encoder::new(64), cold: Vec::new() }
+        Self {
+            info: InstructionInfoFactory::new(),
+            encoder: Encoder::new(64),
+            cold: Vec::new(),
+            finders: Vec::new(),
+        }
     }
 }
 
@@ -104,6 +111,7 @@ pub(crate) struct Emitter<'a> {
 pub(crate) struct Mark {
     bytes: u32,
     cold: usize,
+    finders: usize,
     form: Form,
     again: Option<Again>,
     mode: Mode,
@@ -113,6 +121,7 @@ pub(crate) struct Mark {
 impl<'a> Emitter<'a> {
     pub(crate) fn new(source: &'a Source<'a>, tools: &'a mut Tools) -> Self {
         tools.cold.clear();
+        tools.finders.clear();
         Self {
             tools,
             asm: Asm::default(),
@@ -135,13 +144,22 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        let (bytes, cold) = (self.asm.here(), self.tools.cold.len());
-        Mark { bytes, cold, form: self.form, again: self.again, mode: self.mode, checked: self.checked }
+        let (bytes, cold, finders) = (self.asm.here(), self.tools.cold.len(), self.tools.finders.len());
+        Mark {
+            bytes,
+            cold,
+            finders,
+            form: self.form,
+            again: self.again,
+            mode: self.mode,
+            checked: self.checked,
+        }
     }
 
     pub(crate) fn roll_back(&mut self, mark: &Mark) {
         self.asm.truncate(mark.bytes);
         self.tools.cold.truncate(mark.cold);
+        self.tools.finders.truncate(mark.finders);
         self.form = mark.form;
         self.again = mark.again;
         self.mode = mark.mode;
@@ -269,24 +287,24 @@ impl<'a> Emitter<'a> {
         self.leave_by(hole, target, exit, self.way());
     }
 
-    /// The jump goes to the linear address in RAX, which the probe at `resume` has not found. Flags are in memory.
-    pub(crate) fn look_up_from(&mut self, hole: Hole, resume: u32) {
-        self.leave_by(hole, self.at, Exit::Lookup, Way::BARE);
-        self.find_first(self.mode, resume);
+    /// Finds the code of `mode` at the linear address in RAX: [`at::TEMP`] is its page, the word behind that the host
+    /// address of the code. The instruction has not changed anything yet; it is interpreted if there is no code. RAX, RCX
+    /// and flags are lost.
+    pub(crate) fn find_or_interpret(&mut self, mode: Mode) {
+        let resume = self.asm.here();
+        self.find(mode, Exit::Transfer { mode, resume });
     }
 
-    /// The jump goes to the linear address in RAX if that is known in `mode`, and else has the current instruction interpreted.
-    pub(crate) fn transfer_from(&mut self, hole: Hole, mode: Mode, resume: u32) {
-        self.leave_by(hole, self.at, Exit::Transfer { mode, resume }, Way::BARE);
-        self.find_first(mode, resume);
+    /// The same between instructions: the engine sees to it that there is code.
+    pub(crate) fn find_in_any_case(&mut self) {
+        self.find(self.mode, Exit::Lookup);
     }
 
-    /// The path that leaves looks for code of `mode` before it does, and comes back to the probe at `back` if there is some.
-    fn find_first(&mut self, mode: Mode, back: u32) {
-        let routine = at::FINDERS + 8 * mode.table() as i32;
-        if let Some(cold) = self.tools.cold.last_mut() {
-            cold.look_up = Some(LookUp { operand: None, routine, back });
-        }
+    fn find(&mut self, mode: Mode, exit: Exit) {
+        let (at, way) = (self.asm.here(), Way::Find(mode.table()));
+        self.tools.finders.push(Site { guest: self.at, exit, mode: self.mode, at, way });
+        let _completed_when_placed = self.asm.call();
+        self.asm.test_eax(0);
     }
 
     /// The jump gives way to whoever wants attention, before the current instruction.
@@ -296,7 +314,7 @@ impl<'a> Emitter<'a> {
 
     /// The way out that leaves the flags in memory.
     fn way(&self) -> Way {
-        Way { tag: None, flags: self.form == Form::Host }
+        Way::Leave { tag: None, flags: self.form == Form::Host }
     }
 
     // ---- registers -----------------------------------------------------------------------------------------------
@@ -431,7 +449,7 @@ impl<'a> Emitter<'a> {
             4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
         let resume = self.asm.here();
         let miss = self.hashed(room, write);
-        let way = Way { tag: Some((self.mode.table(), write)), flags: false };
+        let way = Way::Leave { tag: Some((self.mode.table(), write)), flags: false };
         self.leave_by(miss, self.at, Exit::Miss { write, resume }, way);
         self.add_page();
         Ok(())
@@ -490,7 +508,7 @@ impl<'a> Emitter<'a> {
         let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes));
         self.leave_by(other, self.at, exit, Way::BARE);
         if let Some(cold) = self.tools.cold.last_mut() {
-            cold.look_up = Some(LookUp { operand: Some(operand), routine, back: 0 });
+            cold.look_up = Some(LookUp { operand, routine, back: 0 });
         }
         Ok(())
     }
@@ -588,9 +606,7 @@ impl<'a> Emitter<'a> {
 
     fn look_up(&mut self, look_up: &LookUp) {
         self.asm.gs_call(look_up.routine);
-        if let Some(operand) = look_up.operand {
-            self.asm.test_eax(operand);
-        }
+        self.asm.test_eax(look_up.operand);
         let back = self.asm.jmp();
         self.asm.fill(back, look_up.back);
     }
@@ -598,7 +614,7 @@ impl<'a> Emitter<'a> {
     fn leave(&mut self, mut site: Site, block: &mut Block) {
         if let Exit::Plain { from } = &mut site.exit {
             // What it may become a jump to wants the flags in memory.
-            if std::mem::take(&mut site.way.flags) {
+            if std::mem::replace(&mut site.way, Way::BARE) == Way::BARE.with_flags() {
                 self.save_flags();
             }
             *from = self.asm.here();
@@ -614,7 +630,8 @@ impl<'a> Emitter<'a> {
     /// Appends the cold paths and makes the block of it all.
     pub(crate) fn finish(mut self, mut block: Block) -> Block {
         let colds = std::mem::take(&mut self.tools.cold);
-        block.sites.reserve(colds.len() + 2);
+        block.sites.reserve(colds.len() + self.tools.finders.len());
+        block.sites.append(&mut self.tools.finders);
         for cold in &colds {
             let start = self.asm.here();
             self.asm.fill(cold.from, start);
@@ -624,20 +641,11 @@ impl<'a> Emitter<'a> {
             let mut site = cold.site;
             if let Some(again) = &cold.again {
                 self.compute_again(again, true);
-                site.way.flags = true;
+                site.way = site.way.with_flags();
             }
             self.leave(site, &mut block);
         }
         self.tools.cold = colds;
-        let Source { offset: guest, mode, .. } = *self.source;
-        let stale = |way| Site { guest, exit: Exit::Stale, mode, at: 0, way };
-        let (by_memory, by_host) = (stale(Way::BARE), stale(Way { tag: None, flags: true }));
-        block.stale_memory = self.asm.here();
-        self.leave(by_memory, &mut block);
-        if !block.host_leads_to_memory {
-            block.stale_host = Some(self.asm.here());
-            self.leave(by_host, &mut block);
-        }
         block.code = self.asm.finish();
         block
     }

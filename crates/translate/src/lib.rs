@@ -43,7 +43,7 @@ mod system;
 mod translate;
 mod x87;
 
-pub use block::{Block, Exit, Form, HostFeatures, Mode, Site, Source, UNFORESEEN, Way};
+pub use block::{Block, Exit, Form, HostFeatures, Mode, STALE, Site, Source, UNFORESEEN, Way};
 pub use context::Context;
 pub use routines::{Routines, routines};
 pub use side_by_side::side_by_side;

@@ -29,7 +29,7 @@ pub(crate) fn text(mode: Mode, bytes: &[u8]) -> Vec<String> {
     decoder.into_iter().map(format).collect()
 }
 
-/// Where the instruction can leave; at the end always [`Exit::Stale`].
+/// Where the instruction can leave.
 pub(crate) fn exits(mode: Mode, bytes: &[u8]) -> Vec<Exit> {
     let block = block(mode, bytes);
     block.sites.iter().filter(|site| site.guest == AT).map(|site| site.exit).collect()

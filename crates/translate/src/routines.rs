@@ -17,16 +17,20 @@
 //! RCX stays as it was. Status flags are lost, so they have to be in memory.
 //!
 //! # Finders
-//! A finder is called by the cold path of a jump whose target is not in the jump cache: RAX is the target, RCX the offset
-//! of its slot. Other address spaces, or this one a while ago, may have found the code already: the target's page leads
-//! to its frame (code pages), the place in the frame to the code (entrances), and the slot is filled. Behind the call
-//! lie a jump back to the probe, and the site to leave by if nothing was found. RAX and RCX stay as they were.
+//! A finder is called with a linear address in RAX whose code is to be entered, and leaves the code's host address and the
+//! page's linear address in [`at::TEMP`]. First it asks the jump cache. What that does not know, other address spaces, or
+//! this one a while ago, may have found already: the page leads to its frame (code pages), the place in the frame to
+//! the code (entrances), and the jump cache knows it from then on. If there is none, it leaves by the site whose number
+//! lies behind the call in a TEST of EAX, RAX as it was. RCX and status flags are lost.
+//!
+//! # Stale blocks
+//! A block that is no longer good calls one of two exits where it was entered.
 
-use crate::asm::{Asm, Condition, Op};
-use crate::block::{UNFORESEEN, Way};
+use crate::asm::{Asm, Condition, Hole, Op};
+use crate::block::{STALE, UNFORESEEN, Way};
 use crate::context::{
-    ANCHOR_BYTES, ANCHOR_SHIFT, CODE_PAGES, ENTRANCE_STIR, JUMP_BYTES, JUMP_GROUP, SPANS, Table, at,
-    tlb_index,
+    ANCHOR_BYTES, ANCHOR_SHIFT, CODE_PAGES, ENTRANCE_STIR, JUMP_BYTES, JUMP_GROUP, JUMP_STIR, JUMPS, SPANS,
+    Table, at, tlb_index,
 };
 use crate::host::Gpr;
 
@@ -40,8 +44,8 @@ pub struct Routines {
     pub unforeseen: u32,
     /// Where the look-ups begin: by [`Table`], reads and writes.
     pub look_ups: [[u32; 2]; 3],
-    /// Where the finders begin, by [`Table`].
-    pub finders: [u32; 3],
+    /// What a stale block calls instead of being entered: with the flags in memory, in the host's.
+    pub stale: [u32; 2],
     /// Where the exits begin, by [`Way`].
     pub exits: [u32; Way::COUNT],
 }
@@ -52,35 +56,54 @@ pub fn routines(bmi2: bool) -> Routines {
     let unforeseen = asm.here();
     asm.push_imm(UNFORESEEN.cast_signed());
     let mut exits = [0; Way::COUNT];
-    let tags = TABLES.into_iter().flat_map(|table| [Some((table, false)), Some((table, true))]);
-    for tag in std::iter::once(None).chain(tags) {
-        for flags in [false, true] {
-            let way = Way { tag, flags };
-            exits[way.number()] = exit(&mut asm, way);
+    let mut add = |way: Way, at: u32| exits[way.number()] = at;
+    for flags in [false, true] {
+        add(Way::Leave { tag: None, flags }, exit(&mut asm, None, flags));
+        for tag in TABLES.into_iter().flat_map(|table| [(table, false), (table, true)]) {
+            add(Way::Leave { tag: Some(tag), flags }, exit(&mut asm, Some(tag), flags));
         }
     }
+    for table in TABLES {
+        add(Way::Find(table), finder(&mut asm, table));
+    }
     let look_ups = TABLES.map(|table| [at::READ, at::WRITE].map(|tag| look_up(&mut asm, table, tag, bmi2)));
-    let finders = TABLES.map(|table| finder(&mut asm, table));
-    Routines { code: asm.finish(), unforeseen, look_ups, finders, exits }
+    let stale = [false, true].map(|flags| stale(&mut asm, flags));
+    Routines { code: asm.finish(), unforeseen, stale, look_ups, exits }
 }
 
 const TABLES: [Table; 3] = [Table::Supervisor, Table::SupervisorAc, Table::User];
 
-/// An exit: what the way is, then the site's number from the shadow stack.
-fn exit(asm: &mut Asm, way: Way) -> u32 {
+/// An exit: the site's number is on the shadow stack.
+fn exit(asm: &mut Asm, tag: Option<(Table, bool)>, flags: bool) -> u32 {
     let start = asm.here();
-    if way.flags {
+    if flags {
         asm.gs_store(at::KEPT, Gpr::RAX);
         asm.flags_to_ax();
         asm.gs_store16(at::STATUS, Gpr::RAX);
         asm.gs_load(Gpr::RAX, at::KEPT);
     }
-    if let Some((table, write)) = way.tag {
+    if let Some((table, write)) = tag {
         let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
         asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tag);
     }
+    leave(asm);
+    start
+}
+
+fn leave(asm: &mut Asm) {
     asm.gs_pop(at::SITE);
     asm.gs_jmp(at::EXIT);
+}
+
+fn stale(asm: &mut Asm, flags: bool) -> u32 {
+    let start = asm.here();
+    asm.pop(Gpr::RCX);
+    if flags {
+        asm.flags_to_ax();
+        asm.gs_store16(at::STATUS, Gpr::RAX);
+    }
+    asm.push_imm(STALE.cast_signed());
+    leave(asm);
     start
 }
 
@@ -139,37 +162,83 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     let here = asm.here();
     asm.fill(miss, here);
     restore(asm);
-    return_to_site(asm, TEST_AND_JUMP);
+    asm.pop(Gpr::RAX);
+    asm.lea(Gpr::RAX, Gpr::RAX, TEST_AND_JUMP);
+    asm.push(Gpr::RAX);
+    asm.gs_load(Gpr::RAX, kept_rax);
+    asm.ret();
     start
 }
 
 /// Bytes between a look-up's return address and its site.
 const TEST_AND_JUMP: i32 = 10;
-/// Bytes between a finder's return address and its site.
-const JUMP: i32 = 5;
 
-/// Returns to `ahead` bytes behind the return address, with the RAX that was kept.
-fn return_to_site(asm: &mut Asm, ahead: i32) {
-    asm.pop(Gpr::RAX);
-    asm.lea(Gpr::RAX, Gpr::RAX, ahead);
-    asm.push(Gpr::RAX);
-    asm.gs_load(Gpr::RAX, at::KEPT);
-    asm.ret();
+/// RCX = the byte offset of RAX's slot in a table's jump cache; jumps away unless the slot is RAX's.
+pub(crate) fn probe(asm: &mut Asm, table: Table) -> Hole {
+    asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
+    asm.shr(Gpr::RCX, JUMP_STIR);
+    asm.op32(Op::Xor, Gpr::RCX, Gpr::RAX);
+    asm.op32_imm(Op::And, Gpr::RCX, last(JUMPS));
+    asm.shl32(Gpr::RCX, 4);
+    asm.gs_op_at(Op::Cmp, Gpr::RAX, Gpr::RCX, at::jumps(table));
+    asm.jcc(Condition::NOT_EQUAL)
+}
+
+/// The last index of a table whose size is a power of two.
+fn last(size: usize) -> i32 {
+    i32::try_from(size - 1).unwrap_or(0)
 }
 
 fn finder(asm: &mut Asm, table: Table) -> u32 {
     let start = asm.here();
     let jumps = at::jumps(table);
-    let (pages, groups) = (jumps + at::JUMP_PAGES, jumps + at::JUMP_GROUPS);
+    let unknown = probe(asm, table);
+    let found = asm.here();
+    asm.gs_op_at(Op::Mov, Gpr::RCX, Gpr::RCX, jumps + at::JUMP_CODE);
+    asm.gs_store(at::TEMP + 8, Gpr::RCX);
+    asm.op_imm(Op::And, Gpr::RAX, -4096);
+    asm.gs_store(at::TEMP, Gpr::RAX);
+    asm.ret();
+    let here = asm.here();
+    asm.fill(unknown, here);
     let [kept_rax, kept_rdx, kept_rbx] = [0, 8, 16].map(|offset| at::KEPT + offset);
     asm.gs_store(kept_rax, Gpr::RAX);
     asm.gs_store(kept_rdx, Gpr::RDX);
     asm.gs_store(kept_rbx, Gpr::RBX);
+    let nowhere = entrance(asm, jumps);
+    asm.gs_load(Gpr::RAX, kept_rax);
+    asm.gs_store_at(Gpr::RCX, jumps, Gpr::RAX);
+    asm.gs_store_at(Gpr::RCX, jumps + at::JUMP_CODE, Gpr::RDX);
+    asm.op32(Op::Mov, Gpr::RBX, Gpr::RCX);
+    asm.shr(Gpr::RBX, GROUP_SHIFT);
+    asm.shl32(Gpr::RBX, 3);
+    asm.gs_store_imm_at(Gpr::RBX, jumps + at::JUMP_GROUPS, 1);
+    asm.gs_load(Gpr::RDX, kept_rdx);
+    asm.gs_load(Gpr::RBX, kept_rbx);
+    let known = asm.jmp();
+    asm.fill(known, found);
+    let here = asm.here();
+    nowhere.into_iter().for_each(|hole| asm.fill(hole, here));
+    asm.gs_load(Gpr::RAX, kept_rax);
+    asm.gs_load(Gpr::RDX, kept_rdx);
+    asm.gs_load(Gpr::RBX, kept_rbx);
+    // The site's number takes the place of the return address.
+    asm.pop(Gpr::RCX);
+    asm.load32(Gpr::RCX, Gpr::RCX, 1);
+    asm.push(Gpr::RCX);
+    leave(asm);
+    start
+}
+
+/// RDX = the host address of the code at the linear address in RAX, by code pages and entrances; jumps away if there is none. RAX
+/// and RBX are lost.
+fn entrance(asm: &mut Asm, jumps: i32) -> [Hole; 3] {
+    let pages = jumps + at::JUMP_PAGES;
     asm.mov(Gpr::RDX, Gpr::RAX);
     asm.op_imm(Op::Or, Gpr::RDX, 0xfff);
     asm.op32(Op::Mov, Gpr::RBX, Gpr::RAX);
     asm.shr(Gpr::RBX, 12);
-    asm.op32_imm(Op::And, Gpr::RBX, i32::try_from(CODE_PAGES - 1).unwrap_or(0));
+    asm.op32_imm(Op::And, Gpr::RBX, last(CODE_PAGES));
     asm.shl32(Gpr::RBX, 4);
     asm.gs_op_at(Op::Cmp, Gpr::RDX, Gpr::RBX, pages);
     let no_page = asm.jcc(Condition::NOT_EQUAL);
@@ -200,24 +269,7 @@ fn finder(asm: &mut Asm, table: Table) -> u32 {
     asm.op_imm(Op::Cmp, Gpr::RDX, 0);
     let closed = asm.jcc(Condition::EQUAL);
     asm.gs_op(Op::Add, Gpr::RDX, at::CODE);
-    asm.gs_load(Gpr::RAX, kept_rax);
-    asm.gs_store_at(Gpr::RCX, jumps, Gpr::RAX);
-    asm.gs_store_at(Gpr::RCX, jumps + at::JUMP_CODE, Gpr::RDX);
-    asm.op32(Op::Mov, Gpr::RBX, Gpr::RCX);
-    asm.shr(Gpr::RBX, GROUP_SHIFT);
-    asm.shl32(Gpr::RBX, 3);
-    asm.gs_store_imm_at(Gpr::RBX, groups, 1);
-    asm.gs_load(Gpr::RDX, kept_rdx);
-    asm.gs_load(Gpr::RBX, kept_rbx);
-    asm.ret();
-    let here = asm.here();
-    for hole in [no_page, free, closed] {
-        asm.fill(hole, here);
-    }
-    asm.gs_load(Gpr::RDX, kept_rdx);
-    asm.gs_load(Gpr::RBX, kept_rbx);
-    return_to_site(asm, JUMP);
-    start
+    [no_page, free, closed]
 }
 
 /// How far right a slot's offset is shifted to give its group's number.

@@ -56,10 +56,6 @@ fn remarks(block: &Block, source: &Source<'_>, page: u64) -> BTreeMap<u64, Vec<S
     let mut add = |offset: u32, text: String| remarks.entry(offset.into()).or_default().push(text);
     add(block.entry_memory, "entry, flags in memory:".to_owned());
     add(block.entry_host, "entry, flags in the host's:".to_owned());
-    add(block.stale_memory, "instead of the entry with flags in memory, when stale:".to_owned());
-    if let Some(stale) = block.stale_host {
-        add(stale, "instead of the entry with flags in the host's, when stale:".to_owned());
-    }
     let mut formatter = NasmFormatter::new();
     readable(&mut formatter);
     for &(host, guest) in &block.map {
@@ -169,7 +165,6 @@ mod tests {
             "exit: read not in the TLB",
             "exit: interpret 401006",
             "push    0\n",
-            "exit: the block is stale",
         ] {
             assert!(text.contains(part), "no '{part}' in:\n{text}");
         }

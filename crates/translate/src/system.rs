@@ -227,7 +227,7 @@ fn syscall(e: &mut Emitter<'_>) -> Result<Flow> {
     let kernel = e.mode.without(Mode::USER);
     e.free_flags();
     e.asm.gs_load(Gpr::RAX, at::LSTAR);
-    branch::find(e, kernel);
+    e.find_or_interpret(kernel);
     whole_flags(e);
     e.asm.gs_store(gpr_at(Gpr::R11), Gpr::RCX);
     e.asm.gs_op(Op::And, Gpr::RCX, at::FLAG_KEEP);
@@ -246,7 +246,7 @@ fn syscall(e: &mut Emitter<'_>) -> Result<Flow> {
     Ok(Flow::End)
 }
 
-/// The last steps of SYSCALL and SYSRET: EAX holds the selectors of CS and SS, and [`branch::find`] has found the code.
+/// The last steps of SYSCALL and SYSRET: EAX holds the selectors of CS and SS, and the code has been found.
 fn change_privilege(e: &mut Emitter<'_>, mode: Mode) {
     e.asm.gs_store32(at::SELECTORS + 2, Gpr::RAX);
     branch::change_shadow(e, mode);
@@ -270,7 +270,7 @@ fn sysret(e: &mut Emitter<'_>) -> Result<Flow> {
     let hole = e.asm.jcc(Condition::NOT_EQUAL);
     e.interpret_from(hole);
     e.asm.mov(Gpr::RAX, count);
-    branch::find(e, user);
+    e.find_or_interpret(user);
     e.asm.gs_load(Gpr::RAX, gpr_at(Gpr::R11));
     e.asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
     e.asm.op32_imm(Op::And, Gpr::RCX, mask(rflags::DF | rflags::IF));
@@ -292,11 +292,11 @@ mod tests {
     fn control_registers_are_read_inline_by_the_supervisor() {
         for number in [0, 2, 3, 4] {
             let read = [0x0f, 0x20, 0xc0 | number << 3]; // mov rax, cr0 to cr4
-            assert_eq!(exits(Mode::new(), &read), [Exit::Stale]);
-            assert_eq!(exits(Mode::USER, &read), [Exit::Interpret, Exit::Stale]);
+            assert_eq!(exits(Mode::new(), &read), []);
+            assert_eq!(exits(Mode::USER, &read), [Exit::Interpret]);
         }
-        assert_eq!(exits(Mode::new(), &[0x44, 0x0f, 0x20, 0xc0]), [Exit::Interpret, Exit::Stale], "cr8");
-        assert_eq!(exits(Mode::new(), &[0x0f, 0x22, 0xd8]), [Exit::Interpret, Exit::Stale], "mov cr3, rax");
+        assert_eq!(exits(Mode::new(), &[0x44, 0x0f, 0x20, 0xc0]), [Exit::Interpret], "cr8");
+        assert_eq!(exits(Mode::new(), &[0x0f, 0x22, 0xd8]), [Exit::Interpret], "mov cr3, rax");
     }
 
     #[test]

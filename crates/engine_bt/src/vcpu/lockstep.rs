@@ -315,8 +315,8 @@ impl LockstepVcpu {
         loop {
             self.bt.run_at(code);
             let context = self.bt.views.context();
-            let (number, page, rax) = (x86::bits::low32(context.site), context.page, context.scratch[0]);
-            let Some(site) = self.bt.cache.site(number) else {
+            let (number, page, [rax, rcx]) = (x86::bits::low32(context.site), context.page, context.scratch);
+            let Some(site) = self.bt.cache.site(number, rcx) else {
                 // There is no exit of this number; whatever the registers are will be compared.
                 return Ok((End { exit: Exit::Lookup, block: u32::MAX, rip: rax }, plain));
             };
