@@ -4,6 +4,7 @@
 //!
 //! - `vcpu`: the loop, exits, and how nothing stale ever runs;
 //! - `cache`: translations and how they are found; `heat`: when code is worth one;
+//! - `fluid`: which code changes too often to be watched; `variants`: the blocks of such code;
 //! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
 //! - `modes`: what of the processor's state translations depend on;
 //! - `x87`: where the x87 state is;
@@ -19,6 +20,7 @@
 mod cache;
 mod enter;
 mod entrances;
+mod fluid;
 mod heat;
 mod left;
 mod modes;
@@ -26,6 +28,7 @@ mod names;
 mod shadow;
 mod stats;
 mod status;
+mod variants;
 mod vcpu;
 mod views;
 mod x87;

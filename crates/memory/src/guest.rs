@@ -472,6 +472,25 @@ impl GuestMemory {
         self.code.mark(mfn, offset, len);
     }
 
+    /// Gives up watching a frame, which is written too often for that: its watch ends, as if it were written, and nobody
+    /// can watch it until [`GuestMemory::make_solid`]. What is kept of its code compares itself with the frame's bytes
+    /// each time before it runs, and after each write of its own.
+    pub fn make_fluid(&self, mfn: Mfn) {
+        if self.code.make_fluid(mfn) {
+            self.code_written(mfn, None);
+        }
+    }
+
+    /// The frame can be watched again.
+    pub fn make_solid(&self, mfn: Mfn) {
+        self.code.make_solid(mfn);
+    }
+
+    /// Whether a frame cannot be watched, because it is written too often.
+    pub fn is_fluid(&self, mfn: Mfn) -> bool {
+        self.code.is_fluid(mfn)
+    }
+
     /// The version of a frame's code: equal to what [`GuestMemory::watch_code`] returned as long as no marked code of
     /// the frame was written since.
     #[inline(always)]

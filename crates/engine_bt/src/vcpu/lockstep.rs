@@ -356,6 +356,10 @@ impl LockstepVcpu {
                 let plain = self.bt.plain_block(site.block, rip)?;
                 Ok(plain.and_then(|number| self.bt.cache.entry_of(number)))
             }
+            Exit::Changed { from } => {
+                let revised = self.bt.revise(site.block, from, rip)?;
+                Ok(revised.and_then(|number| self.bt.cache.entry_of(number)))
+            }
             Exit::Transfer { mode, resume } if self.engine.closeness.chained => {
                 self.bt.transfer_code(va, mode, site.block, resume)
             }
