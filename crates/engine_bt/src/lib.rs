@@ -40,6 +40,8 @@ use engine::{Engine, EngineError, Vcpu, VcpuSetup};
 
 /// The name that `--engine` knows.
 const NAME: &str = "bt";
+/// The name of the engine for tests whose blocks all check themselves.
+const CHECKING: &str = "bt-checking";
 
 /// How the engine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +56,20 @@ pub struct Options {
     pub repeatable: bool,
     /// Whether translated code finds other code by itself where its jump cache knows none.
     pub finds_code: bool,
+    /// Watch no code: all blocks check themselves.
+    pub checking: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot_after: 16, perf_map: false, repeatable: false, finds_code: true }
+        Self {
+            code_cache: 64 << 20,
+            hot_after: 16,
+            perf_map: false,
+            repeatable: false,
+            finds_code: true,
+            checking: false,
+        }
     }
 }
 
@@ -77,6 +88,11 @@ impl Bt {
     /// An engine that translates everything the first time it is met.
     pub fn eager() -> Self {
         Self::new(Options { hot_after: 0, ..Options::default() })
+    }
+
+    /// As [`Bt::eager`], and all blocks check themselves: what is else reserved for pages that are written too often.
+    pub fn checking() -> Self {
+        Self::new(Options { hot_after: 0, checking: true, ..Options::default() })
     }
 
     /// Whether the host has what the engine needs.
@@ -104,7 +120,7 @@ impl Bt {
 
 impl Engine for Bt {
     fn name(&self) -> &'static str {
-        NAME
+        if self.options.checking { CHECKING } else { NAME }
     }
 
     fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {

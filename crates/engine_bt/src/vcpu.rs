@@ -69,6 +69,7 @@ pub struct BtVcpu {
     names: Names,
     /// As in [`Options`].
     repeatable: bool,
+    checking: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -128,6 +129,7 @@ impl BtVcpu {
             left: Left::new(),
             names,
             repeatable: options.repeatable,
+            checking: options.checking,
             failure: None,
         };
         vcpu.prepare_context();
@@ -365,6 +367,9 @@ impl BtVcpu {
     }
 
     fn translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
+        if self.checking {
+            self.slow.memory().make_fluid(key.mfn);
+        }
         let Some(version) = self.watch(key.mfn)? else { return self.translate_fluid(key, rip) };
         let mut bytes = [0; PAGE_SIZE as usize + LONGEST];
         let code = bytes.get_mut(usize::from(key.offset)..).unwrap_or_default();
@@ -548,7 +553,7 @@ impl BtVcpu {
             Exit::Stale => {
                 self.stats.stale_entries += 1;
                 self.views.forget_code(self.mode.table(), rip);
-                Ok(Next::Dispatch)
+                self.stale(site.block, rip)
             }
             Exit::Changed { from } => {
                 self.stats.changed += 1;
@@ -557,6 +562,18 @@ impl BtVcpu {
             }
             Exit::Rewritten => Ok(Next::Dispatch),
         }
+    }
+
+    /// A block is stale. A plain one may be that alone, and what leads to it would do so again and again.
+    fn stale(&mut self, block: u32, rip: u64) -> Result<Next, HostError> {
+        let key = self.cache.block(block).map(|block| block.key);
+        let Some(key) = key.filter(|key| key.mode.has(Mode::PLAIN)) else { return Ok(Next::Dispatch) };
+        self.catch_up()?;
+        let plain = match self.cache.find(key) {
+            Some(number) => Some(number),
+            None => self.translate(key, rip)?,
+        };
+        Ok(self.resume_at(plain, Next::Interpret))
     }
 
     /// An instruction that is left to the interpreter.
