@@ -50,6 +50,8 @@ const SLOTS: usize = 1024;
 const ENTRIES: usize = 4 * SLOTS;
 /// The part that is used.
 const USED: usize = Privilege::ALL.len() * SLOTS;
+/// Slots that share a word of [`Tlb::writers`].
+const GROUP: usize = 16;
 /// How far the id is shifted into the slot number: ids that differ in the low bits are that many pages apart.
 const STIR: u32 = 6;
 /// Ids are 1 to this; 0 marks tags that match nothing.
@@ -74,6 +76,11 @@ impl Entry {
     fn any(&self, is: impl Fn(u64) -> bool) -> bool {
         [self.read, self.write, self.exec].into_iter().any(|tag| tag != NO_TAG && is(tag))
     }
+}
+
+/// The bit of a frame in a word of [`Tlb::writers`].
+const fn writer(mfn: Mfn) -> u64 {
+    1 << (mfn.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 /// How an address space is tagged.
@@ -177,6 +184,8 @@ pub struct Tlb {
     memory: Arc<GuestMemory>,
     /// The epoch that all entries are as good as.
     seen: u64,
+    /// By groups of slots: a bit for each frame that one of them may be written through, by its hash.
+    writers: Box<[u64; ENTRIES / GROUP]>,
     /// Guest frames of the entries, for memory to be told which were writable.
     gfns: Box<[Gfn; ENTRIES]>,
     regime: Option<Regime>,
@@ -205,6 +214,7 @@ impl Tlb {
             ids: [0; 2],
             memory,
             seen,
+            writers: Box::new([0; ENTRIES / GROUP]),
             gfns: Box::new([Gfn(0); ENTRIES]),
             regime: None,
             pcid: 0,
@@ -348,6 +358,9 @@ impl Tlb {
             mfn,
         };
         self.gfns[slot] = gfn;
+        if write {
+            self.writers[slot / GROUP] |= writer(mfn);
+        }
         let page = va.page();
         match translation.page_size {
             PageSize::Kib4 | PageSize::Everything => {}
@@ -395,30 +408,51 @@ impl Tlb {
         for change in memory.changes(seen, now) {
             match change {
                 Change::Everything => {
-                    self.note_writes(|_| true);
+                    self.note_writes();
                     return self.clear();
                 }
                 Change::Remapped(gfn) => self.drop_frame(gfn),
-                Change::Logged => self.drop_writable(|_| true),
-                Change::Watched(mfn) => self.drop_writable(|frame| frame == mfn),
+                Change::Logged => self.drop_writable(),
+                Change::Watched(mfn) => self.drop_writable_to(mfn),
                 Change::Written(_) | Change::Nothing => {}
             }
         }
     }
 
-    /// Reports what may have been written through translations of the frames that `concerns` picks.
-    fn note_writes(&self, concerns: impl Fn(Mfn) -> bool) {
+    /// Reports what may have been written.
+    fn note_writes(&self) {
         for (entry, &gfn) in self.entries.iter().zip(self.gfns.iter()).take(USED) {
-            if entry.write != NO_TAG && concerns(entry.mfn) {
+            if entry.write != NO_TAG {
                 self.memory.note_write(gfn, entry.mfn);
             }
         }
     }
 
-    fn drop_writable(&mut self, concerns: impl Fn(Mfn) -> bool) {
-        self.note_writes(&concerns);
-        for entry in self.entries.iter_mut().take(USED).filter(|entry| concerns(entry.mfn)) {
+    fn drop_writable(&mut self) {
+        self.note_writes();
+        for entry in self.entries.iter_mut().take(USED) {
             entry.write = NO_TAG;
+        }
+        self.writers.fill(0);
+    }
+
+    /// Drops writable translations of one frame, after reporting them.
+    fn drop_writable_to(&mut self, mfn: Mfn) {
+        let groups = self.entries.chunks_exact_mut(GROUP).zip(self.gfns.chunks_exact(GROUP));
+        for (writers, (entries, gfns)) in self.writers.iter_mut().zip(groups).take(USED / GROUP) {
+            if *writers & writer(mfn) == 0 {
+                continue;
+            }
+            // What has been overwritten or dropped since is left out from now on.
+            *writers = 0;
+            for (entry, &gfn) in entries.iter_mut().zip(gfns).filter(|(entry, _)| entry.write != NO_TAG) {
+                if entry.mfn == mfn {
+                    self.memory.note_write(gfn, mfn);
+                    entry.write = NO_TAG;
+                } else {
+                    *writers |= writer(entry.mfn);
+                }
+            }
         }
     }
 
@@ -613,13 +647,14 @@ impl Tlb {
     #[cfg(test)]
     pub(crate) fn empty(&mut self) {
         self.sync_epoch();
-        self.note_writes(|_| true);
+        self.note_writes();
         self.clear();
     }
 
     /// Empties the table itself and starts the ids anew. The current address space keeps being the current one.
     fn clear(&mut self) {
         self.entries[..USED].fill(EMPTY);
+        self.writers.fill(0);
         self.spaces.fill(Space::default());
         self.large = RegionFilter::default();
         self.gib = RegionFilter::default();
