@@ -49,7 +49,8 @@
 //! sees the watch and raises the version (the classical argument of Dekker). The version is up before the writer's next
 //! instruction. That is what SDM vol. 3A, 10.1.3 asks for self-modifying code, if blocks end at writes that raise it; and
 //! for cross-modifying code, if nothing is kept that was made of a frame whose watch is not [`Watch::settled`], and vCPUs
-//! take a [`Seat`]: [`crate::shootdown`] says how and why.
+//! take a [`Seat`]: [`crate::shootdown`] says how and why. A frame that is written too often for all that is made *fluid*
+//! ([`GuestMemory::make_fluid`]): what is kept of its code then compares itself with the bytes.
 
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
