@@ -40,7 +40,7 @@ use x86::bits::index;
 use x86::{Gfn, Gpa, Gva, Mfn, PAGE_MASK, PAGE_SHIFT};
 
 use crate::context::{Access, PagingContext, Privilege, Regime};
-use crate::region::RegionFilter;
+use crate::region::{LargePages, RegionFilter};
 use crate::strategy::{MmuStats, Reached, Strategy};
 use crate::walk::{Miss, PageFault, PageSize, Translation};
 
@@ -194,7 +194,7 @@ pub struct Tlb {
     spaces: Box<[Space; PCIDS]>,
     shared_id: u16,
     next_id: u16,
-    large: RegionFilter,
+    large: LargePages,
     gib: RegionFilter,
     /// Global pages that are tagged with an address space's own id.
     global_private: RegionFilter,
@@ -221,7 +221,7 @@ impl Tlb {
             spaces: Box::new([Space::default(); PCIDS]),
             shared_id: 0,
             next_id: 0,
-            large: RegionFilter::default(),
+            large: LargePages::default(),
             gib: RegionFilter::default(),
             global_private: RegionFilter::default(),
             strategy,
@@ -364,7 +364,7 @@ impl Tlb {
         let page = va.page();
         match translation.page_size {
             PageSize::Kib4 | PageSize::Everything => {}
-            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(page >> 10),
+            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(va.0),
             PageSize::Gib1 => self.gib.insert(page >> 18),
         }
         if translation.global && self.ids[index(va.0 >> 63)] != u64::from(self.shared_id) {
@@ -596,11 +596,10 @@ impl Tlb {
 
     /// Drops, from all address spaces, the page that holds `va` (if it may be there) and the large pages that may.
     fn scan_for(&mut self, va: Gva, page: bool) {
-        // Regions of 4 MiB serve for 2 MiB pages too: what is dropped too much comes back.
         let shift = if self.gib.may_contain(va.0 >> 30) {
             30
-        } else if self.large.may_contain(va.0 >> 22) {
-            22
+        } else if self.large.may_contain(va.0) {
+            LargePages::SHIFT
         } else if page {
             PAGE_SHIFT
         } else {
@@ -656,7 +655,7 @@ impl Tlb {
         self.entries[..USED].fill(EMPTY);
         self.writers.fill(0);
         self.spaces.fill(Space::default());
-        self.large = RegionFilter::default();
+        self.large = LargePages::default();
         self.gib = RegionFilter::default();
         self.global_private = RegionFilter::default();
         self.shared_id = 1;
