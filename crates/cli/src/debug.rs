@@ -29,6 +29,7 @@ fn block(args: &BlockArgs) -> Result<String> {
         offered: &|_| true,
         host: HostFeatures { bmi2: host::cpu::has_bmi2() },
         seed: 0,
+        check: None,
     };
     let listing = translate::side_by_side(&source, args.at);
     listing.context("the first instruction does not lie in its page as a whole: the interpreter executes it")

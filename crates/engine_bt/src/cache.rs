@@ -20,6 +20,7 @@ use x86::Mfn;
 use crate::entrances::Entrances;
 use crate::left::mnemonic;
 use crate::stats::CacheStats;
+use crate::variants::Variants;
 
 /// Mixes a number that is all the key there is.
 #[derive(Default)]
@@ -107,6 +108,8 @@ pub(crate) struct Cache {
     frames: NumberMap<Vec<u32>>,
     /// The latest stale block of each key.
     replaceable: NumberMap<u32>,
+    /// Blocks that check themselves.
+    pub(crate) variants: Variants,
     routines: Routines,
     /// Whether translated code may find other code by the index.
     open: bool,
@@ -137,6 +140,7 @@ impl Cache {
             index: Entrances::new(x86::bits::index(bytes) / LEAST_CODE),
             frames: NumberMap::default(),
             replaceable: NumberMap::default(),
+            variants: Variants::default(),
             routines: translate::routines(bmi2),
             open,
             stats: CacheStats::default(),
@@ -181,6 +185,7 @@ impl Cache {
         self.index.clear();
         self.frames.clear();
         self.replaceable.clear();
+        self.variants.clear();
         self.stats.flushes += 1;
     }
 
@@ -251,10 +256,13 @@ impl Cache {
             host_leads_to_memory: block.host_leads_to_memory,
             stale: false,
         });
-        // One across two pages is good only where the second follows the first.
-        let found = self.open && second.is_none();
-        let code = if found { offset32(start) + block.entry_jump } else { 0 };
-        self.index.insert(Entrance { key: key.number(), block: number, code });
+        // Of several variants the first leads to the others.
+        if self.index.get(key.number()).is_none() {
+            // One across two pages is good only where the second follows the first.
+            let found = self.open && second.is_none();
+            let code = if found { offset32(start) + block.entry_jump } else { 0 };
+            self.index.insert(Entrance { key: key.number(), block: number, code });
+        }
         for mfn in [Some(key.mfn), second].into_iter().flatten() {
             self.frames.entry(mfn.0).or_default().push(number);
         }
@@ -325,24 +333,41 @@ impl Cache {
     /// The code of a frame has been written: its blocks are stale, and `tell` hears of each.
     pub(crate) fn make_stale(&mut self, mfn: Mfn, mut tell: impl FnMut(Key)) -> Result<(), HostError> {
         let Some(numbers) = self.frames.remove(&mfn.0) else { return Ok(()) };
-        for &number in &numbers {
-            let Some(block) = self.blocks.get_mut(number as usize).filter(|block| !block.stale) else {
-                continue;
-            };
-            block.stale = true;
-            let block = *block;
-            self.index.remove(block.key.number());
-            self.stats.stale += 1;
-            tell(block.key);
-            self.replaceable.insert(block.key.number(), number);
-            let [memory, host] = self.routines.stale;
-            self.divert(CALL, block.start + block.entry_memory, memory)?;
-            if !block.host_leads_to_memory {
-                self.divert(CALL, block.start + block.entry_host, host)?;
-            }
-            if block.entry_jump != block.entry_memory {
-                self.divert(CALL, block.start + block.entry_jump, memory)?;
-            }
+        // Of variants, the first is the one that the others' places are known by: it comes last.
+        for &number in numbers.iter().rev() {
+            let Some(block) = self.block(number).filter(|block| !block.stale) else { continue };
+            let key = block.key;
+            tell(key);
+            self.variants.remove(key);
+            self.make_block_stale(number)?;
+        }
+        Ok(())
+    }
+
+    /// All variants of a place are stale.
+    pub(crate) fn retire(&mut self, key: Key) -> Result<(), HostError> {
+        for number in self.variants.remove(key) {
+            self.make_block_stale(number)?;
+        }
+        Ok(())
+    }
+
+    fn make_block_stale(&mut self, number: u32) -> Result<(), HostError> {
+        let Some(block) = self.blocks.get_mut(number as usize).filter(|block| !block.stale) else {
+            return Ok(());
+        };
+        block.stale = true;
+        let block = *block;
+        self.index.remove(block.key.number());
+        self.stats.stale += 1;
+        self.replaceable.insert(block.key.number(), number);
+        let [memory, host] = self.routines.stale;
+        self.divert(CALL, block.start + block.entry_memory, memory)?;
+        if !block.host_leads_to_memory {
+            self.divert(CALL, block.start + block.entry_host, host)?;
+        }
+        if block.entry_jump != block.entry_memory {
+            self.divert(CALL, block.start + block.entry_jump, memory)?;
         }
         Ok(())
     }

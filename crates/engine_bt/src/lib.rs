@@ -4,6 +4,7 @@
 //!
 //! - `vcpu`: the loop, exits, and how nothing stale ever runs;
 //! - `cache`: translations and how they are found; `heat`: when code is worth one;
+//! - `fluid`: which code changes too often to be watched; `variants`: the blocks of such code;
 //! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
 //! - `modes`: what of the processor's state translations depend on;
 //! - `x87`: where the x87 state is;
@@ -19,6 +20,7 @@
 mod cache;
 mod enter;
 mod entrances;
+mod fluid;
 mod heat;
 mod left;
 mod modes;
@@ -26,6 +28,7 @@ mod names;
 mod shadow;
 mod stats;
 mod status;
+mod variants;
 mod vcpu;
 mod views;
 mod x87;
@@ -37,6 +40,8 @@ use engine::{Engine, EngineError, Vcpu, VcpuSetup};
 
 /// The name that `--engine` knows.
 const NAME: &str = "bt";
+/// The name of the engine for tests whose blocks all check themselves.
+const CHECKING: &str = "bt-checking";
 
 /// How the engine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +56,20 @@ pub struct Options {
     pub repeatable: bool,
     /// Whether translated code finds other code by itself where its jump cache knows none.
     pub finds_code: bool,
+    /// Watch no code: all blocks check themselves.
+    pub checking: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot_after: 0, perf_map: false, repeatable: false, finds_code: true }
+        Self {
+            code_cache: 64 << 20,
+            hot_after: 0,
+            perf_map: false,
+            repeatable: false,
+            finds_code: true,
+            checking: false,
+        }
     }
 }
 
@@ -74,6 +88,11 @@ impl Bt {
     /// An engine that translates everything the first time it is met.
     pub fn eager() -> Self {
         Self::new(Options { hot_after: 0, ..Options::default() })
+    }
+
+    /// As [`Bt::eager`], and all blocks check themselves: what is else reserved for pages that are written too often.
+    pub fn checking() -> Self {
+        Self::new(Options { hot_after: 0, checking: true, ..Options::default() })
     }
 
     /// Whether the host has what the engine needs.
@@ -101,7 +120,7 @@ impl Bt {
 
 impl Engine for Bt {
     fn name(&self) -> &'static str {
-        NAME
+        if self.options.checking { CHECKING } else { NAME }
     }
 
     fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {

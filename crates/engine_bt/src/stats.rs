@@ -25,6 +25,10 @@ pub struct BtStats {
     pub plain: u64,
     /// Entries of blocks whose code had been written.
     pub stale_entries: u64,
+    /// Blocks that found that the guest's code had changed.
+    pub changed: u64,
+    /// Times that a frame was given up to be watched.
+    pub fluid: u64,
     /// Blocks interpreted.
     pub interpreted: u64,
     /// The code cache.
@@ -69,6 +73,8 @@ impl BtStats {
             of("exits.attention", self.attentions, "exits because somebody wanted attention"),
             of("exits.plain", self.plain, "exits at accesses together that were not in one page"),
             of("exits.stale", self.stale_entries, "exits from blocks that had been dropped"),
+            of("exits.changed", self.changed, "exits from blocks that found their code changed"),
+            of("fluid", self.fluid, "times that a page was written too often to be watched"),
             of(
                 "slow_accesses",
                 self.slow_accesses,

@@ -15,6 +15,7 @@
 mod changes;
 mod lockstep;
 mod registers;
+mod revise;
 
 use std::sync::Arc;
 
@@ -25,13 +26,14 @@ use interp::{InterpVcpu, Regime};
 use memory::Seat;
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::context::Table;
-use translate::{Exit, HostFeatures, Mode, Source, Translator};
+use translate::{Exit, HostFeatures, Mode, SelfCheck, Source, Translator};
 use x86::bits::{low16, low32};
 use x86::exception::Exception;
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
 use crate::cache::{Cache, Key, PlacedSite};
 use crate::enter::{Gate, set_gs};
+use crate::fluid::Fluid;
 use crate::heat::Heat;
 use crate::left::Left;
 use crate::modes::{supervisor_mode, translatable, user_mode};
@@ -49,6 +51,7 @@ pub struct BtVcpu {
     cache: Cache,
     shadows: Shadows,
     heat: Heat,
+    fluid: Fluid,
     translator: Translator,
     gate: Gate,
     go: Go,
@@ -66,6 +69,7 @@ pub struct BtVcpu {
     names: Names,
     /// As in [`Options`].
     repeatable: bool,
+    checking: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -111,6 +115,7 @@ impl BtVcpu {
             cache,
             shadows,
             heat: Heat::new(options.hot_after),
+            fluid: Fluid::new(),
             translator: Translator::default(),
             gate: Gate::new(),
             go,
@@ -124,6 +129,7 @@ impl BtVcpu {
             left: Left::new(),
             names,
             repeatable: options.repeatable,
+            checking: options.checking,
             failure: None,
         };
         vcpu.prepare_context();
@@ -172,6 +178,9 @@ impl BtVcpu {
             return Ok(Some(exit));
         }
         self.catch_up()?;
+        if self.fluid.is_over(self.stats.entries) {
+            self.end_spells()?;
+        }
         let regime = self.slow.regime();
         let Some(mode) = translatable(&regime) else {
             self.slow.execute_block();
@@ -357,20 +366,23 @@ impl BtVcpu {
     }
 
     fn translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
-        let Some(version) = self.watch(key.mfn)? else { return Ok(None) };
+        if self.checking {
+            self.slow.memory().make_fluid(key.mfn);
+        }
+        let Some(version) = self.watch(key.mfn)? else { return self.translate_fluid(key, rip) };
         let mut bytes = [0; PAGE_SIZE as usize + LONGEST];
         let code = bytes.get_mut(usize::from(key.offset)..).unwrap_or_default();
         let left = PAGE_SIZE as usize - usize::from(key.offset);
         let (page, beyond) = code.split_at_mut(left);
         self.slow.memory().frames().copy_out(key.mfn, key.offset.into(), page);
         let mut second = None;
-        let mut block = self.translation(key, page);
+        let mut block = self.translation(key, page, None);
         if block.is_none() {
             let next = (rip | PAGE_MASK).wrapping_add(1);
             second = self.second_frame(next)?;
             let Some((mfn, _)) = second else { return Ok(None) };
             self.slow.memory().frames().copy_out(mfn, 0, beyond);
-            block = self.translation(key, code);
+            block = self.translation(key, code, None);
         }
         let Some(block) = block else { return Ok(None) };
         let length = usize::from(block.guest_bytes);
@@ -399,7 +411,7 @@ impl BtVcpu {
         Ok(self.watch(mfn)?.map(|version| (mfn, version)))
     }
 
-    fn translation(&mut self, key: Key, code: &[u8]) -> Option<translate::Block> {
+    fn translation(&mut self, key: Key, code: &[u8], check: Option<&SelfCheck>) -> Option<translate::Block> {
         let features = *self.slow.features();
         let repeatable = self.repeatable;
         let offered = move |insn: &Instruction| {
@@ -407,7 +419,7 @@ impl BtVcpu {
         };
         let seed = low32(self.cache.stats.blocks);
         let (offset, mode) = (key.offset, key.mode);
-        let source = Source { code, offset, mode, offered: &offered, host: self.host, seed };
+        let source = Source { code, offset, mode, offered: &offered, host: self.host, seed, check };
         self.translator.translate(&source)
     }
 
@@ -535,9 +547,27 @@ impl BtVcpu {
             Exit::Stale => {
                 self.stats.stale_entries += 1;
                 self.views.forget_code(self.mode.table(), rip);
-                Ok(Next::Dispatch)
+                self.stale(site.block, rip)
             }
+            Exit::Changed { from } => {
+                self.stats.changed += 1;
+                let revised = self.revise(site.block, from, rip)?;
+                Ok(self.resume_at(revised, Next::Interpret))
+            }
+            Exit::Rewritten => Ok(Next::Dispatch),
         }
+    }
+
+    /// A block is stale. A plain one may be that alone, and what leads to it would do so again and again.
+    fn stale(&mut self, block: u32, rip: u64) -> Result<Next, HostError> {
+        let key = self.cache.block(block).map(|block| block.key);
+        let Some(key) = key.filter(|key| key.mode.has(Mode::PLAIN)) else { return Ok(Next::Dispatch) };
+        self.catch_up()?;
+        let plain = match self.cache.find(key) {
+            Some(number) => Some(number),
+            None => self.translate(key, rip)?,
+        };
+        Ok(self.resume_at(plain, Next::Interpret))
     }
 
     /// An instruction that is left to the interpreter.
@@ -604,6 +634,12 @@ impl BtVcpu {
             return Ok(Next::Dispatch);
         }
         self.stats.slow_accesses += 1;
+        if write
+            && let Some(mfn) = resolved.frame()
+            && self.data_beside_code(mfn)
+        {
+            return Ok(Next::Dispatch);
+        }
         Ok(Next::Interpret)
     }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use host::{HostError, Mapping, Memfd, Protection};
 use memory::GuestMemory;
-use mmu::{Invalidation, PageSize, RegionFilter, Resolved, Target};
+use mmu::{Invalidation, LargePages, PageSize, RegionFilter, Resolved, Target};
 use translate::Mode;
 use translate::context::{
     self, ANCHORS, Anchor, CodePage, Context, JUMP_GROUP, JUMPS, JumpEntry, Table, TlbEntry, at,
@@ -55,7 +55,7 @@ struct TlbBook {
     private: Vec<u32>,
     /// By host page: the slots through which it may have been written since the table was last emptied.
     writers: NumberMap<Vec<u32>>,
-    large: RegionFilter,
+    large: LargePages,
     gib: RegionFilter,
 }
 
@@ -107,7 +107,7 @@ impl TlbBook {
             touched: vec![0; context::tlb_entries(table) / 64].into_boxed_slice(),
             private: Vec::new(),
             writers: NumberMap::default(),
-            large: RegionFilter::default(),
+            large: LargePages::default(),
             gib: RegionFilter::default(),
         }
     }
@@ -163,7 +163,7 @@ impl TlbBook {
         self.touched.fill(0);
         self.private.clear();
         self.writers.clear();
-        self.large = RegionFilter::default();
+        self.large = LargePages::default();
         self.gib = RegionFilter::default();
     }
 
@@ -188,8 +188,8 @@ impl TlbBook {
         }
         let shift = if self.gib.may_contain(va >> 30) {
             30
-        } else if self.large.may_contain(va >> 22) {
-            22
+        } else if self.large.may_contain(va) {
+            LargePages::SHIFT
         } else {
             12
         };
@@ -277,7 +277,7 @@ impl TlbBook {
             }
         }
         match resolved.page_size {
-            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(va >> 22),
+            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(va),
             PageSize::Gib1 => self.gib.insert(va >> 30),
             PageSize::Kib4 | PageSize::Everything => {}
         }

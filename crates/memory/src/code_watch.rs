@@ -3,8 +3,8 @@
 //! One 32-bit word per machine frame:
 //!
 //! ```text
-//!   31       4     3       2          1          0
-//!  | changes | traced | clearing | writable | watched |
+//!   31       5     4      3       2          1          0
+//!  | changes | fluid | traced | clearing | writable | watched |
 //! ```
 //!
 //! * *watched*: an engine holds code of this frame. Writes to it must not be cached in translations.
@@ -13,11 +13,13 @@
 //! * *clearing*: the watch has ended, and the marks (below) are being taken away; until then nobody can watch again, so
 //!   that only marks of the watch that has ended go.
 //! * *traced*: somebody follows all writes to the frame, which is another reason not to cache them ([`crate::traces`]).
+//! * *fluid*: the frame is written so often that to watch it is not worth while. Nobody can watch it; what is kept of its
+//!   code has to compare it with the bytes as they are, each time before it runs.
 //! * *changes*: raised by one when a watched frame is written, which also ends the watch.
 //!
 //! The **version** that engines compare is the word without *writable* and *traced*. An engine gets it from [`CodeWatch::watch`],
 //! with *watched* set; it stays the same until the frame's code is written, and never comes back afterwards, because
-//! *changes* has grown by the time *watched* is set again. (It comes back after 2^28 further writes, each to a frame watched anew in between, to an
+//! *changes* has grown by the time *watched* is set again. (It comes back after 2^27 further writes, each to a frame watched anew in between, to an
 //! engine that has not looked once meanwhile; such a guest runs its own stale code and harms nobody else.)
 //!
 //! A frame may hold data beside its code. So engines say where the code is that they hold ([`CodeWatch::mark`]), in
@@ -38,8 +40,9 @@ const WATCHED: u32 = 1;
 const WRITABLE: u32 = 2;
 const CLEARING: u32 = 4;
 const TRACED: u32 = 8;
+const FLUID: u32 = 16;
 /// From watched to "not watched, clearing, one change more".
-const CHANGED: u32 = 16 + CLEARING - WATCHED;
+const CHANGED: u32 = 32 + CLEARING - WATCHED;
 /// What is not part of the version.
 const ASIDE: u32 = WRITABLE | TRACED;
 
@@ -86,9 +89,25 @@ impl CodeWatch {
     pub(crate) fn watch(&self, mfn: Mfn) -> Option<(u32, bool)> {
         let Some(word) = self.frames.get(index(mfn.0)) else { return Some((0, false)) };
         // A read-modify-write is a full barrier on x86: the caller's reads of the code come after the watch is seen.
-        let watched = |old| (old & CLEARING == 0).then_some(old | WATCHED);
+        let watched = |old| (old & (CLEARING | FLUID) == 0).then_some(old | WATCHED);
         let before = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, watched).ok()?;
         Some((before & !ASIDE | WATCHED, before & WRITABLE != 0))
+    }
+
+    /// Makes a frame fluid; true if it was not. The caller ends the watch, if there is one, by [`CodeWatch::written`].
+    pub(crate) fn make_fluid(&self, mfn: Mfn) -> bool {
+        self.frames.get(index(mfn.0)).is_some_and(|word| word.fetch_or(FLUID, Ordering::SeqCst) & FLUID == 0)
+    }
+
+    /// The frame may be watched again.
+    pub(crate) fn make_solid(&self, mfn: Mfn) {
+        if let Some(word) = self.frames.get(index(mfn.0)) {
+            word.fetch_and(!FLUID, Ordering::AcqRel);
+        }
+    }
+
+    pub(crate) fn is_fluid(&self, mfn: Mfn) -> bool {
+        self.word(mfn) & FLUID != 0
     }
 
     /// Whether the watch of this version still goes on, and writable translations from before may be cached somewhere.
@@ -257,6 +276,19 @@ mod tests {
         assert!(writable && next != version);
         watch.settle(M, version);
         assert!(watch.is_unsettled(M, next));
+    }
+
+    #[test]
+    fn nobody_watches_a_fluid_frame() {
+        let watch = CodeWatch::new(8).unwrap();
+        let (version, _) = watch.watch(M).unwrap();
+        assert!(watch.make_fluid(M) && !watch.make_fluid(M) && watch.is_fluid(M));
+        assert!(watch.written(M, None), "its watch goes on until it is ended");
+        assert!(watch.version(M) != version && watch.watch(M).is_none() && watch.allow_writable(M));
+        assert!(!watch.written(M, None));
+        watch.make_solid(M);
+        let (next, writable) = watch.watch(M).unwrap();
+        assert!(writable && next != version && !watch.is_fluid(M));
     }
 
     #[test]

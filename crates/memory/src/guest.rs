@@ -49,7 +49,8 @@
 //! sees the watch and raises the version (the classical argument of Dekker). The version is up before the writer's next
 //! instruction. That is what SDM vol. 3A, 10.1.3 asks for self-modifying code, if blocks end at writes that raise it; and
 //! for cross-modifying code, if nothing is kept that was made of a frame whose watch is not [`Watch::settled`], and vCPUs
-//! take a [`Seat`]: [`crate::shootdown`] says how and why.
+//! take a [`Seat`]: [`crate::shootdown`] says how and why. A frame that is written too often for all that is made *fluid*
+//! ([`GuestMemory::make_fluid`]): what is kept of its code then compares itself with the bytes.
 
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
@@ -470,6 +471,25 @@ impl GuestMemory {
     /// before the bytes are read for the last time: writes elsewhere in the frame leave its version alone.
     pub fn mark_code(&self, mfn: Mfn, offset: u64, len: u64) {
         self.code.mark(mfn, offset, len);
+    }
+
+    /// Gives up watching a frame, which is written too often for that: its watch ends, as if it were written, and nobody
+    /// can watch it until [`GuestMemory::make_solid`]. What is kept of its code compares itself with the frame's bytes
+    /// each time before it runs, and after each write of its own.
+    pub fn make_fluid(&self, mfn: Mfn) {
+        if self.code.make_fluid(mfn) {
+            self.code_written(mfn, None);
+        }
+    }
+
+    /// The frame can be watched again.
+    pub fn make_solid(&self, mfn: Mfn) {
+        self.code.make_solid(mfn);
+    }
+
+    /// Whether a frame cannot be watched, because it is written too often.
+    pub fn is_fluid(&self, mfn: Mfn) -> bool {
+        self.code.is_fluid(mfn)
     }
 
     /// The version of a frame's code: equal to what [`GuestMemory::watch_code`] returned as long as no marked code of

@@ -135,14 +135,15 @@ pub(crate) unsafe fn compare_exchange_128(at: *mut u8, expected: u128, new: u128
     let (low, high): (u64, u64);
     // SAFETY: the caller vouches for the bytes and the alignment; every host that runs us has CMPXCHG16B (Linux
     // distributions for x86-64 need it, and v2 of the architecture demands it). RBX, which the compiler keeps for
-    // itself, is exchanged with `new`'s low half and put back.
+    // itself, is exchanged with `new`'s low half and put back. The operands are named: of a class the compiler may
+    // choose RBX for the address.
     unsafe {
         asm!(
-            "xchg rbx, {new_low}",
-            "lock cmpxchg16b xmmword ptr [{at}]",
-            "mov rbx, {new_low}",
-            at = in(reg) at,
-            new_low = inout(reg) low64(new) => _,
+            "xchg rbx, rsi",
+            "lock cmpxchg16b xmmword ptr [rdi]",
+            "mov rbx, rsi",
+            in("rdi") at,
+            inout("rsi") low64(new) => _,
             in("rcx") high64(new),
             inout("rax") low64(expected) => low,
             inout("rdx") high64(expected) => high,

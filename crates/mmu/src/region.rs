@@ -33,9 +33,37 @@ impl RegionFilter {
     }
 }
 
+/// Which large pages may be in the TLB in pieces, by regions of 4 MiB (2 MiB pages too: what is dropped too much comes
+/// back). Apart for the two halves of the address space: kernels map all memory by large pages, most programs nothing.
+#[derive(Clone, Debug, Default)]
+pub struct LargePages([RegionFilter; 2]);
+
+impl LargePages {
+    /// Binary logarithm of a region's size.
+    pub const SHIFT: u32 = 22;
+
+    /// Puts the large page of an address in.
+    pub const fn insert(&mut self, va: u64) {
+        self.0[(va >> 63) as usize].insert(va >> Self::SHIFT);
+    }
+
+    /// False if the address surely lies in no large page.
+    pub const fn may_contain(&self, va: u64) -> bool {
+        self.0[(va >> 63) as usize].may_contain(va >> Self::SHIFT)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_maps_is_nothing_to_programs() {
+        let mut pages = LargePages::default();
+        (0..512).for_each(|n| pages.insert(0xffff_8880_0000_0000 + (n << LargePages::SHIFT)));
+        assert!(pages.may_contain(0xffff_8880_0020_0000));
+        assert!((0..512).all(|n| !pages.may_contain(0x5555_0000_0000 + (n << LargePages::SHIFT))));
+    }
 
     #[test]
     fn what_was_inserted_is_found_and_neighbours_are_not() {

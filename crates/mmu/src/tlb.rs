@@ -40,7 +40,7 @@ use x86::bits::index;
 use x86::{Gfn, Gpa, Gva, Mfn, PAGE_MASK, PAGE_SHIFT};
 
 use crate::context::{Access, PagingContext, Privilege, Regime};
-use crate::region::RegionFilter;
+use crate::region::{LargePages, RegionFilter};
 use crate::strategy::{MmuStats, Reached, Strategy};
 use crate::walk::{Miss, PageFault, PageSize, Translation};
 
@@ -50,6 +50,8 @@ const SLOTS: usize = 1024;
 const ENTRIES: usize = 4 * SLOTS;
 /// The part that is used.
 const USED: usize = Privilege::ALL.len() * SLOTS;
+/// Slots that share a word of [`Tlb::writers`].
+const GROUP: usize = 16;
 /// How far the id is shifted into the slot number: ids that differ in the low bits are that many pages apart.
 const STIR: u32 = 6;
 /// Ids are 1 to this; 0 marks tags that match nothing.
@@ -74,6 +76,11 @@ impl Entry {
     fn any(&self, is: impl Fn(u64) -> bool) -> bool {
         [self.read, self.write, self.exec].into_iter().any(|tag| tag != NO_TAG && is(tag))
     }
+}
+
+/// The bit of a frame in a word of [`Tlb::writers`].
+const fn writer(mfn: Mfn) -> u64 {
+    1 << (mfn.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 /// How an address space is tagged.
@@ -177,6 +184,8 @@ pub struct Tlb {
     memory: Arc<GuestMemory>,
     /// The epoch that all entries are as good as.
     seen: u64,
+    /// By groups of slots: a bit for each frame that one of them may be written through, by its hash.
+    writers: Box<[u64; ENTRIES / GROUP]>,
     /// Guest frames of the entries, for memory to be told which were writable.
     gfns: Box<[Gfn; ENTRIES]>,
     regime: Option<Regime>,
@@ -185,7 +194,7 @@ pub struct Tlb {
     spaces: Box<[Space; PCIDS]>,
     shared_id: u16,
     next_id: u16,
-    large: RegionFilter,
+    large: LargePages,
     gib: RegionFilter,
     /// Global pages that are tagged with an address space's own id.
     global_private: RegionFilter,
@@ -205,13 +214,14 @@ impl Tlb {
             ids: [0; 2],
             memory,
             seen,
+            writers: Box::new([0; ENTRIES / GROUP]),
             gfns: Box::new([Gfn(0); ENTRIES]),
             regime: None,
             pcid: 0,
             spaces: Box::new([Space::default(); PCIDS]),
             shared_id: 0,
             next_id: 0,
-            large: RegionFilter::default(),
+            large: LargePages::default(),
             gib: RegionFilter::default(),
             global_private: RegionFilter::default(),
             strategy,
@@ -348,10 +358,13 @@ impl Tlb {
             mfn,
         };
         self.gfns[slot] = gfn;
+        if write {
+            self.writers[slot / GROUP] |= writer(mfn);
+        }
         let page = va.page();
         match translation.page_size {
             PageSize::Kib4 | PageSize::Everything => {}
-            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(page >> 10),
+            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(va.0),
             PageSize::Gib1 => self.gib.insert(page >> 18),
         }
         if translation.global && self.ids[index(va.0 >> 63)] != u64::from(self.shared_id) {
@@ -395,30 +408,51 @@ impl Tlb {
         for change in memory.changes(seen, now) {
             match change {
                 Change::Everything => {
-                    self.note_writes(|_| true);
+                    self.note_writes();
                     return self.clear();
                 }
                 Change::Remapped(gfn) => self.drop_frame(gfn),
-                Change::Logged => self.drop_writable(|_| true),
-                Change::Watched(mfn) => self.drop_writable(|frame| frame == mfn),
+                Change::Logged => self.drop_writable(),
+                Change::Watched(mfn) => self.drop_writable_to(mfn),
                 Change::Written(_) | Change::Nothing => {}
             }
         }
     }
 
-    /// Reports what may have been written through translations of the frames that `concerns` picks.
-    fn note_writes(&self, concerns: impl Fn(Mfn) -> bool) {
+    /// Reports what may have been written.
+    fn note_writes(&self) {
         for (entry, &gfn) in self.entries.iter().zip(self.gfns.iter()).take(USED) {
-            if entry.write != NO_TAG && concerns(entry.mfn) {
+            if entry.write != NO_TAG {
                 self.memory.note_write(gfn, entry.mfn);
             }
         }
     }
 
-    fn drop_writable(&mut self, concerns: impl Fn(Mfn) -> bool) {
-        self.note_writes(&concerns);
-        for entry in self.entries.iter_mut().take(USED).filter(|entry| concerns(entry.mfn)) {
+    fn drop_writable(&mut self) {
+        self.note_writes();
+        for entry in self.entries.iter_mut().take(USED) {
             entry.write = NO_TAG;
+        }
+        self.writers.fill(0);
+    }
+
+    /// Drops writable translations of one frame, after reporting them.
+    fn drop_writable_to(&mut self, mfn: Mfn) {
+        let groups = self.entries.chunks_exact_mut(GROUP).zip(self.gfns.chunks_exact(GROUP));
+        for (writers, (entries, gfns)) in self.writers.iter_mut().zip(groups).take(USED / GROUP) {
+            if *writers & writer(mfn) == 0 {
+                continue;
+            }
+            // What has been overwritten or dropped since is left out from now on.
+            *writers = 0;
+            for (entry, &gfn) in entries.iter_mut().zip(gfns).filter(|(entry, _)| entry.write != NO_TAG) {
+                if entry.mfn == mfn {
+                    self.memory.note_write(gfn, mfn);
+                    entry.write = NO_TAG;
+                } else {
+                    *writers |= writer(entry.mfn);
+                }
+            }
         }
     }
 
@@ -562,11 +596,10 @@ impl Tlb {
 
     /// Drops, from all address spaces, the page that holds `va` (if it may be there) and the large pages that may.
     fn scan_for(&mut self, va: Gva, page: bool) {
-        // Regions of 4 MiB serve for 2 MiB pages too: what is dropped too much comes back.
         let shift = if self.gib.may_contain(va.0 >> 30) {
             30
-        } else if self.large.may_contain(va.0 >> 22) {
-            22
+        } else if self.large.may_contain(va.0) {
+            LargePages::SHIFT
         } else if page {
             PAGE_SHIFT
         } else {
@@ -613,15 +646,16 @@ impl Tlb {
     #[cfg(test)]
     pub(crate) fn empty(&mut self) {
         self.sync_epoch();
-        self.note_writes(|_| true);
+        self.note_writes();
         self.clear();
     }
 
     /// Empties the table itself and starts the ids anew. The current address space keeps being the current one.
     fn clear(&mut self) {
         self.entries[..USED].fill(EMPTY);
+        self.writers.fill(0);
         self.spaces.fill(Space::default());
-        self.large = RegionFilter::default();
+        self.large = LargePages::default();
         self.gib = RegionFilter::default();
         self.global_private = RegionFilter::default();
         self.shared_id = 1;

@@ -1,13 +1,14 @@
-//! Engines by the names that `--engine` knows. The translating one translates everything the first time it is met: most
+//! Engines by the names that `--engine` knows. The translating ones translate everything the first time it is met: most
 //! cases run once, and would else be interpreted.
 
 use engine::Engine;
 use engine_bt::Bt;
 use interp::Interp;
 
-/// All of them. The translating one translates what it meets the first time: a case is often run once.
-fn all() -> [Box<dyn Engine>; 2] {
-    [Box::new(Interp), Box::new(Bt::eager())]
+/// All of them. The translating ones translate what they meet the first time: a case is often run once. The blocks of one
+/// of them all check themselves, as else only those of pages that are written often.
+fn all() -> [Box<dyn Engine>; 3] {
+    [Box::new(Interp), Box::new(Bt::eager()), Box::new(Bt::checking())]
 }
 
 /// The names, for those who offer a choice.

@@ -125,7 +125,12 @@ mod tests {
 
     #[test]
     fn chains_agree_with_the_interpreter() {
-        no_differences(Closeness { chained: true, every: 1 }, 2, cases(20_000));
+        no_differences(Closeness { chained: true, ..Closeness::default() }, 2, cases(20_000));
+    }
+
+    #[test]
+    fn blocks_that_check_themselves_agree_with_the_interpreter() {
+        no_differences(Closeness { checking: true, ..Closeness::default() }, 3, cases(20_000));
     }
 
     /// More on demand: `UMBRA_LOCKSTEP_CASES=1000000`.

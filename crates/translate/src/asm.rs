@@ -215,6 +215,13 @@ impl Asm {
         self.imm32(value);
     }
 
+    /// MOV r64, imm64.
+    pub(crate) fn mov_imm64(&mut self, to: Gpr, value: u64) {
+        self.rex(true, 0, 0, to.number());
+        self.raw(&[0xb8 | to.number() & 7]);
+        self.raw(&value.to_le_bytes());
+    }
+
     /// MOV r32, imm32.
     pub(crate) fn mov_imm32(&mut self, to: Gpr, value: u32) {
         self.rex(false, 0, 0, to.number());
@@ -397,6 +404,13 @@ impl Asm {
     pub(crate) fn load32(&mut self, to: Gpr, base: Gpr, disp: i32) {
         self.rex(false, to.number(), 0, base.number());
         self.raw(&[0x8b]);
+        self.based(to.number(), base, disp);
+    }
+
+    /// MOVZX r32, byte [base + disp].
+    pub(crate) fn load8(&mut self, to: Gpr, base: Gpr, disp: i32) {
+        self.rex(false, to.number(), 0, base.number());
+        self.raw(&[0x0f, 0xb6]);
         self.based(to.number(), base, disp);
     }
 

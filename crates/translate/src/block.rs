@@ -1,5 +1,7 @@
 //! What goes into a translation and what comes out.
 
+use std::ops::Range;
+
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use crate::context::Table;
@@ -111,6 +113,18 @@ pub struct Source<'a> {
     pub host: HostFeatures,
     /// Any number, another one for each block: spreads what blocks share.
     pub seed: u32,
+    /// How the block checks itself, if it has to.
+    pub check: Option<&'a SelfCheck>,
+}
+
+/// How a block checks itself: the code may change without anybody being told. See [`crate`]'s `self_check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SelfCheck {
+    /// Where the guest's code page is in the host's memory.
+    pub page: u64,
+    /// Of the [`Block::fields`] of an earlier translation of this code, as offsets in the page: those that change. They
+    /// are not compared but read each time.
+    pub loose: Vec<Range<u16>>,
 }
 
 /// Where the guest's status flags are.
@@ -257,6 +271,14 @@ pub enum Exit {
     },
     /// The block is not to be entered any more.
     Stale,
+    /// The guest's code is not what the block is a translation of. The flags are in memory; the site's code may be made a
+    /// jump to a translation of what it is now.
+    Changed {
+        /// Where the site's code begins.
+        from: u32,
+    },
+    /// An instruction has changed code that follows it in the block; the guest goes on there by a look-up.
+    Rewritten,
 }
 
 /// Translated code, to be placed anywhere.
@@ -279,6 +301,10 @@ pub struct Block {
     pub sites: Vec<Site>,
     /// How many bytes of guest code it stands for, from the first instruction on.
     pub guest_bytes: u16,
+    /// How many it compares at its entry, if it checks itself.
+    pub checked_bytes: u16,
+    /// Of a block that checks itself: where in the page immediates are that could be read each time instead.
+    pub fields: Vec<Range<u16>>,
     /// Guest instructions.
     pub instructions: u16,
     /// Where each guest instruction's code begins: host offset, page offset.

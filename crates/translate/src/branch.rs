@@ -162,6 +162,10 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let Some(offset) = in_page(e, target) else {
         let not_taken = e.asm.jcc(Condition(condition.0 ^ 1));
         let flags = e.flags();
+        if target <= i64::from(e.at) {
+            e.free_flags();
+            poll_freely(e);
+        }
         leave_to(e, target, transfer)?;
         e.set_flags(flags);
         let here = e.asm.here();
@@ -415,4 +419,22 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.add(stack, stack, popped);
     go_to_found(e);
     Ok(Flow::End)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::listing::exits;
+    use crate::{Exit, Mode};
+
+    #[test]
+    fn backward_jumps_make_way_for_who_wants_attention() {
+        let polls = |bytes: &[u8]| exits(Mode::new(), bytes).contains(&Exit::Attention);
+        assert!(polls(&[0x72, 0xf0]), "jb, in the page");
+        assert!(polls(&[0x0f, 0x82, 0, 0xf0, 0xff, 0xff]), "jb, in the page before");
+        assert!(polls(&[0xe9, 0, 0xf0, 0xff, 0xff]), "jmp, in the page before");
+        assert!(polls(&[0xe2, 0x80]) && polls(&[0xe3, 0x80]), "loop, jrcxz");
+        assert!(polls(&[0xff, 0xe0]), "jmp rax");
+        assert!(!polls(&[0x72, 0x10]), "jb, forward");
+        assert!(!polls(&[0x0f, 0x82, 0, 0x10, 0, 0]), "jb, in the next page");
+    }
 }

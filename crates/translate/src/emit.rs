@@ -312,6 +312,16 @@ impl<'a> Emitter<'a> {
         self.leave_by(hole, self.at, Exit::Attention, self.way());
     }
 
+    /// The jump leaves because the code of the block has changed. Flags are in memory.
+    pub(crate) fn changed_from(&mut self, hole: Hole) {
+        self.leave_by(hole, self.source.offset, Exit::Changed { from: 0 }, Way::BARE);
+    }
+
+    /// The jump leaves behind the current instruction, because the code there has changed.
+    pub(crate) fn rewritten_from(&mut self, hole: Hole) {
+        self.leave_by(hole, self.next, Exit::Rewritten, self.way());
+    }
+
     /// The way out that leaves the flags in memory.
     fn way(&self) -> Way {
         Way::Leave { tag: None, flags: self.form == Form::Host }
@@ -612,7 +622,7 @@ impl<'a> Emitter<'a> {
     }
 
     fn leave(&mut self, mut site: Site, block: &mut Block) {
-        if let Exit::Plain { from } = &mut site.exit {
+        if let Exit::Plain { from } | Exit::Changed { from } = &mut site.exit {
             // What it may become a jump to wants the flags in memory.
             if std::mem::replace(&mut site.way, Way::BARE) == Way::BARE.with_flags() {
                 self.save_flags();

@@ -8,6 +8,7 @@
 //! - `emit`: flags, exits, and the check before every memory access;
 //! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
 //!   `system`, `iret`: those that do not; `x87`: those whose registers are the x87 unit's, MMX included;
+//! - `self_check`: blocks of pages whose code changes too often to be watched;
 //! - `compat`: what is different in compatibility mode;
 //! - `asm`: the bytes of the translator's own sequences;
 //! - `side_by_side`: a block for people to read.
@@ -35,6 +36,7 @@ mod iret;
 mod listing;
 mod mxcsr;
 pub mod routines;
+mod self_check;
 mod side_by_side;
 mod special;
 mod stack;
@@ -43,7 +45,7 @@ mod system;
 mod translate;
 mod x87;
 
-pub use block::{Block, Exit, Form, HostFeatures, Mode, STALE, Site, Source, UNFORESEEN, Way};
+pub use block::{Block, Exit, Form, HostFeatures, Mode, STALE, SelfCheck, Site, Source, UNFORESEEN, Way};
 pub use context::Context;
 pub use routines::{Routines, routines};
 pub use side_by_side::side_by_side;

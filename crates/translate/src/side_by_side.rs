@@ -84,6 +84,8 @@ fn purpose(site: &Site, page: u64) -> String {
         Exit::Attention => format!("attention, at {place}"),
         Exit::Plain { .. } => format!("no one page for all, at {place}"),
         Exit::Stale => "the block is stale".to_owned(),
+        Exit::Changed { .. } => "the guest's code has changed".to_owned(),
+        Exit::Rewritten => format!("the block's code has changed, on at {place}"),
     }
 }
 
@@ -155,6 +157,7 @@ mod tests {
             offered: &|_| true,
             host: HostFeatures::default(),
             seed: 0,
+            check: None,
         };
         let text = side_by_side(&source, 0x40_1000).unwrap();
         assert!(text.starts_with("3 guest instructions, 8 bytes; "), "{text}");

@@ -15,6 +15,7 @@ use crate::copy::{copy, lea};
 use crate::emit::{Emitter, Result, Tools, Unsupported};
 use crate::flags::{effect, is_invalid};
 use crate::groups::Groups;
+use crate::self_check::{self, MAX_STORES};
 use crate::special::special;
 use crate::stack::stack;
 use crate::system::system;
@@ -40,13 +41,13 @@ impl Translator {
 }
 
 fn translate(source: &Source<'_>, tools: &mut Tools) -> Option<Block> {
-    let run = decode(source);
-    if run.is_empty() {
-        return None;
-    }
+    let run = decode(source, tools);
+    let end = page_offset(run.last()?.next_ip());
     let mut e = Emitter::new(source, tools);
     let mut block = Block { map: Vec::with_capacity(run.len()), ..Block::default() };
-    if run.first().is_some_and(crosses) {
+    if source.check.is_some() {
+        begin_checking(&mut e, &run, end, &mut block)?;
+    } else if run.first().is_some_and(crosses) {
         begin_across(&mut e, &mut block).ok()?;
     } else {
         begin(&mut e, &run, &mut block);
@@ -78,6 +79,7 @@ fn translate(source: &Source<'_>, tools: &mut Tools) -> Option<Block> {
         if flow == Flow::End {
             break;
         }
+        self_check::after(&mut e, insn, end);
     }
     if flow == Flow::Next {
         go_to(&mut e, i64::from(source.offset) + i64::from(block.guest_bytes)).ok()?;
@@ -91,10 +93,10 @@ fn page_offset(ip: u64) -> u16 {
 }
 
 /// The instructions of the block, as far as they could go; their addresses are offsets in the page.
-fn decode(source: &Source<'_>) -> Vec<Instruction> {
+fn decode(source: &Source<'_>, tools: &mut Tools) -> Vec<Instruction> {
     let mut decoder = source.mode.decoder(source.code, u64::from(source.offset));
     let mut run = Vec::with_capacity(16);
-    let mut exits = 0;
+    let (mut exits, mut stores) = (0, 0);
     while run.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
         let insn = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
@@ -112,7 +114,8 @@ fn decode(source: &Source<'_>) -> Vec<Instruction> {
             break;
         }
         exits += usize::from(insn.is_jcc_short_or_near());
-        if exits == MAX_EXITS {
+        stores += usize::from(source.check.is_some() && catalogue::writes_memory(&mut tools.info, &insn));
+        if exits == MAX_EXITS || stores == MAX_STORES {
             break;
         }
     }
@@ -141,6 +144,23 @@ fn begin_across(e: &mut Emitter<'_>, block: &mut Block) -> Result {
     enter_by_jump_cache(e)?;
     block.entry_jump = e.asm.here();
     Ok(())
+}
+
+/// Emits the entries of a block that checks itself; `None` if its first instruction does not lie in its page as a whole.
+fn begin_checking(e: &mut Emitter<'_>, run: &[Instruction], end: u16, block: &mut Block) -> Option<()> {
+    if run.first().is_some_and(crosses) {
+        return None;
+    }
+    block.entry_host = e.asm.here();
+    e.save_flags();
+    block.entry_memory = e.asm.here();
+    block.entry_jump = block.entry_memory;
+    block.host_leads_to_memory = true;
+    e.form = Form::Memory;
+    self_check::enter(e, end);
+    block.checked_bytes = end - e.source.offset;
+    block.fields = run.iter().filter_map(self_check::field).collect();
+    Some(())
 }
 
 fn ends(insn: &Instruction) -> bool {
@@ -218,6 +238,9 @@ fn prepare(e: &mut Emitter<'_>, insn: &Instruction, written: u16) {
 fn instruction(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     if is_invalid(insn) || !(e.source.offered)(insn) || e.is_compat() && compat::is_different(insn) {
         return Err(Unsupported);
+    }
+    if self_check::is_loose(e, insn) {
+        return self_check::loose_move(e, insn).map(|()| Flow::Next);
     }
     let vector = catalogue::is_plain_vector(insn);
     if vector && !e.source.mode.has(if catalogue::is_vex_vector(insn) { Mode::AVX } else { Mode::SSE }) {

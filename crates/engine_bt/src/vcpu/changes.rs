@@ -13,7 +13,7 @@ impl BtVcpu {
         let memory = self.slow.memory();
         let now = memory.epoch();
         let seen = std::mem::replace(&mut self.seen, now);
-        let (mut everything, mut remapped) = (false, Vec::new());
+        let (mut everything, mut remapped, mut written) = (false, Vec::new(), Vec::new());
         for change in memory.changes(seen, now) {
             match change {
                 Change::Everything => everything = true,
@@ -23,6 +23,7 @@ impl BtVcpu {
                 Change::Written(mfn) => {
                     let heat = &mut self.heat;
                     self.cache.make_stale(mfn, |key| heat.cool(key))?;
+                    written.push(mfn);
                 }
                 Change::Nothing => {}
             }
@@ -36,6 +37,7 @@ impl BtVcpu {
         if !remapped.is_empty() {
             self.forget_frames(&remapped)?;
         }
+        self.count_code_writes(&written, now);
         self.slow.sync_memory();
         // Both caches of translations have heard at least this.
         self.seat.hear(now);

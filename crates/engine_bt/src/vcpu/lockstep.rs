@@ -66,11 +66,13 @@ pub struct Closeness {
     pub every: u32,
     /// Compare chains of linked blocks instead of single ones.
     pub chained: bool,
+    /// All blocks check themselves, as in [`crate::Bt::checking`].
+    pub checking: bool,
 }
 
 impl Default for Closeness {
     fn default() -> Self {
-        Self { every: 1, chained: false }
+        Self { every: 1, chained: false, checking: false }
     }
 }
 
@@ -81,7 +83,10 @@ impl Closeness {
         for word in text.split(',') {
             match word.split_once('=') {
                 Some(("every", number)) => closeness.every = number.parse().unwrap_or(1).max(1),
-                _ => closeness.chained |= word == "chained",
+                _ => {
+                    closeness.chained |= word == "chained";
+                    closeness.checking |= word == "checking";
+                }
             }
         }
         closeness.chained |= closeness.every > 1;
@@ -127,6 +132,7 @@ impl Lockstep {
             repeatable: true,
             // A single block ends where it leaves.
             finds_code: self.closeness.chained,
+            checking: self.closeness.checking,
             ..Options::default()
         };
         Ok(LockstepVcpu {
@@ -356,6 +362,10 @@ impl LockstepVcpu {
                 let plain = self.bt.plain_block(site.block, rip)?;
                 Ok(plain.and_then(|number| self.bt.cache.entry_of(number)))
             }
+            Exit::Changed { from } => {
+                let revised = self.bt.revise(site.block, from, rip)?;
+                Ok(revised.and_then(|number| self.bt.cache.entry_of(number)))
+            }
             Exit::Transfer { mode, resume } if self.engine.closeness.chained => {
                 self.bt.transfer_code(va, mode, site.block, resume)
             }
@@ -460,8 +470,10 @@ mod tests {
     #[test]
     fn options_from_text() {
         assert_eq!(Closeness::parse(""), Closeness::default());
-        assert_eq!(Closeness::parse("chained"), Closeness { every: 1, chained: true });
-        assert_eq!(Closeness::parse("every=16"), Closeness { every: 16, chained: true });
+        assert_eq!(Closeness::parse("chained"), Closeness { chained: true, ..Closeness::default() });
+        let every = Closeness { every: 16, chained: true, checking: false };
+        assert_eq!(Closeness::parse("every=16"), every);
+        assert_eq!(Closeness::parse("checking,every=16"), Closeness { checking: true, ..every });
         assert_eq!(Closeness::parse("every=0,what"), Closeness::default());
     }
 }

@@ -45,8 +45,8 @@ pub(super) fn run(data: &[u8]) {
 
 /// The same under the translator, with the interpreter beside it.
 pub(super) fn run_in_lockstep(data: &[u8]) {
-    let chained = data.first().is_some_and(|byte| byte & 0x80 != 0);
-    let engine = Lockstep::new(Closeness { chained, every: 1 });
+    let flag = |bit: u8| data.first().is_some_and(|byte| byte & bit != 0);
+    let engine = Lockstep::new(Closeness { chained: flag(0x80), every: 1, checking: flag(0x40) });
     let _ = attempt(data, |setup| engine.vcpu(setup).expect("a vCPU"));
 }
 

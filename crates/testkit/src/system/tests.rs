@@ -15,6 +15,11 @@ fn the_translator_does_what_the_manual_says() {
     under_every_technique(&Bt::eager());
 }
 
+#[test]
+fn blocks_that_check_themselves_do_what_the_manual_says() {
+    under_every_technique(&Bt::checking());
+}
+
 fn under_every_technique(engine: &dyn Engine) {
     for technique in crate::techniques::ALL {
         let report = run(engine, technique, FILES).unwrap();
@@ -25,8 +30,8 @@ fn under_every_technique(engine: &dyn Engine) {
 
 #[test]
 fn the_translator_does_what_the_interpreter_does() {
-    for chained in [false, true] {
-        let engine = Lockstep::new(Closeness { chained, every: 1 });
+    for (chained, checking) in [(false, false), (true, false), (false, true), (true, true)] {
+        let engine = Lockstep::new(Closeness { chained, every: 1, checking });
         let report = run(&engine, Technique::default(), FILES).unwrap();
         let differences = engine.ledger().differences();
         assert!(differences.is_empty(), "\n{}", differences.join("\n"));
