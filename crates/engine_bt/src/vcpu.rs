@@ -114,7 +114,7 @@ impl BtVcpu {
             views,
             cache,
             shadows,
-            heat: Heat::new(options.hot_after),
+            heat: Heat::new(),
             fluid: Fluid::new(),
             translator: Translator::default(),
             gate: Gate::new(),

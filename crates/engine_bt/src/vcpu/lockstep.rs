@@ -128,7 +128,6 @@ impl Lockstep {
     pub fn vcpu(&self, setup: VcpuSetup) -> Result<LockstepVcpu, EngineError> {
         crate::Bt::check_host()?;
         let options = Options {
-            hot_after: 0,
             repeatable: true,
             // A single block ends where it leaves.
             finds_code: self.closeness.chained,
