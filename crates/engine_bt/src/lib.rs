@@ -60,13 +60,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            code_cache: 64 << 20,
-            perf_map: false,
-            repeatable: false,
-            finds_code: true,
-            checking: false,
-        }
+        Self { code_cache: 64 << 20, perf_map: false, repeatable: false, finds_code: true, checking: false }
     }
 }
 
