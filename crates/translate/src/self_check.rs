@@ -159,8 +159,8 @@ mod tests {
     fn words_cover_what_is_compared_and_nothing_else() {
         for start in 0..3u16 {
             for len in 0..40u16 {
-                for loose in [vec![], Vec::from([5..9]), vec![1..5, 9..17], vec![0..4, 4..8]] {
-                    let words = words(start..start + len, &loose);
+                for loose in [&[][..], &[1..5, 9..17], &[0..4, 4..8]] {
+                    let words = words(start..start + len, loose);
                     assert!(words.iter().all(|word| matches!(word.len(), 1 | 2 | 4)));
                     for at in 0..64 {
                         let wanted = (start..start + len).contains(&at)
