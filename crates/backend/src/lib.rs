@@ -1,4 +1,4 @@
-//! The host side of devices: what stands behind a disk.
+//! The host side of devices: what stands behind a disk, and behind a shared directory.
 //!
 //! Nothing here knows what a guest is: memory comes as ranges ([`host::io`]), which the kernel reads and writes in place.
 
@@ -6,6 +6,7 @@
 
 mod disk;
 mod raw;
+pub mod share;
 
 pub use disk::{Disk, DiskError};
 pub use raw::RawDisk;
