@@ -1,6 +1,7 @@
 //! What a virtio device does, apart from how it is reached.
 
 use memory::GuestMemory;
+use state::{Record, StateError};
 
 use crate::queue::Chain;
 
@@ -56,4 +57,23 @@ pub trait Service: Send + Sync {
     /// # Errors
     /// If it is malformed.
     fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed>;
+
+    /// The saved form of what it remembers from one request to the next, if it is a device that does. No request is out.
+    fn save(&self) -> Option<Record> {
+        None
+    }
+
+    /// Remembers what was saved.
+    ///
+    /// # Errors
+    /// If the record is another device's, or damaged.
+    fn restore(&self, record: Option<&Record>) -> Result<(), StateError> {
+        match record {
+            None => Ok(()),
+            Some(_) => Err(StateError::Damaged {
+                name: self.kind().name,
+                reason: "it has what this device does not remember".to_owned(),
+            }),
+        }
+    }
 }

@@ -201,10 +201,10 @@ impl Lifecycle for VirtioPci {
     }
 
     fn save(&self) -> Record {
-        self.0.lock().save()
+        self.0.lock().save(&*self.0.service)
     }
 
     fn restore(&mut self, record: &Record) -> Result<(), StateError> {
-        self.0.lock().restore(self.0.name, record)
+        self.0.lock().restore(self.0.name, &*self.0.service, record)
     }
 }
