@@ -10,10 +10,10 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use spec::{CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name};
+use spec::{CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name, VolumeSpec};
 use x86::cpuid::CpuRequest;
 
-use crate::{duration, help, number};
+use crate::{duration, environment, help, number};
 
 /// The colours of help, used on a terminal only.
 const STYLES: Styles = Styles::styled()
@@ -48,12 +48,16 @@ pub(crate) enum Command {
 /// on the spot. The packages are fetched once, through this machine's own apt, which checks their signatures, and are
 /// not installed. With a CMD, the guest runs it and powers off; without one, it runs a shell.
 ///
+/// With 'host' or a directory as SOURCE, the guest's root is the host's or that directory, with its programs and files.
+/// The guest sees it through a layer of its own in memory, which takes every change and is gone at the end; only what is
+/// shared with --volume is changed in place. CMD runs as root of the guest, which has no more rights on the host than you.
+///
 /// With a kernel file as SOURCE, exactly that kernel is booted, with the --initrd files and the --append line given
 /// and nothing of ours.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::RUN_SHORT, after_long_help = help::RUN)]
 pub(crate) struct RunArgs {
-    /// A kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
+    /// 'host', a directory that is to be the root, or a kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
     pub(crate) source: Option<PathBuf>,
 
     /// A command to run in the guest; its exit status becomes umbra's
@@ -61,8 +65,11 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<OsString>,
 
     /// Boot this kernel instead of Debian's, with the same root file system unless there is an --initrd
-    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
 
     /// An initial RAM disk, or a Multiboot module; may be repeated
     #[arg(long, value_name = "FILE")]
@@ -80,12 +87,32 @@ pub(crate) struct RunArgs {
     pub(crate) timeout: Option<Duration>,
 
     /// Show the kernel's messages, and figures at the end
-    #[arg(short, long)]
+    #[arg(long)]
     pub(crate) verbose: bool,
 
     /// Print on standard error what was counted, when the VM has stopped
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     pub(crate) stats: Option<StatsFormat>,
+}
+
+/// How CMD runs, where the root is the host's or a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, ClapArgs)]
+pub(crate) struct SessionArgs {
+    /// Share a directory of the host with the guest, to be changed or (:ro) only to be read; may be repeated
+    #[arg(short, long, value_name = "HOST:GUEST[:ro]")]
+    pub(crate) volume: Vec<VolumeSpec>,
+
+    /// Set an environment variable, to your own value unless another is given; may be repeated
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = environment::parse)]
+    pub(crate) env: Vec<(OsString, OsString)>,
+
+    /// The directory to run CMD in; with 'host' the present one unless given
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+
+    /// The guest's user to run CMD as, by name or number, with a group or without
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
 }
 
 /// How `--stats` prints.
@@ -100,9 +127,9 @@ pub(crate) enum StatsFormat {
 /// What the machine is made of.
 #[derive(Clone, Debug, PartialEq, Eq, ClapArgs)]
 pub(crate) struct MachineArgs {
-    /// Guest memory, with a unit: K, M, G or T
-    #[arg(short, long, value_name = "SIZE", default_value = "256M")]
-    pub(crate) memory: MemorySize,
+    /// Guest memory, with a unit: K, M, G or T; 256M unless given, 1G with 'host' or a directory
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<MemorySize>,
 
     /// Virtual CPUs
     #[arg(short, long, value_name = "N", default_value_t = CpuCount::ONE)]

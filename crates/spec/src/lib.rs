@@ -11,6 +11,7 @@ mod disk;
 mod engine;
 mod mmu;
 mod name;
+mod share;
 mod size;
 mod translator;
 
@@ -23,6 +24,7 @@ pub use disk::DiskSpec;
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
 pub use name::Name;
+pub use share::{ShareSpec, VolumeSpec};
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
 
@@ -47,6 +49,8 @@ pub struct VmSpec {
     pub boot: BootSpec,
     /// Its disks, at most [`DiskSpec::MOST`], in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// Directories that it shares with the host, at most [`ShareSpec::MOST`].
+    pub shares: Vec<ShareSpec>,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
     pub debug_exit: bool,
 }
@@ -158,6 +162,14 @@ pub enum SpecError {
         text: String,
         /// The option.
         option: String,
+    },
+    /// A shared directory that is not two paths.
+    #[error(
+        "'{text}' does not share a directory: write HOST:GUEST or HOST:GUEST:ro, with GUEST from the root, for example .:/work"
+    )]
+    Volume {
+        /// What was given.
+        text: String,
     },
     /// A name that would not do as a host name.
     #[error(

@@ -1,6 +1,7 @@
 //! Why a VM could not be built, started or asked.
 
 use backend::DiskError;
+use backend::share::ShareError;
 use bus::RouterError;
 use engine::EngineError;
 use firmware::LoadError;
@@ -37,6 +38,25 @@ pub enum VmError {
     /// More disks than there is room for.
     #[error("{count} disks are too many: a VM has at most {most}")]
     TooManyDisks {
+        /// How many were asked for.
+        count: usize,
+        /// The most.
+        most: usize,
+    },
+    /// A directory cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// More shared directories than there may be.
+    #[error("{count} shared directories are too many: a VM has at most {most}")]
+    TooManyShares {
+        /// How many were asked for.
+        count: usize,
+        /// The most.
+        most: usize,
+    },
+    /// More devices than there is room for.
+    #[error("{count} devices are too many: disks and shared directories together are at most {most}")]
+    TooManyDevices {
         /// How many were asked for.
         count: usize,
         /// The most.

@@ -1,6 +1,6 @@
 //! Drivers that Debian's kernel has as modules.
 //!
-//! Those for virtio are kept beside the kernel, each a plain `name.ko`. What a module depends on stands in itself
+//! Those for virtio and what goes with it are kept beside the kernel, each a plain `name.ko`. What a module depends on stands in itself
 //! (`depends=` among the NUL-terminated strings of its `.modinfo` section); what is not in the package is built in.
 
 use std::collections::BTreeSet;
@@ -21,8 +21,11 @@ pub(crate) struct Module {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What is kept of a package.
-const PATTERN: &str = "*/lib/modules/*virtio*.ko*";
+/// All modules of a package.
+const PATTERN: &str = "*/lib/modules/*.ko*";
+/// What is kept of them: what has this in its name, and these, which it depends on or works with.
+const KEPT: &str = "virtio";
+const KEPT_TOO: [&str; 5] = ["failover", "fuse", "net_failover", "overlay", "vsock"];
 /// How a module may be compressed, and what undoes it.
 const COMPRESSIONS: [(&str, &str); 3] = [(".xz", "xz"), (".zst", "zstd"), (".gz", "gzip")];
 
@@ -36,7 +39,12 @@ pub(super) fn take(deb: &Path, work: &Path, target: &Path) -> Result<()> {
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let compression = COMPRESSIONS.iter().find(|(suffix, _)| name.ends_with(suffix));
         let plain = compression.map_or(name.as_str(), |(suffix, _)| name.trim_end_matches(suffix));
-        let to = target.join(plain.replace('-', "_"));
+        let plain = plain.replace('-', "_");
+        let stem = plain.trim_end_matches(".ko");
+        if !stem.contains(KEPT) && !KEPT_TOO.contains(&stem) {
+            continue;
+        }
+        let to = target.join(&plain);
         match compression {
             None => {
                 fs::rename(&file, &to).with_context(|| format!("cannot move '{}'", file.display()))?;
