@@ -53,7 +53,7 @@ impl Share {
         if kind != FileType::Symlink {
             let inherited = u32::from(made.stx_mode) & 0o2000;
             let wanted = permissions(kind, mode | inherited);
-            if status(&path)?.stx_mode & 0o7777 != wanted.as_raw_mode() as u16 {
+            if u32::from(status(&path)?.stx_mode) & 0o7777 != wanted.as_raw_mode() {
                 rustix::fs::chmodat(&self.own_descriptors, number(&path), wanted, AtFlags::empty())?;
             }
         }

@@ -245,7 +245,7 @@ fn raise_limit() -> usize {
     if limit.current.is_some_and(|current| current < most) {
         let before = limit.current;
         limit.current = Some(most);
-        if setrlimit(Resource::Nofile, limit.clone()).is_err() {
+        if setrlimit(Resource::Nofile, limit).is_err() {
             limit.current = before;
         }
     }

@@ -198,7 +198,7 @@ fn arguments(u: &mut Unstructured<'_>, operation: u32) -> Result<Vec<u8>> {
     };
     for number in 0..before {
         // The first eight bytes are mostly a small number.
-        let small = number >= 1 && number < 8 && !u.ratio(1, 16)?;
+        let small = (1..8).contains(&number) && !u.ratio(1, 16)?;
         bytes.push(if small { 0 } else { u.arbitrary::<u8>()? & if u.arbitrary()? { 7 } else { 0xff } });
     }
     if operation == ALLOCATE && bytes.len() >= 24 {
