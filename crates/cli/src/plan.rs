@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use spec::{BootSpec, TranslatorSpec, VmSpec};
+use spec::{BootSpec, NetSpec, TranslatorSpec, VmSpec};
 
 use crate::args::{MachineArgs, RunArgs, StatsFormat};
 use crate::initramfs::Session;
@@ -71,6 +71,10 @@ impl Plan {
             "a CMD runs in the root file system that umbra makes: leave out --initrd, and give a kernel of yours with \
              --kernel instead of SOURCE"
         );
+        ensure!(
+            args.machine.net != NetSpec::None || args.machine.port.is_empty(),
+            "a port leads into the guest by its network: leave out --net none, or --port"
+        );
         let command_line = if theirs {
             args.append.unwrap_or_else(|| DEFAULT_COMMAND_LINE.to_owned())
         } else {
@@ -111,13 +115,24 @@ impl Plan {
             translator: TranslatorSpec { code_cache: machine.code_cache, perf_map: machine.perf_map },
             boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
             disks: machine.disk,
+            net: machine.net,
+            ports: machine.port,
             debug_exit: machine.debug_exit,
         }
     }
 
     /// The drivers that a guest of ours loads for what the user gave it.
-    pub(crate) fn drivers(&self) -> &'static [&'static str] {
-        if self.machine.disk.is_empty() { &[] } else { &["virtio_pci", "virtio_blk", "virtio_rng"] }
+    pub(crate) fn drivers(&self) -> Vec<&'static str> {
+        let disks = (!self.machine.disk.is_empty()).then_some("virtio_blk");
+        let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
+        let mut drivers: Vec<_> = [disks, network].into_iter().flatten().collect();
+        if !drivers.is_empty() {
+            drivers.insert(0, "virtio_pci");
+        }
+        if disks.is_some() {
+            drivers.push("virtio_rng");
+        }
+        drivers
     }
 
     /// Whether there is a command whose status is to be ours.
@@ -188,7 +203,16 @@ mod tests {
         let disks = plan.describe("k".into()).disks;
         let seen: Vec<_> = disks.iter().map(|disk| (disk.file.to_str().unwrap(), disk.read_only)).collect();
         assert_eq!(seen, [("a.img", false), ("b,c", true)]);
-        assert!(self::plan(&["--", "true"]).unwrap().drivers().is_empty());
+        assert!(self::plan(&["--net", "none", "--", "true"]).unwrap().drivers().is_empty());
+    }
+
+    #[test]
+    fn there_is_a_network_unless_there_is_none() {
+        let plan = plan(&["-p", "8080:80", "--port", "0.0.0.0:53:53/udp", "--", "true"]).unwrap();
+        assert_eq!(plan.drivers(), ["virtio_pci", "virtio_net"]);
+        let ports: Vec<_> = plan.describe("k".into()).ports.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["127.0.0.1:8080:80", "0.0.0.0:53:53/udp"]);
+        assert!(self::plan(&["--net", "none", "-p", "1:2"]).is_err());
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
     let initrds = match &plan.guest {
         Guest::Ours { command, session } => {
             let busybox = debian::busybox(&Cache::of_user()?, Freshness::Cached)?;
-            let modules = match plan.drivers() {
+            let modules = match plan.drivers().as_slice() {
                 [] => Vec::new(),
                 drivers => match debian::modules_of(&Cache::of_user()?, &path)? {
                     Some(dir) => debian::select(&dir, drivers)?,

@@ -11,6 +11,7 @@ mod disk;
 mod engine;
 mod mmu;
 mod name;
+mod net;
 mod size;
 mod translator;
 
@@ -23,6 +24,7 @@ pub use disk::DiskSpec;
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
 pub use name::Name;
+pub use net::{NetSpec, PortKind, PortSpec, UserNetSpec};
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
 
@@ -47,6 +49,10 @@ pub struct VmSpec {
     pub boot: BootSpec,
     /// Its disks, at most [`DiskSpec::MOST`], in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// Its network.
+    pub net: NetSpec,
+    /// Ports of the host that lead into it, by its user-mode network.
+    pub ports: Vec<PortSpec>,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
     pub debug_exit: bool,
 }
@@ -158,6 +164,20 @@ pub enum SpecError {
         text: String,
         /// The option.
         option: String,
+    },
+    /// A network nobody knows.
+    #[error(
+        "network '{text}' does not exist: use none, or user with any of ',dns=IP[:PORT]' and ',loopback=off'"
+    )]
+    Net {
+        /// What was given.
+        text: String,
+    },
+    /// Not a port to forward.
+    #[error("'{text}' forwards no port: write [IP:]HOST:GUEST, for example 8080:80 or 0.0.0.0:5353:53/udp")]
+    Port {
+        /// What was given.
+        text: String,
     },
     /// A name that would not do as a host name.
     #[error(

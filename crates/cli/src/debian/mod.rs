@@ -56,7 +56,7 @@ impl fmt::Display for Wanted<'_> {
 /// The kernel's name in its cache entry.
 const VMLINUZ: &str = "vmlinuz";
 /// The directory of the kernel's modules beside it.
-const MODULES: &str = "modules";
+const MODULES: &str = "drivers";
 /// Busybox's.
 const BUSYBOX_FILE: &str = "busybox";
 /// The list of busybox's applets, beside it.
