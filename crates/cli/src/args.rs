@@ -156,7 +156,7 @@ pub(crate) struct MachineArgs {
     /// user needs no privileges: the guest's connections go on as umbra's own. The guest is 10.0.2.15 and fec0::15 (by DHCP and
     /// router advertisement), its router 10.0.2.2 and fec0::2, which lead to the host's loopback unless there is
     /// ',loopback=off', its name server 10.0.2.3 and fec0::3, which asks the host's, or the one given with
-    /// ',dns=IP[:PORT]'.
+    /// ',dns=IP[:PORT]'. ',rate=SIZE' lets so many bytes pass each second, in each direction: rate=10M.
     #[arg(long, value_name = "NETWORK", default_value_t)]
     pub(crate) net: NetSpec,
 

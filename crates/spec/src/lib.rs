@@ -167,7 +167,7 @@ pub enum SpecError {
     },
     /// A network nobody knows.
     #[error(
-        "network '{text}' does not exist: use none, or user with any of ',dns=IP[:PORT]' and ',loopback=off'"
+        "network '{text}' does not exist: use none, or user with any of ',dns=IP[:PORT]', ',loopback=off' and ',rate=SIZE'"
     )]
     Net {
         /// What was given.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use crate::SpecError;
+use crate::{ByteSize, SpecError};
 
 /// What a VM's network adapter leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,13 +15,15 @@ pub enum NetSpec {
     User(UserNetSpec),
 }
 
-/// The user-mode network: `user[,dns=IP[:PORT]][,loopback=off]`.
+/// The user-mode network: `user[,dns=IP[:PORT]][,loopback=off][,rate=SIZE]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserNetSpec {
     /// The name server that the guest's questions go to; nothing: those of the host.
     pub dns: Option<SocketAddr>,
     /// Whether the gateway's address leads to the host's loopback.
     pub loopback: bool,
+    /// How many bytes may pass each second, in each direction; nothing: as many as can.
+    pub rate: Option<ByteSize>,
 }
 
 impl UserNetSpec {
@@ -53,7 +55,7 @@ impl UserNetSpec {
 
 impl Default for UserNetSpec {
     fn default() -> Self {
-        Self { dns: None, loopback: true }
+        Self { dns: None, loopback: true, rate: None }
     }
 }
 
@@ -85,6 +87,13 @@ impl FromStr for NetSpec {
                 }
                 Some(("loopback", "off")) => user.loopback = false,
                 Some(("loopback", "on")) => user.loopback = true,
+                Some(("rate", rate)) => {
+                    let rate: ByteSize = rate.parse()?;
+                    user.rate = Some(rate).filter(|rate| rate.bytes() > 0);
+                    if user.rate.is_none() {
+                        return Err(refusal());
+                    }
+                }
                 _ => return Err(refusal()),
             }
         }
@@ -99,7 +108,10 @@ impl fmt::Display for NetSpec {
         if let Some(dns) = user.dns {
             write!(f, ",dns={dns}")?;
         }
-        if user.loopback { Ok(()) } else { f.write_str(",loopback=off") }
+        if !user.loopback {
+            f.write_str(",loopback=off")?;
+        }
+        user.rate.map_or(Ok(()), |rate| write!(f, ",rate={rate}"))
     }
 }
 
@@ -157,15 +169,24 @@ mod tests {
     #[test]
     fn networks() {
         let user = |dns: Option<&str>, loopback| {
-            Ok(NetSpec::User(UserNetSpec { dns: dns.map(|dns| dns.parse().unwrap()), loopback }))
+            Ok(NetSpec::User(UserNetSpec { dns: dns.map(|dns| dns.parse().unwrap()), loopback, rate: None }))
         };
         assert_eq!("none".parse(), Ok(NetSpec::None));
         assert_eq!("user".parse::<NetSpec>(), Ok(NetSpec::default()));
         assert_eq!("user,dns=192.0.2.1".parse(), user(Some("192.0.2.1:53"), true));
         assert_eq!("user,dns=127.0.0.1:5353,loopback=off".parse(), user(Some("127.0.0.1:5353"), false));
         assert_eq!("user,dns=2001:db8::1".parse(), user(Some("[2001:db8::1]:53"), true));
-        for bad in ["", "none,", "user,", "tap", "user,dns=name", "user,loopback=maybe", "none,loopback=off"]
-        {
+        for bad in [
+            "",
+            "none,",
+            "user,",
+            "tap",
+            "user,dns=name",
+            "user,loopback=maybe",
+            "none,loopback=off",
+            "user,rate=0K",
+            "user,rate=9",
+        ] {
             assert!(bad.parse::<NetSpec>().is_err(), "{bad}");
         }
     }
@@ -183,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_understood() {
-        for text in ["none", "user", "user,dns=[::1]:99,loopback=off"] {
+        for text in ["none", "user", "user,dns=[::1]:99,loopback=off", "user,rate=10 MiB"] {
             assert_eq!(text.parse::<NetSpec>().unwrap().to_string(), text);
         }
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfig, UserNet, resolvers};
+use backend::net::{Limited, Network};
 use backend::{Disk, RawDisk};
 use bus::Lifecycle;
 use spec::{DiskSpec, NetSpec, PortKind, PortSpec, UserNetSpec, VmSpec};
@@ -39,7 +40,11 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
     }
     if let NetSpec::User(user) = &spec.net {
         let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;
-        services.push(Box::new(Net::new(Box::new(network), UserNetSpec::GUEST_MAC, MTU)));
+        let network: Box<dyn Network> = match user.rate {
+            Some(rate) => Box::new(Limited::new(network, rate.bytes())),
+            None => Box::new(network),
+        };
+        services.push(Box::new(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
     }
     Ok(services)
 }

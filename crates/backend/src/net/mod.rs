@@ -3,11 +3,14 @@
 //! An adapter and what is behind it exchange Ethernet frames, each with what is left to be done to it ([`Offload`]): a
 //! checksum to be made, a segment to be cut into smaller ones. One thread serves an adapter, so nothing here is shared.
 
+mod limit;
 pub mod user;
 
 use std::time::Duration;
 
 use host::poll::Bell;
+
+pub use limit::Limited;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -88,6 +91,11 @@ pub trait Network: Send {
 
     /// Waits until the bell rings or something happens on the host, `limit` at most, and takes in what has happened.
     fn wait(&mut self, limit: Option<Duration>);
+
+    /// Whether it takes a frame of the guest now. Who finds it closed waits before the next look.
+    fn is_open(&self) -> bool {
+        true
+    }
 
     /// Takes a frame from the guest. Whatever is wrong with it is its sender's loss.
     fn transmit(&mut self, frame: &[u8], offload: Offload);

@@ -25,7 +25,8 @@ pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
             Receiver { memory: queues.memory(), batch: queues.take(RECEIVE, 0), chains: 0, stuck: false };
         let features = receiver.batch.features();
         let left = far.network.receive(abilities(features), &mut |frame| receiver.deliver(frame));
-        if !left || receiver.stuck {
+        // The driver has to do something first, or the network wants to wait.
+        if !left || receiver.stuck || receiver.chains == 0 {
             return left && receiver.batch.has_more();
         }
     }

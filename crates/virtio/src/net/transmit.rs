@@ -9,14 +9,19 @@ use crate::transport::Queues;
 /// The most frames taken at once: the guest hears of them together, and what they make others send is sent meanwhile.
 const BATCH: usize = 64;
 
-/// Takes frames; true if there may be more.
+/// Takes frames, as long as the network does; true if there may be more that it takes.
 pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
+    if !far.network.is_open() {
+        return false;
+    }
     let mut batch = queues.take(TRANSMIT, BATCH);
-    while let Some(chain) = batch.next() {
+    while far.network.is_open()
+        && let Some(chain) = batch.next()
+    {
         let sent = send(far, queues, &chain);
         batch.answer(chain.ticket, sent.map(|()| 0));
     }
-    batch.has_more()
+    batch.has_more() && far.network.is_open()
 }
 
 /// Sends one frame. What is too long to be a frame, or asks for what was not offered, is lost.

@@ -37,8 +37,8 @@ const SILENT: Duration = Duration::from_secs(60);
 const DEAD: Duration = Duration::from_secs(3 * 3600);
 /// How often connections are looked at for what takes no time to be exact.
 const ROUND: Duration = Duration::from_secs(15);
-/// The most connections taken from a listening socket at once.
-const MOST_ACCEPTS: usize = 16;
+/// The most connections taken from a listening socket at once: more do not wait there.
+const MOST_ACCEPTS: usize = 256;
 const TCP_HEADER: u16 = 20;
 const CHECKSUM_OFFSET: u16 = 16;
 
@@ -68,7 +68,8 @@ impl Tcp {
         let socket = TcpListener::bind(forward.listen)?;
         socket.set_nonblocking(true)?;
         let id = link.new_id();
-        link.watch(socket.as_fd(), Owner::TcpListener, id, Trigger::Readable)?;
+        // Once for each caller: one for whom there is no descriptor waits on, and must not keep us awake.
+        link.watch(socket.as_fd(), Owner::TcpListener, id, Trigger::Edge)?;
         self.listeners.insert(id, Listener { socket, port: forward.port });
         Ok(())
     }
@@ -115,14 +116,11 @@ impl Tcp {
         }
         match link.outside.stream(to) {
             Ok(stream) => {
-                if let Some(start) = first_number() {
-                    let watched = |link: &Link, stream: &dyn Stream, id| {
-                        link.watch(stream.as_fd(), Owner::Tcp, id, Trigger::Edge)
-                    };
-                    let id = link.new_id();
-                    if watched(link, &*stream, id).is_ok() {
-                        self.add(id, Flow::from_guest(ends, call, stream, start, now), now);
-                    }
+                let id = link.new_id();
+                let watched = link.watch(stream.as_fd(), Owner::Tcp, id, Trigger::Edge);
+                // Where the host has nothing left for us the call is not heard, and the guest calls again.
+                if let (Ok(()), Some(start)) = (watched, first_number()) {
+                    self.add(id, Flow::from_guest(ends, call, stream, start, now), now);
                 }
             }
             Err(error) => match error.kind() {
@@ -174,8 +172,12 @@ impl Tcp {
         for _ in 0..MOST_ACCEPTS {
             let Some(Listener { socket, port }) = self.listeners.get(&listener) else { return };
             let (port, accepted) = (*port, socket.accept());
-            // Whatever is wrong with one caller says nothing of the next.
-            let Ok((stream, peer)) = accepted else { return };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                // Whatever was wrong with one caller says nothing of the next.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(_) => return,
+            };
             let good = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
             if good.is_ok() && self.make_room(now) {
                 self.admit(link, Box::new(stream), peer, port, now);
