@@ -10,7 +10,10 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use spec::{CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name, VolumeSpec};
+use spec::{
+    CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name, NetSpec, PortSpec,
+    VolumeSpec,
+};
 use x86::cpuid::CpuRequest;
 
 use crate::{duration, environment, help, number};
@@ -177,6 +180,21 @@ pub(crate) struct MachineArgs {
     /// and so on. With ',ro' it can only be read, and several VMs may share it. A comma in FILE is written twice.
     #[arg(long, value_name = "FILE[,ro]")]
     pub(crate) disk: Vec<DiskSpec>,
+
+    /// The guest's network: user or none
+    ///
+    /// user needs no privileges: the guest's connections go on as umbra's own. The guest is 10.0.2.15 and fec0::15 (by DHCP and
+    /// router advertisement), its router 10.0.2.2 and fec0::2, which lead to the host's loopback unless there is
+    /// ',loopback=off', its name server 10.0.2.3 and fec0::3, which asks the host's, or the one given with
+    /// ',dns=IP[:PORT]'. ',rate=SIZE' lets so many bytes pass each second, in each direction: rate=10M.
+    #[arg(long, value_name = "NETWORK", default_value_t)]
+    pub(crate) net: NetSpec,
+
+    /// Lead a port of the host into the guest; may be repeated
+    ///
+    /// The host listens on 127.0.0.1 unless IP says otherwise: 0.0.0.0 is every address of it, [::1] its IPv6 loopback.
+    #[arg(short, long, value_name = "[IP:]HOST:GUEST[/udp]")]
+    pub(crate) port: Vec<PortSpec>,
 
     /// Let the guest end the VM by writing to port 0xf4 (isa-debug-exit)
     ///

@@ -50,6 +50,7 @@ Examples:
   umbra run --timeout 30s --kernel bzImage -- dmesg
   umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r
   truncate -s 1G disk.img; umbra run --disk disk.img -- mke2fs /dev/vda
+  umbra run -p 8080:80 -- httpd -f -h /etc
   umbra run kernel.elf --initrd module.bin --debug-exit";
 
 /// Below `umbra fetch --help`.

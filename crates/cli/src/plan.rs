@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use init::{Directory, Mount, Settings, Terminal};
-use spec::{BootSpec, MemorySize, ShareSpec, TranslatorSpec, VmSpec};
+use init::{Directory, Mount, Network, Settings, Terminal};
+use spec::{BootSpec, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec};
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
 use crate::initramfs::Session;
@@ -149,18 +149,24 @@ impl Plan {
             boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
             disks: machine.disk,
             shares: self.shares.clone(),
+            net: machine.net,
+            ports: machine.port,
             debug_exit: machine.debug_exit,
         }
     }
 
     /// The drivers that a guest of ours loads for what the user gave it.
     pub(crate) fn drivers(&self) -> Vec<&'static str> {
-        let mut drivers = Vec::new();
-        if !self.machine.disk.is_empty() {
-            drivers.extend(["virtio_pci", "virtio_blk", "virtio_rng"]);
+        let disks = (!self.machine.disk.is_empty()).then_some("virtio_blk");
+        let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
+        let shared = matches!(self.guest, Guest::Shared(_));
+        let files = shared.then_some(["virtiofs", "overlay"]).into_iter().flatten();
+        let mut drivers: Vec<_> = disks.into_iter().chain(network).chain(files).collect();
+        if !drivers.is_empty() {
+            drivers.insert(0, "virtio_pci");
         }
-        if matches!(self.guest, Guest::Shared(_)) {
-            drivers.extend(["virtio_pci", "virtiofs", "overlay"]);
+        if disks.is_some() {
+            drivers.push("virtio_rng");
         }
         drivers
     }
@@ -185,6 +191,10 @@ fn check(args: &RunArgs, theirs: bool, shared: bool) -> Result<()> {
     ensure!(
         !shared || args.initrd.is_empty(),
         "with 'host' or a directory as SOURCE, the initial RAM disk is umbra's: leave out --initrd"
+    );
+    ensure!(
+        args.machine.net != NetSpec::None || args.machine.port.is_empty(),
+        "a port leads into the guest by its network: leave out --net none, or --port"
     );
     ensure!(
         shared || args.source.is_none() || args.kernel.is_none(),
@@ -228,6 +238,16 @@ fn shares(source: &Source, session: &SessionArgs) -> Vec<ShareSpec> {
     root.into_iter().chain(session.volume.iter().enumerate().map(volume)).collect()
 }
 
+/// The guest's network: what DHCP and router advertisements would say, without waiting for them.
+fn network() -> Network {
+    use UserNetSpec as Net;
+    Network {
+        addresses: vec![(Net::GUEST4.into(), Net::PREFIX4), (Net::GUEST6.into(), Net::PREFIX6)],
+        routers: vec![Net::GATEWAY4.into(), Net::ROUTER_LINK.into()],
+        name_servers: vec![Net::DNS4.into()],
+    }
+}
+
 /// What the first process of a shared root is told.
 fn settings(args: &RunArgs, source: &Source, shares: &[ShareSpec], surroundings: Surroundings) -> Settings {
     let mounts = shares.iter().filter(|share| share.tag != ROOT_TAG).zip(&args.session.volume);
@@ -246,6 +266,7 @@ fn settings(args: &RunArgs, source: &Source, shares: &[ShareSpec], surroundings:
                 read_only: share.read_only,
             })
             .collect(),
+        network: (args.machine.net != NetSpec::None).then(network),
         terminal: match surroundings.session {
             Session::Terminal { size, term } => Some(Terminal { size, kind: term }),
             Session::Piped => None,
@@ -322,7 +343,16 @@ mod tests {
         let disks = plan.describe("k".into()).disks;
         let seen: Vec<_> = disks.iter().map(|disk| (disk.file.to_str().unwrap(), disk.read_only)).collect();
         assert_eq!(seen, [("a.img", false), ("b,c", true)]);
-        assert!(self::plan(&["--", "true"]).unwrap().drivers().is_empty());
+        assert!(self::plan(&["--net", "none", "--", "true"]).unwrap().drivers().is_empty());
+    }
+
+    #[test]
+    fn there_is_a_network_unless_there_is_none() {
+        let plan = plan(&["-p", "8080:80", "--port", "0.0.0.0:53:53/udp", "--", "true"]).unwrap();
+        assert_eq!(plan.drivers(), ["virtio_pci", "virtio_net"]);
+        let ports: Vec<_> = plan.describe("k".into()).ports.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["127.0.0.1:8080:80", "0.0.0.0:53:53/udp"]);
+        assert!(self::plan(&["--net", "none", "-p", "1:2"]).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -199,4 +200,24 @@ fn a_directory_is_a_root() {
     assert_eq!(output.status.code(), Some(0), "{}", complaint(&output));
     assert_eq!(text(&output), "bin\ndev\nproc\nrun\nsys\ntmp\nnew\n0\n");
     assert_eq!(fs::read_dir(&root).unwrap().count(), 1, "the directory is as it was");
+}
+
+/// The guest's network is set up by what is known of it beforehand.
+#[test]
+fn the_hosts_programs_reach_the_network() {
+    if Command::new("bash").arg("--version").output().is_err() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no bash on this host");
+        return;
+    }
+    let Some(kernel) = kernels().into_iter().next() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server =
+        std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"from the host\n").unwrap());
+    let script = format!("cat </dev/tcp/10.0.2.2/{port}; cat /etc/resolv.conf");
+    let output = run(&kernel, &["host"], &["bash", "-c", &script]);
+    assert_eq!(text(&output), "from the host\nnameserver 10.0.2.3\n", "{}", complaint(&output));
+    server.join().unwrap();
+    let none = run(&kernel, &["host", "--net", "none"], &["ls", "/sys/class/net"]);
+    assert_eq!(text(&none), "lo\n", "{}", complaint(&none));
 }

@@ -4,6 +4,7 @@
 //! else.
 
 use std::ffi::{OsStr, OsString};
+use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
@@ -21,6 +22,8 @@ pub struct Settings {
     pub root: String,
     /// Shared directories, in the order in which they are mounted.
     pub shares: Vec<Mount>,
+    /// The network, if there is one.
+    pub network: Option<Network>,
     /// The terminal, if there is one; else standard input, output and error are pipes.
     pub terminal: Option<Terminal>,
     /// Environment variables beside the usual ones, or instead of them.
@@ -44,6 +47,17 @@ pub struct Mount {
     pub path: PathBuf,
     /// Whether it may only be read.
     pub read_only: bool,
+}
+
+/// What is known of the network beforehand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// The guest's addresses, each with the length of its network's prefix.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// The ways to everywhere.
+    pub routers: Vec<IpAddr>,
+    /// Who is asked for names.
+    pub name_servers: Vec<IpAddr>,
 }
 
 /// A terminal.
@@ -82,6 +96,17 @@ impl Settings {
         for Mount { tag, path, read_only } in &self.shares {
             let access = if *read_only { "ro" } else { "rw" };
             put("share", &joined(&format!("{tag}:{access}:"), path.as_os_str()));
+        }
+        if let Some(Network { addresses, routers, name_servers }) = &self.network {
+            for (address, prefix) in addresses {
+                put("address", format!("{address}/{prefix}").as_ref());
+            }
+            for router in routers {
+                put("router", router.to_string().as_ref());
+            }
+            for server in name_servers {
+                put("name-server", server.to_string().as_ref());
+            }
         }
         if let Some(Terminal { size: (rows, columns), kind }) = &self.terminal {
             put("terminal", format!("{rows}:{columns}:{kind}").as_ref());
@@ -124,6 +149,10 @@ impl Settings {
         Some(settings)
     }
 
+    fn network(&mut self) -> &mut Network {
+        self.network.get_or_insert_default()
+    }
+
     fn take(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         let text = || String::from_utf8(value.to_vec()).ok();
         let os = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
@@ -136,6 +165,13 @@ impl Settings {
                 let tag = String::from_utf8(tag.to_vec()).ok()?;
                 self.shares.push(Mount { tag, path: os(path).into(), read_only: access == b"ro" });
             }
+            b"address" => {
+                let text = text()?;
+                let (address, prefix) = text.split_once('/')?;
+                self.network().addresses.push((address.parse().ok()?, prefix.parse().ok()?));
+            }
+            b"router" => self.network().routers.push(text()?.parse().ok()?),
+            b"name-server" => self.network().name_servers.push(text()?.parse().ok()?),
             b"terminal" => {
                 let text = text()?;
                 let (rows, rest) = text.split_once(':')?;
@@ -183,6 +219,11 @@ mod tests {
                 Mount { tag: "share0".into(), path: "/a:b=c".into(), read_only: true },
                 Mount { tag: "share1".into(), path: "/work".into(), read_only: false },
             ],
+            network: Some(Network {
+                addresses: vec![("10.0.2.15".parse().unwrap(), 24), ("fec0::15".parse().unwrap(), 64)],
+                routers: vec!["10.0.2.2".parse().unwrap()],
+                name_servers: vec!["fec0::3".parse().unwrap()],
+            }),
             terminal: Some(Terminal { size: (24, 80), kind: "xterm:x".into() }),
             environment: vec![("A".into(), "b=c\n".into()), ("EMPTY".into(), "".into())],
             directory: Directory::Rather("/some where".into()),

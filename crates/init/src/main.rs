@@ -1,6 +1,6 @@
 //! The first process of a guest whose root is shared from the host.
 //!
-//! It loads drivers, puts the root together ([`root`]), sets the console up ([`console`]), runs the user's command
+//! It loads drivers, puts the root together ([`root`]), sets the network ([`network`]) and the console up ([`console`]), runs the user's command
 //! ([`command`]), says on the control port what became of it, and powers the machine off. Whatever fails is said in one
 //! sentence on the kernel's console, and is status 125.
 //!
@@ -12,6 +12,7 @@
 mod account;
 mod command;
 mod console;
+mod network;
 mod root;
 mod session;
 
@@ -87,6 +88,7 @@ fn prepare() -> Result<(Settings, Console), Failure> {
     let settings =
         Settings::decode(&text).ok_or_else(|| Failure("the guest's settings are damaged".to_owned()))?;
     root::enter(&settings)?;
+    network::set_up(settings.network.as_ref())?;
     let console = Console::open(settings.terminal.as_ref())?;
     Ok((settings, console))
 }

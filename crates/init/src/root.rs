@@ -43,8 +43,6 @@ pub(crate) fn enter(settings: &Settings) -> Result<(), Failure> {
         share(tag, path, *read_only)?;
     }
     read_ahead();
-    // A guest without loopback is odd, but most commands do not notice.
-    let _ = loopback();
     Ok(())
 }
 
@@ -141,23 +139,4 @@ fn read_ahead() {
             let _ = fs::write(item.path().join("read_ahead_kb"), KIB);
         }
     }
-}
-
-/// Turns the loopback interface on, by rtnetlink(7): `RTM_NEWLINK` for interface 1 with `IFF_UP`.
-fn loopback() -> rustix::io::Result<()> {
-    use rustix::net::{AddressFamily, SendFlags, SocketType, send, socket};
-    // The protocol is NETLINK_ROUTE, which is 0.
-    const MESSAGE: [u32; 8] = [
-        32,           // length
-        16 | 1 << 16, // RTM_NEWLINK, NLM_F_REQUEST
-        0,
-        0,
-        0, // any family
-        1, // the interface's index
-        1, // IFF_UP
-        1, // which is what changes
-    ];
-    let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
-    let bytes: Vec<u8> = MESSAGE.iter().flat_map(|word| word.to_le_bytes()).collect();
-    send(&socket, &bytes, SendFlags::empty()).map(drop)
 }

@@ -4,6 +4,7 @@ use memory::GuestMemory;
 use state::{Record, StateError};
 
 use crate::queue::Chain;
+use crate::transport::Queues;
 
 /// What kind of device it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,11 @@ pub trait Service: Send + Sync {
         &[]
     }
 
+    /// The device as one that is served by a thread of its own, if it is such.
+    fn pump(&self) -> Option<&dyn Pump> {
+        None
+    }
+
     /// Serves a request, taking its time; returns how many bytes were written to the beginning of its writable buffers.
     ///
     /// # Errors
@@ -76,4 +82,17 @@ pub trait Service: Send + Sync {
             }),
         }
     }
+}
+
+/// A device whose chains wait for what happens elsewhere, such as a network's receive buffers: one thread serves all its
+/// queues, and the host's side too. It takes chains only when it can answer them at once.
+pub trait Pump: Sync {
+    /// Ends [`Pump::wait`], now or the next time. Any thread may call it, and it takes no time.
+    fn wake(&self);
+
+    /// Waits until it is woken or something happens on the host. No chain is out meanwhile.
+    fn wait(&self);
+
+    /// Moves what can be moved, without waiting; true if it is to be called again before the next wait.
+    fn turn(&self, queues: &Queues<'_>) -> bool;
 }

@@ -1,6 +1,7 @@
 //! Why a VM could not be built, started or asked.
 
 use backend::DiskError;
+use backend::net::user::UserNetError;
 use backend::share::ShareError;
 use bus::RouterError;
 use engine::EngineError;
@@ -62,6 +63,9 @@ pub enum VmError {
         /// The most.
         most: usize,
     },
+    /// The network cannot be had.
+    #[error(transparent)]
+    Network(#[from] UserNetError),
     /// The host has no thread for us.
     #[error("the host gives no thread: {0}")]
     Thread(std::io::Error),

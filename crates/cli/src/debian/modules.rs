@@ -21,11 +21,12 @@ pub(crate) struct Module {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// All modules of a package.
+/// Where a package has its modules.
 const PATTERN: &str = "*/lib/modules/*.ko*";
-/// What is kept of them: what has this in its name, and these, which it depends on or works with.
-const KEPT: &str = "virtio";
-const KEPT_TOO: [&str; 5] = ["failover", "fuse", "net_failover", "overlay", "vsock"];
+/// What is kept of them: whatever has this in its name,
+const FAMILY: &str = "virtio";
+/// and these.
+const OTHERS: [&str; 5] = ["failover", "fuse", "net_failover", "overlay", "vsock"];
 /// How a module may be compressed, and what undoes it.
 const COMPRESSIONS: [(&str, &str); 3] = [(".xz", "xz"), (".zst", "zstd"), (".gz", "gzip")];
 
@@ -37,14 +38,12 @@ pub(super) fn take(deb: &Path, work: &Path, target: &Path) -> Result<()> {
     fs::create_dir(target).with_context(|| format!("cannot make '{}'", target.display()))?;
     for file in archive::take_files(deb, PATTERN, &work.join("modules"))? {
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let compression = COMPRESSIONS.iter().find(|(suffix, _)| name.ends_with(suffix));
-        let plain = compression.map_or(name.as_str(), |(suffix, _)| name.trim_end_matches(suffix));
-        let plain = plain.replace('-', "_");
-        let stem = plain.trim_end_matches(".ko");
-        if !stem.contains(KEPT) && !KEPT_TOO.contains(&stem) {
+        if !is_wanted(&name) {
             continue;
         }
-        let to = target.join(&plain);
+        let compression = COMPRESSIONS.iter().find(|(suffix, _)| name.ends_with(suffix));
+        let plain = compression.map_or(name.as_str(), |(suffix, _)| name.trim_end_matches(suffix));
+        let to = target.join(plain.replace('-', "_"));
         match compression {
             None => {
                 fs::rename(&file, &to).with_context(|| format!("cannot move '{}'", file.display()))?;
@@ -54,6 +53,11 @@ pub(super) fn take(deb: &Path, work: &Path, target: &Path) -> Result<()> {
         archive::sync(&to)?;
     }
     Ok(())
+}
+
+fn is_wanted(file: &str) -> bool {
+    let name = file.split('.').next().unwrap_or_default().replace('-', "_");
+    name.contains(FAMILY) || OTHERS.contains(&name.as_str())
 }
 
 fn decompress(program: &str, from: &Path, to: &Path) -> Result<()> {

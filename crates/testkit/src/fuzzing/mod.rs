@@ -25,6 +25,7 @@ mod page_tables;
 mod records;
 mod specs;
 mod tweak;
+mod user_net;
 mod virtio_driver;
 
 #[cfg(test)]
@@ -42,7 +43,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "interp_code", max_len: 1024, body: interp_code::run },
     Target { name: "lockstep_code", max_len: 1024, body: interp_code::run_in_lockstep },
     Target { name: "page_tables", max_len: 1024, body: page_tables::run },
@@ -54,6 +55,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "virtio_driver", max_len: 4096, body: virtio_driver::run },
     Target { name: "native_unit", max_len: 512, body: native_unit::run },
     Target { name: "specs", max_len: 512, body: specs::run },
+    Target { name: "user_net", max_len: 4096, body: user_net::run },
 ];
 
 /// The target of a name.

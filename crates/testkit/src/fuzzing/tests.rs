@@ -55,6 +55,7 @@ regressions! {
     virtio_driver: 400,
     native_unit: 400,
     specs: 400,
+    user_net: 400,
 }
 
 #[test]
