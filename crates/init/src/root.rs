@@ -32,8 +32,8 @@ pub(crate) fn enter(settings: &Settings) -> Result<(), Failure> {
     }
     share(&settings.root, LOWER, true)?;
     attach("tmpfs", UPPER, none, "mode=0755")?;
-    make(&format!("{UPPER}/changes"))?;
-    make(&format!("{UPPER}/work"))?;
+    make(format!("{UPPER}/changes"))?;
+    make(format!("{UPPER}/work"))?;
     let layers = format!("lowerdir={LOWER},upperdir={UPPER}/changes,workdir={UPPER}/work");
     attach("overlay", ROOT, none, &layers)?;
     change_root()?;
