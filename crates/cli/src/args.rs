@@ -10,10 +10,13 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use spec::{CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name};
+use spec::{
+    CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name, NetSpec, PortSpec,
+    VolumeSpec,
+};
 use x86::cpuid::CpuRequest;
 
-use crate::{duration, help, number};
+use crate::{duration, environment, help, number};
 
 /// The colours of help, used on a terminal only.
 const STYLES: Styles = Styles::styled()
@@ -48,12 +51,16 @@ pub(crate) enum Command {
 /// on the spot. The packages are fetched once, through this machine's own apt, which checks their signatures, and are
 /// not installed. With a CMD, the guest runs it and powers off; without one, it runs a shell.
 ///
+/// With 'host' or a directory as SOURCE, the guest's root is the host's or that directory, with its programs and files.
+/// The guest sees it through a layer of its own in memory, which takes every change and is gone at the end; only what is
+/// shared with --volume is changed in place. CMD runs as root of the guest, which has no more rights on the host than you.
+///
 /// With a kernel file as SOURCE, exactly that kernel is booted, with the --initrd files and the --append line given
 /// and nothing of ours.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::RUN_SHORT, after_long_help = help::RUN)]
 pub(crate) struct RunArgs {
-    /// A kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
+    /// 'host', a directory that is to be the root, or a kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
     pub(crate) source: Option<PathBuf>,
 
     /// A command to run in the guest; its exit status becomes umbra's
@@ -61,8 +68,11 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<OsString>,
 
     /// Boot this kernel instead of Debian's, with the same root file system unless there is an --initrd
-    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
 
     /// An initial RAM disk, or a Multiboot module; may be repeated
     #[arg(long, value_name = "FILE")]
@@ -80,12 +90,32 @@ pub(crate) struct RunArgs {
     pub(crate) timeout: Option<Duration>,
 
     /// Show the kernel's messages, and figures at the end
-    #[arg(short, long)]
+    #[arg(long)]
     pub(crate) verbose: bool,
 
     /// Print on standard error what was counted, when the VM has stopped
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     pub(crate) stats: Option<StatsFormat>,
+}
+
+/// How CMD runs, where the root is the host's or a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, ClapArgs)]
+pub(crate) struct SessionArgs {
+    /// Share a directory of the host with the guest, to be changed or (:ro) only to be read; may be repeated
+    #[arg(short, long, value_name = "HOST:GUEST[:ro]")]
+    pub(crate) volume: Vec<VolumeSpec>,
+
+    /// Set an environment variable, to your own value unless another is given; may be repeated
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = environment::parse)]
+    pub(crate) env: Vec<(OsString, OsString)>,
+
+    /// The directory to run CMD in; with 'host' the present one unless given
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+
+    /// The guest's user to run CMD as, by name or number, with a group or without
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
 }
 
 /// How `--stats` prints.
@@ -100,9 +130,9 @@ pub(crate) enum StatsFormat {
 /// What the machine is made of.
 #[derive(Clone, Debug, PartialEq, Eq, ClapArgs)]
 pub(crate) struct MachineArgs {
-    /// Guest memory, with a unit: K, M, G or T
-    #[arg(short, long, value_name = "SIZE", default_value = "256M")]
-    pub(crate) memory: MemorySize,
+    /// Guest memory, with a unit: K, M, G or T; 256M unless given, 1G with 'host' or a directory
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<MemorySize>,
 
     /// Virtual CPUs
     #[arg(short, long, value_name = "N", default_value_t = CpuCount::ONE)]
@@ -150,6 +180,21 @@ pub(crate) struct MachineArgs {
     /// and so on. With ',ro' it can only be read, and several VMs may share it. A comma in FILE is written twice.
     #[arg(long, value_name = "FILE[,ro]")]
     pub(crate) disk: Vec<DiskSpec>,
+
+    /// The guest's network: user or none
+    ///
+    /// user needs no privileges: the guest's connections go on as umbra's own. The guest is 10.0.2.15 and fec0::15 (by DHCP and
+    /// router advertisement), its router 10.0.2.2 and fec0::2, which lead to the host's loopback unless there is
+    /// ',loopback=off', its name server 10.0.2.3 and fec0::3, which asks the host's, or the one given with
+    /// ',dns=IP[:PORT]'. ',rate=SIZE' lets so many bytes pass each second, in each direction: rate=10M.
+    #[arg(long, value_name = "NETWORK", default_value_t)]
+    pub(crate) net: NetSpec,
+
+    /// Lead a port of the host into the guest; may be repeated
+    ///
+    /// The host listens on 127.0.0.1 unless IP says otherwise: 0.0.0.0 is every address of it, [::1] its IPv6 loopback.
+    #[arg(short, long, value_name = "[IP:]HOST:GUEST[/udp]")]
+    pub(crate) port: Vec<PortSpec>,
 
     /// Let the guest end the VM by writing to port 0xf4 (isa-debug-exit)
     ///

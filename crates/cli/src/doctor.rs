@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
@@ -46,7 +47,8 @@ impl Verdict {
 /// # Errors
 /// If standard output cannot be written.
 pub(crate) fn run() -> Result<Status> {
-    let findings = [processor(), models(), engine(), memory(), memfd(), code_memory(), kvm(), apt(), cache()];
+    let findings =
+        [processor(), models(), engine(), memory(), memfd(), code_memory(), kvm(), network(), apt(), cache()];
     let mut text = format!("umbra {} on {}\n", env!("CARGO_PKG_VERSION"), system());
     for finding in &findings {
         text += &format!("  {:8} {:12} {}\n", finding.verdict.word(), finding.subject, finding.text);
@@ -107,6 +109,21 @@ fn engine() -> Finding {
         Automatic::Interp(why) => (Verdict::Note, format!("interp, the interpreter, which is slow: {why}")),
     };
     Finding { verdict, subject: "engine", text }
+}
+
+/// Whether guests may send echo requests; all else of the network needs nothing.
+fn network() -> Finding {
+    let (verdict, text) = match host::socket::connect_ping(Ipv4Addr::LOCALHOST.into()) {
+        Ok(_) => (Verdict::Good, "guests reach what this user reaches, ping included".to_owned()),
+        Err(error) => (
+            Verdict::Note,
+            format!(
+                "guests reach what this user reaches, but cannot ping past their router ({error}): as root, sysctl -w \
+                 net.ipv4.ping_group_range='0 2147483647'"
+            ),
+        ),
+    };
+    Finding { verdict, subject: "network", text }
 }
 
 fn memory() -> Finding {

@@ -5,6 +5,8 @@ pub(crate) const TOP: &str = "\
 Examples:
   umbra run                          a shell in a Debian kernel of its own
   umbra run -- uname -a              one command, its output and its exit status
+  umbra run host -v .:/work -- make -C /work
+                                     what is installed here, in a VM
   umbra run ./bzImage --append 'console=ttyS0'
                                      a kernel of yours
   umbra doctor                       what this machine can do
@@ -30,7 +32,8 @@ Profiling:
 
 Exit status:
   0     the guest powered off
-  N     CMD's own status, where there is a CMD; 127 if the guest has no such command
+  N     CMD's own status, where there is a CMD; 127 if the guest has no such command, 128+S if
+        signal S killed it
   2V+1  the guest wrote V to port 0xf4, with --debug-exit; the low 8 bits count
   124   --timeout ran out
   125   umbra itself failed; one sentence on standard error says why
@@ -40,10 +43,14 @@ Exit status:
 Examples:
   umbra run
   umbra run -- sh -c 'free; exit 3'; echo $?
+  umbra run host -v .:/work -- sh -c 'cd /work && make'
+  umbra run host -u nobody -e LANG -w /tmp -- sh
+  umbra run ./rootfs -- /bin/sh
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg
   umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r
   truncate -s 1G disk.img; umbra run --disk disk.img -- mke2fs /dev/vda
+  umbra run -p 8080:80 -- httpd -f -h /etc
   umbra run kernel.elf --initrd module.bin --debug-exit";
 
 /// Below `umbra fetch --help`.

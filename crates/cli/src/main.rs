@@ -11,6 +11,7 @@ mod debug;
 mod doctor;
 mod documents;
 mod duration;
+mod environment;
 mod files;
 mod help;
 mod initramfs;
@@ -20,6 +21,7 @@ mod plan;
 mod progress;
 mod report;
 mod run;
+mod source;
 mod status;
 
 use std::process::ExitCode;

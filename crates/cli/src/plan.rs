@@ -6,21 +6,27 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use spec::{BootSpec, TranslatorSpec, VmSpec};
+use anyhow::{Context, Result, ensure};
+use init::{Directory, Mount, Network, Settings, Terminal};
+use spec::{BootSpec, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec};
 
-use crate::args::{MachineArgs, RunArgs, StatsFormat};
+use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
 use crate::initramfs::Session;
+use crate::source::Source;
 
 /// What to run and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// The machine but for what it boots.
     pub(crate) machine: MachineArgs,
+    /// Its memory.
+    pub(crate) memory: MemorySize,
     /// The kernel's file; without one, the kernel is Debian's.
     pub(crate) kernel: Option<PathBuf>,
     /// Whose root file system the kernel gets.
     pub(crate) guest: Guest,
+    /// Directories shared with the guest.
+    pub(crate) shares: Vec<ShareSpec>,
     /// The kernel's command line.
     pub(crate) command_line: String,
     /// How long it may run.
@@ -41,11 +47,29 @@ pub(crate) enum Guest {
         /// How that meets the console.
         session: Session,
     },
+    /// One that is shared: the host's, or a directory.
+    Shared(Box<Settings>),
     /// The user's, if any.
     Theirs {
         /// Initial RAM disks, or Multiboot modules.
         initrds: Vec<PathBuf>,
     },
+}
+
+impl Guest {
+    /// Whether its first process is Umbra's, which speaks on the control port.
+    pub(crate) fn is_ours(&self) -> bool {
+        !matches!(self, Self::Theirs { .. })
+    }
+}
+
+/// Where umbra itself runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Surroundings {
+    /// How a command would meet the console.
+    pub(crate) session: Session,
+    /// The working directory, if there is one.
+    pub(crate) directory: Option<PathBuf>,
 }
 
 /// The kernel's console where the user gives a kernel and no command line.
@@ -59,34 +83,47 @@ const QUIET: &str = "quiet loglevel=1";
 /// What a kernel says by default.
 const VERBOSE: &str = "loglevel=7";
 
+/// Memory for a root file system in memory, and for one that is shared, whose programs are larger.
+const MEMORY: &str = "256M";
+const SHARED_MEMORY: &str = "1G";
+
+/// What the root is mounted by.
+const ROOT_TAG: &str = "root";
+/// What other shared directories are mounted by, with a number behind it.
+const SHARE_TAG: &str = "share";
+
 impl Plan {
-    /// Decides; `session` is how a command of ours would meet the console.
+    /// Decides.
     ///
     /// # Errors
     /// If the options contradict each other.
-    pub(crate) fn new(args: RunArgs, session: Session) -> Result<Self> {
-        let theirs = args.source.is_some() || !args.initrd.is_empty();
-        ensure!(
-            !theirs || args.command.is_empty(),
-            "a CMD runs in the root file system that umbra makes: leave out --initrd, and give a kernel of yours with \
-             --kernel instead of SOURCE"
-        );
-        let command_line = if theirs {
-            args.append.unwrap_or_else(|| DEFAULT_COMMAND_LINE.to_owned())
-        } else {
-            let noise = if args.verbose { VERBOSE } else { QUIET };
-            let base = format!("{OUR_COMMAND_LINE} {noise}");
-            args.append.map_or_else(|| base.clone(), |append| format!("{base} {append}"))
+    pub(crate) fn new(args: RunArgs, source: Source, surroundings: Surroundings) -> Result<Self> {
+        let theirs = matches!(source, Source::Kernel(_)) || !args.initrd.is_empty();
+        let shared = matches!(source, Source::Host | Source::Directory(_));
+        check(&args, theirs, shared)?;
+        let command_line = command_line(&args, theirs);
+        let memory = match args.machine.memory {
+            Some(memory) => memory,
+            None => if shared { SHARED_MEMORY } else { MEMORY }.parse().context("no memory")?,
         };
+        let shares = shares(&source, &args.session);
         let guest = if theirs {
             Guest::Theirs { initrds: args.initrd }
+        } else if shared {
+            Guest::Shared(Box::new(settings(&args, &source, &shares, surroundings)))
         } else {
-            Guest::Ours { command: args.command, session }
+            Guest::Ours { command: args.command, session: surroundings.session }
+        };
+        let kernel = match source {
+            Source::Kernel(file) => Some(file),
+            _ => args.kernel,
         };
         Ok(Self {
             machine: args.machine,
-            kernel: args.source.or(args.kernel),
+            memory,
+            kernel,
             guest,
+            shares,
             command_line,
             timeout: args.timeout,
             verbose: args.verbose,
@@ -97,13 +134,13 @@ impl Plan {
     /// The VM's description, once it is known where its kernel is.
     pub(crate) fn describe(&self, kernel: PathBuf) -> VmSpec {
         let initrds = match &self.guest {
-            Guest::Ours { .. } => Vec::new(),
+            Guest::Ours { .. } | Guest::Shared(_) => Vec::new(),
             Guest::Theirs { initrds } => initrds.clone(),
         };
         let machine = self.machine.clone();
         VmSpec {
             name: machine.name,
-            memory: machine.memory,
+            memory: self.memory,
             cpus: machine.cpus,
             cpu: machine.cpu.unwrap_or_default(),
             engine: machine.engine,
@@ -111,18 +148,134 @@ impl Plan {
             translator: TranslatorSpec { code_cache: machine.code_cache, perf_map: machine.perf_map },
             boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
             disks: machine.disk,
+            shares: self.shares.clone(),
+            net: machine.net,
+            ports: machine.port,
             debug_exit: machine.debug_exit,
         }
     }
 
     /// The drivers that a guest of ours loads for what the user gave it.
-    pub(crate) fn drivers(&self) -> &'static [&'static str] {
-        if self.machine.disk.is_empty() { &[] } else { &["virtio_pci", "virtio_blk", "virtio_rng"] }
+    pub(crate) fn drivers(&self) -> Vec<&'static str> {
+        let disks = (!self.machine.disk.is_empty()).then_some("virtio_blk");
+        let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
+        let shared = matches!(self.guest, Guest::Shared(_));
+        let files = shared.then_some(["virtiofs", "overlay"]).into_iter().flatten();
+        let mut drivers: Vec<_> = disks.into_iter().chain(network).chain(files).collect();
+        if !drivers.is_empty() {
+            drivers.insert(0, "virtio_pci");
+        }
+        if disks.is_some() {
+            drivers.push("virtio_rng");
+        }
+        drivers
     }
 
     /// Whether there is a command whose status is to be ours.
     pub(crate) fn has_command(&self) -> bool {
-        matches!(&self.guest, Guest::Ours { command, .. } if !command.is_empty())
+        match &self.guest {
+            Guest::Ours { command, .. } => !command.is_empty(),
+            Guest::Shared(settings) => !settings.command.is_empty(),
+            Guest::Theirs { .. } => false,
+        }
+    }
+}
+
+/// Refuses what contradicts itself.
+fn check(args: &RunArgs, theirs: bool, shared: bool) -> Result<()> {
+    ensure!(
+        !theirs || args.command.is_empty(),
+        "a CMD runs in the root file system that umbra makes, in a directory or in 'host': leave out --initrd, and \
+         give a kernel of yours with --kernel instead of SOURCE"
+    );
+    ensure!(
+        !shared || args.initrd.is_empty(),
+        "with 'host' or a directory as SOURCE, the initial RAM disk is umbra's: leave out --initrd"
+    );
+    ensure!(
+        args.machine.net != NetSpec::None || args.machine.port.is_empty(),
+        "a port leads into the guest by its network: leave out --net none, or --port"
+    );
+    ensure!(
+        shared || args.source.is_none() || args.kernel.is_none(),
+        "two kernels: give one of them, as SOURCE or with --kernel"
+    );
+    ensure!(
+        shared || args.session == SessionArgs::default(),
+        "--volume, --env, --workdir and --user need 'host' or a directory as SOURCE, for example: umbra run host -v .:/work"
+    );
+    Ok(())
+}
+
+fn command_line(args: &RunArgs, theirs: bool) -> String {
+    if theirs {
+        return args.append.clone().unwrap_or_else(|| DEFAULT_COMMAND_LINE.to_owned());
+    }
+    let noise = if args.verbose { VERBOSE } else { QUIET };
+    let base = format!("{OUR_COMMAND_LINE} {noise}");
+    args.append.as_ref().map_or_else(|| base.clone(), |append| format!("{base} {append}"))
+}
+
+/// The directories that are shared: the root first, which is only read and not expected to change.
+fn shares(source: &Source, session: &SessionArgs) -> Vec<ShareSpec> {
+    let root = match source {
+        Source::Host => Some(PathBuf::from("/")),
+        Source::Directory(directory) => Some(directory.clone()),
+        Source::Ours | Source::Kernel(_) => None,
+    };
+    let root = root.map(|directory| ShareSpec {
+        tag: ROOT_TAG.to_owned(),
+        directory,
+        read_only: true,
+        settled: true,
+    });
+    let volume = |(number, volume): (usize, &spec::VolumeSpec)| ShareSpec {
+        tag: format!("{SHARE_TAG}{number}"),
+        directory: volume.host.clone(),
+        read_only: volume.read_only,
+        settled: false,
+    };
+    root.into_iter().chain(session.volume.iter().enumerate().map(volume)).collect()
+}
+
+/// The guest's network: what DHCP and router advertisements would say, without waiting for them.
+fn network() -> Network {
+    use UserNetSpec as Net;
+    Network {
+        addresses: vec![(Net::GUEST4.into(), Net::PREFIX4), (Net::GUEST6.into(), Net::PREFIX6)],
+        routers: vec![Net::GATEWAY4.into(), Net::ROUTER_LINK.into()],
+        name_servers: vec![Net::DNS4.into()],
+    }
+}
+
+/// What the first process of a shared root is told.
+fn settings(args: &RunArgs, source: &Source, shares: &[ShareSpec], surroundings: Surroundings) -> Settings {
+    let mounts = shares.iter().filter(|share| share.tag != ROOT_TAG).zip(&args.session.volume);
+    let directory = match (&args.session.workdir, source, surroundings.directory) {
+        (Some(directory), ..) => Directory::Exactly(directory.clone()),
+        (None, Source::Host, Some(directory)) => Directory::Rather(directory),
+        _ => Directory::Home,
+    };
+    Settings {
+        hostname: args.machine.name.as_str().to_owned(),
+        root: ROOT_TAG.to_owned(),
+        shares: mounts
+            .map(|(share, volume)| Mount {
+                tag: share.tag.clone(),
+                path: volume.guest.clone(),
+                read_only: share.read_only,
+            })
+            .collect(),
+        network: (args.machine.net != NetSpec::None).then(network),
+        terminal: match surroundings.session {
+            Session::Terminal { size, term } => Some(Terminal { size, kind: term }),
+            Session::Piped => None,
+        },
+        environment: args.session.env.clone(),
+        directory,
+        user: args.session.user.clone(),
+        command: args.command.clone(),
+        quiet: !args.verbose,
     }
 }
 
@@ -136,7 +289,9 @@ mod tests {
     fn plan(words: &[&str]) -> Result<Plan> {
         let line = ["umbra", "run"].iter().chain(words);
         let Command::Run(args) = Args::try_parse_from(line).unwrap().command else { unreachable!() };
-        Plan::new(*args, Session::Piped)
+        let source = Source::of(args.source.as_deref());
+        let surroundings = Surroundings { session: Session::Piped, directory: Some("/here".into()) };
+        Plan::new(*args, source, surroundings)
     }
 
     #[test]
@@ -144,12 +299,12 @@ mod tests {
         let plan = plan(&[]).unwrap();
         assert_eq!(plan.kernel, None);
         assert_eq!(plan.guest, Guest::Ours { command: vec![], session: Session::Piped });
-        assert_eq!(plan.machine.memory.bytes(), 256 << 20);
+        assert_eq!(plan.memory.bytes(), 256 << 20);
     }
 
     #[test]
     fn a_command_keeps_its_own_options() {
-        let plan = plan(&["-v", "--append", "-x y", "--", "ls", "-v", "--", "--help"]).unwrap();
+        let plan = plan(&["--verbose", "--append", "-x y", "--", "ls", "-v", "--", "--help"]).unwrap();
         let Guest::Ours { command, .. } = &plan.guest else { panic!("{plan:?}") };
         assert_eq!(command, &["ls", "-v", "--", "--help"]);
         assert!(plan.command_line.ends_with("loglevel=7 -x y"));
@@ -188,11 +343,48 @@ mod tests {
         let disks = plan.describe("k".into()).disks;
         let seen: Vec<_> = disks.iter().map(|disk| (disk.file.to_str().unwrap(), disk.read_only)).collect();
         assert_eq!(seen, [("a.img", false), ("b,c", true)]);
-        assert!(self::plan(&["--", "true"]).unwrap().drivers().is_empty());
+        assert!(self::plan(&["--net", "none", "--", "true"]).unwrap().drivers().is_empty());
+    }
+
+    #[test]
+    fn there_is_a_network_unless_there_is_none() {
+        let plan = plan(&["-p", "8080:80", "--port", "0.0.0.0:53:53/udp", "--", "true"]).unwrap();
+        assert_eq!(plan.drivers(), ["virtio_pci", "virtio_net"]);
+        let ports: Vec<_> = plan.describe("k".into()).ports.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["127.0.0.1:8080:80", "0.0.0.0:53:53/udp"]);
+        assert!(self::plan(&["--net", "none", "-p", "1:2"]).is_err());
+    }
+
+    #[test]
+    fn the_host_is_shared_and_only_volumes_change() {
+        let words = ["host", "-v", ".:/work", "-v", "/a:/b:ro", "-e", "A=b", "-u", "1:2", "--", "make"];
+        let plan = plan(&words).unwrap();
+        let shares = plan.describe("k".into()).shares;
+        let seen: Vec<_> = shares
+            .iter()
+            .map(|share| (share.directory.to_str().unwrap(), share.read_only, share.settled))
+            .collect();
+        assert_eq!(seen, [("/", true, true), (".", false, false), ("/a", true, false)]);
+        let Guest::Shared(settings) = &plan.guest else { panic!("{plan:?}") };
+        assert_eq!(settings.root, shares[0].tag);
+        let mounts: Vec<_> = settings.shares.iter().map(|mount| (&mount.tag, mount.read_only)).collect();
+        assert_eq!(mounts, [(&shares[1].tag, false), (&shares[2].tag, true)]);
+        assert_eq!(settings.directory, Directory::Rather("/here".into()));
+        assert!(plan.has_command() && plan.memory.bytes() == 1 << 30 && plan.kernel.is_none());
+        assert!(plan.drivers().contains(&"virtiofs"));
+        let directory = self::plan(&["/", "-w", "/x"]).unwrap();
+        let Guest::Shared(settings) = &directory.guest else { panic!("{directory:?}") };
+        assert_eq!(settings.directory, Directory::Exactly("/x".into()));
+        assert!(self::plan(&["host", "--kernel", "k"]).unwrap().kernel.is_some());
     }
 
     #[test]
     fn contradictions_are_refused() {
+        for options in [&["-v", ".:/work"][..], &["-u", "1"], &["-w", "/"], &["k", "-e", "A=b"]] {
+            assert!(plan(options).is_err(), "{options:?}");
+        }
+        assert!(plan(&["k", "--kernel", "j"]).is_err());
+        assert!(plan(&["host", "--initrd", "i"]).is_err());
         assert!(plan(&["k", "--", "ls"]).is_err());
         assert!(plan(&["--initrd", "i", "--", "ls"]).is_err());
     }

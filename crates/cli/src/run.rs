@@ -1,7 +1,7 @@
 //! `umbra run`: from a plan to an exit status.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,10 @@ use vm::{BootImages, Builder, Initrd, OnReset, Stopped, VmHandle};
 
 use crate::args::RunArgs;
 use crate::console::{Console, Event, Events, FromGuest, signals, terminal};
-use crate::debian::{self, Cache, Freshness, Wanted};
+use crate::debian::{self, Cache, Freshness, Module, Wanted};
 use crate::initramfs::{self, Contents, Session};
-use crate::plan::{Guest, Plan};
+use crate::plan::{Guest, Plan, Surroundings};
+use crate::source::Source;
 use crate::status::Status;
 use crate::{counters, files, message, report};
 
@@ -46,13 +47,16 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     } else {
         Session::Piped
     };
-    let plan = Plan::new(args, session)?;
+    let source = Source::of(args.source.as_deref());
+    let surroundings = Surroundings { session, directory: std::env::current_dir().ok() };
+    let plan = Plan::new(args, source, surroundings)?;
     let (machine, images) = load(&plan)?;
     let (events, queue) = Events::queue();
     let mut console = Console::new(&plan.guest, events)?;
-    let mut builder = Builder::new(&machine, images).on_reset(match plan.guest {
-        Guest::Ours { .. } => OnReset::Stop,
-        Guest::Theirs { .. } => OnReset::Reboot,
+    let mut builder = Builder::new(&machine, images).on_reset(if plan.guest.is_ours() {
+        OnReset::Stop
+    } else {
+        OnReset::Reboot
     });
     for (port, sink) in console.ports()? {
         builder = builder.serial(port, sink);
@@ -79,7 +83,7 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
 
 /// Reads or makes everything that the machine boots from.
 fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
-    let limit = plan.machine.memory.bytes();
+    let limit = plan.memory.bytes();
     let path = match &plan.kernel {
         Some(path) => path.clone(),
         None => debian::kernel(&Cache::of_user()?, Wanted::NewestKernel, Freshness::Cached)?,
@@ -88,22 +92,18 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
     let initrds = match &plan.guest {
         Guest::Ours { command, session } => {
             let busybox = debian::busybox(&Cache::of_user()?, Freshness::Cached)?;
-            let modules = match plan.drivers() {
-                [] => Vec::new(),
-                drivers => match debian::modules_of(&Cache::of_user()?, &path)? {
-                    Some(dir) => debian::select(&dir, drivers)?,
-                    // A kernel of the user's own has to bring its drivers with it.
-                    None => Vec::new(),
-                },
-            };
             let bytes = initramfs::build(&Contents {
                 busybox: &files::read(&busybox.program, "busybox", limit)?,
                 applets: &busybox.applets,
                 hostname: plan.machine.name.as_str(),
-                modules: &modules,
+                modules: &modules(plan, &path)?,
                 command,
                 session,
             });
+            vec![Initrd { name: "initramfs".to_owned(), bytes }]
+        }
+        Guest::Shared(settings) => {
+            let bytes = initramfs::shared::build(settings, &modules(plan, &path)?);
             vec![Initrd { name: "initramfs".to_owned(), bytes }]
         }
         Guest::Theirs { initrds } => {
@@ -115,6 +115,19 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
         }
     };
     Ok((plan.describe(path), BootImages { kernel, initrds }))
+}
+
+/// The drivers that a guest of ours loads, and what they depend on.
+fn modules(plan: &Plan, kernel: &Path) -> Result<Vec<Module>> {
+    let drivers = plan.drivers();
+    if drivers.is_empty() {
+        return Ok(Vec::new());
+    }
+    match debian::modules_of(&Cache::of_user()?, kernel)? {
+        Some(dir) => debian::select(&dir, &drivers),
+        // A kernel of the user's own has to bring its drivers with it.
+        None => Ok(Vec::new()),
+    }
 }
 
 /// What has been seen of a running VM.
@@ -189,7 +202,7 @@ fn status(ending: Ending, reported: Option<u8>, expects_reset: bool) -> Result<S
         Ending::Stopped(Stopped::DebugExit(value)) => Status::debug_exit(value),
         Ending::Stopped(_) | Ending::Lingering if reported.is_some() => reported.map_or(Status::OK, Status),
         Ending::Stopped(Stopped::Reset) if !expects_reset => {
-            bail!("the guest's kernel panicked or rebooted: run with -v to see its messages")
+            bail!("the guest's kernel panicked or rebooted: run with --verbose to see its messages")
         }
         Ending::Stopped(_) | Ending::Lingering => Status::OK,
         Ending::Detached => {

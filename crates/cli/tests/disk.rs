@@ -140,7 +140,7 @@ fn what_was_flushed_is_there_after_a_kill() {
 fn has_modules(kernel: &str) -> bool {
     let place = Place::new();
     let disk = image(&place, "disk", 1 << 20);
-    if Path::new(kernel).with_file_name("modules").is_dir() {
+    if Path::new(kernel).with_file_name("drivers").is_dir() {
         return true;
     }
     let (_, status, said) = run(kernel, &[&disk], "true");

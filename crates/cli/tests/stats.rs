@@ -63,7 +63,7 @@ fn the_table_says_what_is_counted() {
 #[test]
 fn figures_do_not_claim_what_was_not_counted() {
     for engine in ["auto", "interp"] {
-        let output = Place::new().run(POWER_OFF, &["-v", "--engine", engine]);
+        let output = Place::new().run(POWER_OFF, &["--verbose", "--engine", engine]);
         let text = complaint(&output);
         let counts = engine == "interp" || automatic() == "interp";
         assert_eq!(text.contains(" instructions in "), counts, "{text}");

@@ -41,21 +41,22 @@ impl Ranges<'_> {
         }
     }
 
-    /// Calls until all bytes have been moved. `call` gets ranges, their number and an offset, and returns what the system
-    /// call returned.
+    /// Calls until all bytes have been moved, or none more are; returns how many. `call` gets ranges, their number and an
+    /// offset, and returns what the system call returned.
     fn transfer(
         &self,
         offset: u64,
         call: impl Fn(*const libc::iovec, libc::c_int, i64) -> isize,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         let mut list = self.list.clone();
-        let mut first = 0;
+        let (mut first, mut moved) = (0, 0);
         let mut at = i64::try_from(offset).map_err(|_| io::Error::from(Errno::FBIG))?;
         while let Some(rest) = list.get_mut(first..).filter(|rest| !rest.is_empty()) {
             let count = libc::c_int::try_from(rest.len().min(MOST_RANGES)).unwrap_or(libc::c_int::MAX);
             match usize::try_from(call(rest.as_ptr(), count, at)) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => break,
                 Ok(done) => {
+                    moved += done as u64;
                     first += advance(rest, done);
                     at = at.saturating_add(i64::try_from(done).unwrap_or(i64::MAX));
                 }
@@ -67,7 +68,12 @@ impl Ranges<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(moved)
+    }
+
+    /// An error unless all bytes have been moved.
+    fn expect_all(&self, moved: u64) -> io::Result<()> {
+        if moved == self.bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 }
 
@@ -103,10 +109,11 @@ impl Sources<'_> {
     /// # Errors
     /// As pwritev(2); some of it may have been written then.
     pub fn write_to(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
-        self.0.transfer(offset, |list, count, at| {
+        let moved = self.0.transfer(offset, |list, count, at| {
             // SAFETY: `list` holds `count` ranges that whoever pushed them vouched for; the kernel only reads them.
             unsafe { libc::pwritev(file.as_raw_fd(), list, count, at) }
-        })
+        })?;
+        self.0.expect_all(moved)
     }
 }
 
@@ -129,6 +136,14 @@ impl Targets<'_> {
     /// # Errors
     /// As preadv(2), and if the file ends before; some of it may have been filled then.
     pub fn read_from(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        self.0.expect_all(self.read_up_to(file, offset)?)
+    }
+
+    /// Fills as much of it as the file has, from `offset` on; returns how many bytes that were.
+    ///
+    /// # Errors
+    /// As preadv(2); some of it may have been filled then.
+    pub fn read_up_to(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<u64> {
         self.0.transfer(offset, |list, count, at| {
             // SAFETY: `list` holds `count` ranges that whoever pushed them vouched for as memory that belongs to no Rust
             // object, so that the kernel may write there.

@@ -1,5 +1,5 @@
 //! The only crate that talks to Linux (bar `/dev/kvm`): anonymous files and mappings, clocks, CPU identification,
-//! code memory, files, signals, threads, profilers.
+//! code memory, files, sockets, signals, threads, profilers.
 //!
 //! Everything here is safe to call unless marked otherwise; the reasons why the unsafe blocks inside are right stand
 //! beside each of them. Nothing here knows what a guest is.
@@ -11,9 +11,11 @@ pub mod cpu;
 pub mod io;
 pub mod mem;
 pub mod perf;
+pub mod poll;
 pub mod random;
 mod shelter;
 pub mod signal;
+pub mod socket;
 pub mod thread;
 pub mod time;
 

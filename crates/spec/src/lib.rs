@@ -11,6 +11,8 @@ mod disk;
 mod engine;
 mod mmu;
 mod name;
+mod net;
+mod share;
 mod size;
 mod translator;
 
@@ -23,6 +25,8 @@ pub use disk::DiskSpec;
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
 pub use name::Name;
+pub use net::{NetSpec, PortKind, PortSpec, UserNetSpec};
+pub use share::{ShareSpec, VolumeSpec};
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
 
@@ -47,6 +51,12 @@ pub struct VmSpec {
     pub boot: BootSpec,
     /// Its disks, at most [`DiskSpec::MOST`], in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// Directories that it shares with the host, at most [`ShareSpec::MOST`].
+    pub shares: Vec<ShareSpec>,
+    /// Its network.
+    pub net: NetSpec,
+    /// Ports of the host that lead into it, by its user-mode network.
+    pub ports: Vec<PortSpec>,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
     pub debug_exit: bool,
 }
@@ -158,6 +168,28 @@ pub enum SpecError {
         text: String,
         /// The option.
         option: String,
+    },
+    /// A shared directory that is not two paths.
+    #[error(
+        "'{text}' does not share a directory: write HOST:GUEST or HOST:GUEST:ro, with GUEST from the root, for example .:/work"
+    )]
+    Volume {
+        /// What was given.
+        text: String,
+    },
+    /// A network nobody knows.
+    #[error(
+        "network '{text}' does not exist: use none, or user with any of ',dns=IP[:PORT]', ',loopback=off' and ',rate=SIZE'"
+    )]
+    Net {
+        /// What was given.
+        text: String,
+    },
+    /// Not a port to forward.
+    #[error("'{text}' forwards no port: write [IP:]HOST:GUEST, for example 8080:80 or 0.0.0.0:5353:53/udp")]
+    Port {
+        /// What was given.
+        text: String,
     },
     /// A name that would not do as a host name.
     #[error(

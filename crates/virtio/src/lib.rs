@@ -5,11 +5,13 @@
 //! | [`queue`] | virtqueues, split and packed: chains of buffers in, chains out |
 //! | [`service`] | what a device does, apart from how it is reached |
 //! | [`transport`] | how it is reached: a PCI function with its registers, queues and interrupts |
-//! | [`blk`], [`rng`] | the devices |
+//! | [`blk`], [`fs`], [`net`], [`rng`] | the devices |
 
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
 pub mod blk;
+pub mod fs;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod service;

@@ -1,8 +1,10 @@
 //! What a virtio device does, apart from how it is reached.
 
 use memory::GuestMemory;
+use state::{Record, StateError};
 
 use crate::queue::Chain;
+use crate::transport::Queues;
 
 /// What kind of device it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +53,46 @@ pub trait Service: Send + Sync {
         &[]
     }
 
+    /// The device as one that is served by a thread of its own, if it is such.
+    fn pump(&self) -> Option<&dyn Pump> {
+        None
+    }
+
     /// Serves a request, taking its time; returns how many bytes were written to the beginning of its writable buffers.
     ///
     /// # Errors
     /// If it is malformed.
     fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed>;
+
+    /// The saved form of what it remembers from one request to the next, if it is a device that does. No request is out.
+    fn save(&self) -> Option<Record> {
+        None
+    }
+
+    /// Remembers what was saved.
+    ///
+    /// # Errors
+    /// If the record is another device's, or damaged.
+    fn restore(&self, record: Option<&Record>) -> Result<(), StateError> {
+        match record {
+            None => Ok(()),
+            Some(_) => Err(StateError::Damaged {
+                name: self.kind().name,
+                reason: "it has what this device does not remember".to_owned(),
+            }),
+        }
+    }
+}
+
+/// A device whose chains wait for what happens elsewhere, such as a network's receive buffers: one thread serves all its
+/// queues, and the host's side too. It takes chains only when it can answer them at once.
+pub trait Pump: Sync {
+    /// Ends [`Pump::wait`], now or the next time. Any thread may call it, and it takes no time.
+    fn wake(&self);
+
+    /// Waits until it is woken or something happens on the host. No chain is out meanwhile.
+    fn wait(&self);
+
+    /// Moves what can be moved, without waiting; true if it is to be called again before the next wait.
+    fn turn(&self, queues: &Queues<'_>) -> bool;
 }

@@ -1,6 +1,8 @@
 //! Why a VM could not be built, started or asked.
 
 use backend::DiskError;
+use backend::net::user::UserNetError;
+use backend::share::ShareError;
 use bus::RouterError;
 use engine::EngineError;
 use firmware::LoadError;
@@ -42,6 +44,28 @@ pub enum VmError {
         /// The most.
         most: usize,
     },
+    /// A directory cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// More shared directories than there may be.
+    #[error("{count} shared directories are too many: a VM has at most {most}")]
+    TooManyShares {
+        /// How many were asked for.
+        count: usize,
+        /// The most.
+        most: usize,
+    },
+    /// More devices than there is room for.
+    #[error("{count} devices are too many: disks and shared directories together are at most {most}")]
+    TooManyDevices {
+        /// How many were asked for.
+        count: usize,
+        /// The most.
+        most: usize,
+    },
+    /// The network cannot be had.
+    #[error(transparent)]
+    Network(#[from] UserNetError),
     /// The host has no thread for us.
     #[error("the host gives no thread: {0}")]
     Thread(std::io::Error),

@@ -1,14 +1,20 @@
 //! What is on the PCI bus, and the threads that serve it.
 //!
-//! Order matters to guests: the entropy source is device 1, disks follow in the order of the description.
+//! Order matters to guests: the entropy source is device 1, disks follow in the order of the description, then shared
+//! directories, then the network adapter.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfig, UserNet, resolvers};
+use backend::net::{Limited, Network};
+use backend::share::{Access, Share};
 use backend::{Disk, RawDisk};
 use bus::Lifecycle;
-use spec::{DiskSpec, VmSpec};
+use spec::{DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec};
 use virtio::blk::Blk;
+use virtio::fs::{Fs, Validity};
+use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::service::Service;
 use virtio::transport::VirtioPci;
@@ -16,13 +22,26 @@ use virtio::transport::VirtioPci;
 use crate::VmError;
 use crate::events::{EventSink, Watch};
 
-/// The devices of a description. Images are opened here, once for the life of the machine.
+/// The most disks and shared directories: device 0 is the bridge, device 1 the entropy source, the last the network adapter.
+const MOST: usize = 29;
+/// The most bytes of a packet on the user-mode network, as on any Ethernet.
+const MTU: u16 = 1500;
+
+/// The devices of a description. Images and directories are opened and ports listened on here, once for the life of the
+/// machine.
 ///
 /// # Errors
-/// If an image cannot be a disk, or there are too many.
+/// If an image cannot be a disk or a directory cannot be shared, there are too many, or a port is somebody else's.
 pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
     if spec.disks.len() > DiskSpec::MOST {
         return Err(VmError::TooManyDisks { count: spec.disks.len(), most: DiskSpec::MOST });
+    }
+    if spec.shares.len() > ShareSpec::MOST {
+        return Err(VmError::TooManyShares { count: spec.shares.len(), most: ShareSpec::MOST });
+    }
+    let count = spec.disks.len() + spec.shares.len();
+    if count > MOST {
+        return Err(VmError::TooManyDevices { count, most: MOST });
     }
     let mut services: Vec<Box<dyn Service>> = vec![Box::new(Rng)];
     // A queue for each processor, so that none waits for another's requests.
@@ -31,7 +50,51 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
         let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(file, *read_only)?);
         services.push(Box::new(Blk::new(disk, &format!("disk{number}"), queues)));
     }
+    for ShareSpec { tag, directory, read_only, settled } in &spec.shares {
+        let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let validity = if *settled { Validity::Settled } else { Validity::Changing };
+        services.push(Box::new(Fs::new(Share::open(directory, access)?, tag, validity, queues)));
+    }
+    if let NetSpec::User(user) = &spec.net {
+        let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;
+        let network: Box<dyn Network> = match user.rate {
+            Some(rate) => Box::new(Limited::new(network, rate.bytes())),
+            None => Box::new(network),
+        };
+        services.push(Box::new(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
+    }
     Ok(services)
+}
+
+fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {
+    let forward = |port: &PortSpec| Forward {
+        transport: match port.kind {
+            PortKind::Tcp => Transport::Tcp,
+            PortKind::Udp => Transport::Udp,
+        },
+        listen: port.listen,
+        port: port.guest,
+    };
+    // A host without the file asks itself.
+    let of_host = || resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    UserConfig {
+        plan: AddressPlan {
+            guest4: UserNetSpec::GUEST4,
+            gateway4: UserNetSpec::GATEWAY4,
+            dns4: UserNetSpec::DNS4,
+            prefix4: UserNetSpec::PREFIX4,
+            guest6: UserNetSpec::GUEST6,
+            gateway6: UserNetSpec::GATEWAY6,
+            dns6: UserNetSpec::DNS6,
+            router_link: UserNetSpec::ROUTER_LINK,
+            guest_mac: UserNetSpec::GUEST_MAC,
+            router_mac: UserNetSpec::ROUTER_MAC,
+        },
+        mtu: MTU,
+        loopback: user.loopback,
+        resolvers: user.dns.map_or_else(of_host, |dns| vec![dns]),
+        forwards: ports.iter().map(forward).collect(),
+    }
 }
 
 /// The threads that serve one device's queues.

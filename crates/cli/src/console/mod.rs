@@ -83,7 +83,7 @@ impl Console {
     /// If a signal cannot be caught.
     pub(crate) fn new(guest: &Guest, events: Events) -> Result<Self> {
         signals::watch(events.clone()).context("cannot catch signals")?;
-        let ours = matches!(guest, Guest::Ours { .. });
+        let ours = guest.is_ours();
         Ok(Self { events, ours, interactive: terminal::is_interactive(), raw: None })
     }
 

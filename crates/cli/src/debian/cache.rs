@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/vmlinuz   an entry: one package in one version
-//! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/modules/   of a kernel, since there are drivers to load
+//! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/drivers/   of a kernel: its modules for virtual machines
 //! debian/newest-cloud-kernel -> linux-image-6.1.0-56-…         a link: what a wish led to when it was uttered
 //! debian/.stage-XXXX/                                         an entry in the making
 //! lists/                                                      package lists, where the machine has none

@@ -55,8 +55,8 @@ impl fmt::Display for Wanted<'_> {
 
 /// The kernel's name in its cache entry.
 const VMLINUZ: &str = "vmlinuz";
-/// The directory of the kernel's modules beside it.
-const MODULES: &str = "modules";
+/// The directory of the kernel's modules beside it. Versions that kept fewer of them called it otherwise.
+const MODULES: &str = "drivers";
 /// Busybox's.
 const BUSYBOX_FILE: &str = "busybox";
 /// The list of busybox's applets, beside it.

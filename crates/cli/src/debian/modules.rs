@@ -1,6 +1,6 @@
 //! Drivers that Debian's kernel has as modules.
 //!
-//! Those for virtio are kept beside the kernel, each a plain `name.ko`. What a module depends on stands in itself
+//! Those for virtio and what goes with it are kept beside the kernel, each a plain `name.ko`. What a module depends on stands in itself
 //! (`depends=` among the NUL-terminated strings of its `.modinfo` section); what is not in the package is built in.
 
 use std::collections::BTreeSet;
@@ -21,8 +21,12 @@ pub(crate) struct Module {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What is kept of a package.
-const PATTERN: &str = "*/lib/modules/*virtio*.ko*";
+/// Where a package has its modules.
+const PATTERN: &str = "*/lib/modules/*.ko*";
+/// What is kept of them: whatever has this in its name,
+const FAMILY: &str = "virtio";
+/// and these.
+const OTHERS: [&str; 5] = ["failover", "fuse", "net_failover", "overlay", "vsock"];
 /// How a module may be compressed, and what undoes it.
 const COMPRESSIONS: [(&str, &str); 3] = [(".xz", "xz"), (".zst", "zstd"), (".gz", "gzip")];
 
@@ -34,6 +38,9 @@ pub(super) fn take(deb: &Path, work: &Path, target: &Path) -> Result<()> {
     fs::create_dir(target).with_context(|| format!("cannot make '{}'", target.display()))?;
     for file in archive::take_files(deb, PATTERN, &work.join("modules"))? {
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if !is_wanted(&name) {
+            continue;
+        }
         let compression = COMPRESSIONS.iter().find(|(suffix, _)| name.ends_with(suffix));
         let plain = compression.map_or(name.as_str(), |(suffix, _)| name.trim_end_matches(suffix));
         let to = target.join(plain.replace('-', "_"));
@@ -46,6 +53,11 @@ pub(super) fn take(deb: &Path, work: &Path, target: &Path) -> Result<()> {
         archive::sync(&to)?;
     }
     Ok(())
+}
+
+fn is_wanted(file: &str) -> bool {
+    let name = file.split('.').next().unwrap_or_default().replace('-', "_");
+    name.contains(FAMILY) || OTHERS.contains(&name.as_str())
 }
 
 fn decompress(program: &str, from: &Path, to: &Path) -> Result<()> {

@@ -1,9 +1,11 @@
-//! The root file system of a guest that brings none: busybox in an initial RAM disk, made on the spot.
+//! Initial RAM disks, made on the spot: for a guest that brings no root file system, busybox; for one whose root is shared
+//! ([`shared`]), what leads there.
 //!
 //! `/init` ([`script`]) prepares the system, runs the user's command or a shell on the first serial port, reports its
 //! exit status through the second ([`crate::console::control`]) and powers the machine off.
 
 mod script;
+pub(crate) mod shared;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

@@ -53,13 +53,43 @@ ln -s /proc/self/fd/0 /dev/stdin
 ln -s /proc/self/fd/1 /dev/stdout
 ln -s /proc/self/fd/2 /dev/stderr
 hostname -F /etc/hostname
+ip link set lo up
 for module in /etc/umbra/modules/*; do
     [ -f \"$module\" ] && insmod \"$module\"
 done
+";
+
+const CONSOLE: &str = "\
 cd /root
 stty -F /dev/ttyS1 115200 -echo -isig -icrnl -opost
 exec 3<>/dev/ttyS1 4<>/dev/ttyS0
 ";
+
+/// The guest's network: what DHCP and router advertisements would say, without waiting for them.
+fn network() -> String {
+    use spec::UserNetSpec as Net;
+    format!(
+        "\
+if [ -e /sys/class/net/eth0 ]; then
+    echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
+    echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_ra
+    ip link set eth0 up
+    ip addr add {}/{} dev eth0
+    ip route add default via {}
+    ip -6 addr add {}/{} dev eth0
+    ip -6 route add default via {} dev eth0
+    echo nameserver {} >/etc/resolv.conf
+fi
+",
+        Net::GUEST4,
+        Net::PREFIX4,
+        Net::GATEWAY4,
+        Net::GUEST6,
+        Net::PREFIX6,
+        Net::ROUTER_LINK,
+        Net::DNS4
+    )
+}
 
 const PIPED: &str = "\
 stty -F /dev/ttyS0 115200 crtscts icanon iexten -echo -isig -icrnl -inlcr -igncr -ixon -ixoff -istrip -opost \
@@ -80,9 +110,10 @@ exec poweroff -f
 
 /// The text of `/init`.
 pub(super) fn init(session: &Session) -> String {
+    let prepare = [PREPARE, &network(), CONSOLE].concat();
     match session {
         Session::Terminal { size: (rows, columns), term } => format!(
-            "{PREPARE}\
+            "{prepare}\
 export TERM={term}
 stty -F /dev/ttyS0 115200 sane rows {rows} cols {columns}
 while read -r word rows columns; do
@@ -93,7 +124,7 @@ setsid -c {COMMAND} <&4 >&4 2>&4 3<&- 4<&-
 {FINISH}"
         ),
         Session::Piped => format!(
-            "{PREPARE}{PIPED}\
+            "{prepare}{PIPED}\
 echo ready >&3
 {COMMAND} <&4 >&4 2>/dev/ttyS2 3<&- 4<&-
 {FINISH}"

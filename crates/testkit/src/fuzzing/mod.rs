@@ -15,6 +15,7 @@ mod board;
 mod cpu_state;
 mod device_ops;
 mod devices;
+mod file_sharing;
 mod guest;
 mod interp_code;
 mod kernels;
@@ -24,6 +25,7 @@ mod page_tables;
 mod records;
 mod specs;
 mod tweak;
+mod user_net;
 mod virtio_driver;
 
 #[cfg(test)]
@@ -41,7 +43,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "interp_code", max_len: 1024, body: interp_code::run },
     Target { name: "lockstep_code", max_len: 1024, body: interp_code::run_in_lockstep },
     Target { name: "page_tables", max_len: 1024, body: page_tables::run },
@@ -49,9 +51,11 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "records", max_len: 2048, body: records::run },
     Target { name: "loaders", max_len: 2048, body: loaders::run },
     Target { name: "devices", max_len: 2048, body: devices::run },
+    Target { name: "file_sharing", max_len: 2048, body: file_sharing::run },
     Target { name: "virtio_driver", max_len: 4096, body: virtio_driver::run },
     Target { name: "native_unit", max_len: 512, body: native_unit::run },
     Target { name: "specs", max_len: 512, body: specs::run },
+    Target { name: "user_net", max_len: 4096, body: user_net::run },
 ];
 
 /// The target of a name.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Mutex;
 
 use arbitrary::{Result, Unstructured};
-use spec::{ByteSize, CpuCount, DiskSpec, EngineChoice, MemorySize, Name};
+use spec::{ByteSize, CpuCount, DiskSpec, EngineChoice, MemorySize, Name, NetSpec, PortSpec, VolumeSpec};
 use x86::cpuid::{CpuModel, CpuRequest, CpuidTable, Dynamic, Executor, Feature, HostCpuid};
 
 use crate::oracle::random::Random;
@@ -50,6 +50,9 @@ fn attempt(data: &[u8]) -> Result<()> {
     parse::<Name>(&text);
     parse::<EngineChoice>(&text);
     parse::<DiskSpec>(&text);
+    parse::<NetSpec>(&text);
+    parse::<PortSpec>(&text);
+    parse::<VolumeSpec>(&text);
     let request = parse::<CpuRequest>(&text).unwrap_or_default();
     processor(&request, &mut Random::new(seed.into(), 4));
     Ok(())

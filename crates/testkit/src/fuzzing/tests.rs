@@ -51,9 +51,11 @@ regressions! {
     records: 400,
     loaders: 300,
     devices: 400,
+    file_sharing: 200,
     virtio_driver: 400,
     native_unit: 400,
     specs: 400,
+    user_net: 400,
 }
 
 #[test]

@@ -11,12 +11,13 @@ use bus::pci::{Function, FunctionId};
 use bus::{Device, Latch, Lifecycle, NoIrq, Region, SharedDevice, Window};
 use memory::{FrameKind, GuestMemory, RamRange};
 use virtio::blk::Blk;
+use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::service::Service;
 use virtio::transport::{BAR_BYTES, Socket, VirtioPci, Worker};
 use x86::{Gfn, Gpa};
 
-use super::board::{MemoryDisk, lock};
+use super::board::{LoopNetwork, MemoryDisk, lock};
 
 /// Guest memory; all addresses that make sense have 16 bits.
 const RAM: u64 = 0x1_0000;
@@ -31,16 +32,26 @@ const NOTIFY: u64 = 0x3000;
 
 const NEEDS_RESET: u8 = 0x40;
 const PACKED: u64 = 1 << 34;
+/// Features of network adapters: those for the guest, and mergeable buffers.
+const NETWORK: u64 = 1 << 1 | 1 << 7 | 1 << 8 | 1 << 15;
 
 pub(super) fn run(data: &[u8]) {
     let _ = attempt(data);
+}
+
+/// What the driver drives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Disk,
+    Entropy,
+    Network,
 }
 
 struct Bench {
     memory: Arc<GuestMemory>,
     device: Arc<Mutex<VirtioPci>>,
     workers: Vec<Worker>,
-    is_disk: bool,
+    kind: Kind,
     /// Descriptors, driver area, device area.
     areas: [u64; 3],
     size: u16,
@@ -49,10 +60,13 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(is_disk: bool, memory: Arc<GuestMemory>) -> Self {
+    fn new(kind: Kind, memory: Arc<GuestMemory>) -> Self {
         let window = Window::new(Region::mmio(HOME, 0x10_0000));
-        let service: Box<dyn Service> =
-            if is_disk { Box::new(Blk::new(Arc::new(MemoryDisk::new()), "fuzz", 2)) } else { Box::new(Rng) };
+        let service: Box<dyn Service> = match kind {
+            Kind::Disk => Box::new(Blk::new(Arc::new(MemoryDisk::new()), "fuzz", 2)),
+            Kind::Entropy => Box::new(Rng),
+            Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),
+        };
         let socket = Socket {
             id: FunctionId::on_root(1),
             opening: window.opening(),
@@ -67,7 +81,7 @@ impl Bench {
         let shared: SharedDevice = device.clone();
         lock(&device).connect(&shared);
         let areas = [0x1000, 0x2000, 0x3000];
-        Self { memory, device, workers, is_disk, areas, size: 8, packed: false, avail: 0 }
+        Self { memory, device, workers, kind, areas, size: 8, packed: false, avail: 0 }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -83,7 +97,12 @@ impl Bench {
     /// Sets the device up, mostly as a driver would.
     fn set_up(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         lock(&self.device).write_config(4, &[6, 0]);
-        let features = 1 << 32 | u.arbitrary::<u64>()? & (PACKED | 3 << 28 | 1 << 9);
+        let own = match self.kind {
+            Kind::Disk => 1 << 9,
+            Kind::Entropy => 0,
+            Kind::Network => NETWORK,
+        };
+        let features = 1 << 32 | u.arbitrary::<u64>()? & (PACKED | 3 << 28 | own);
         self.packed = features & PACKED != 0;
         self.size = 1 << u.int_in_range(0..=6u8)?;
         for area in &mut self.areas {
@@ -97,7 +116,8 @@ impl Bench {
             self.write(FEATURES, &half.to_le_bytes()[..4]);
         }
         self.write(STATUS, &[11]);
-        self.write(QUEUE, &[0, 0]);
+        let queue = u8::from(self.kind == Kind::Network && u.arbitrary()?);
+        self.write(QUEUE, &[queue, 0]);
         self.write(0x18, &self.size.to_le_bytes());
         for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(self.areas) {
             self.write(register, &area.to_le_bytes());
@@ -155,7 +175,7 @@ impl Bench {
             self.avail = self.avail.wrapping_add(1);
             self.put(self.areas[1] + 2, &self.avail.to_le_bytes());
         }
-        if self.is_disk {
+        if self.kind == Kind::Disk {
             // A header somewhere, in case a descriptor leads there.
             let kind = *u.choose(&[0u32, 1, 4, 8, 11, 13, 99])?;
             let at = u64::from(u.arbitrary::<u16>()?);
@@ -178,7 +198,7 @@ impl Bench {
     fn moved(self) -> Self {
         lock(&self.device).pause();
         let record = lock(&self.device).save();
-        let next = Self::new(self.is_disk, self.memory.clone());
+        let next = Self::new(self.kind, self.memory.clone());
         lock(&next.device).restore(&record).expect("a device's own state");
         assert_eq!(lock(&next.device).save(), record);
         lock(&next.device).resume();
@@ -189,7 +209,8 @@ impl Bench {
 fn attempt(data: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(data);
     let memory = Arc::new(GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM)]).expect("64 KiB"));
-    let mut bench = Bench::new(u.arbitrary()?, memory);
+    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network])?;
+    let mut bench = Bench::new(kind, memory);
     bench.set_up(&mut u)?;
     while !u.is_empty() {
         match u.int_in_range(0..=31u8)? {

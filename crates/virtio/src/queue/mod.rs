@@ -130,6 +130,11 @@ impl Queue {
         either!(&mut self.0, ring => ring.pop(memory))
     }
 
+    /// Takes back that the last chain popped was popped: it is the next one again.
+    pub fn put_back(&mut self, ticket: Ticket) {
+        either!(&mut self.0, ring => ring.put_back(ticket));
+    }
+
     /// Gives a chain back, the first `written` bytes of whose writable buffers have been written.
     ///
     /// # Errors

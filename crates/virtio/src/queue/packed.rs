@@ -53,6 +53,13 @@ impl Position {
         self.place = low16(u64::from(sum % u32::from(size)));
     }
 
+    /// `places`, at most `size`, back.
+    fn retreat(&mut self, places: u16, size: u16) {
+        // Going on to the same place of the round after next is going back by what is missing to two rounds.
+        self.advance(size - places.min(size), size);
+        self.advance(size, size);
+    }
+
     /// How far `other` is ahead, below twice `size`.
     fn distance_to(self, other: Self, size: u16) -> u32 {
         let size = u32::from(size);
@@ -123,6 +130,11 @@ impl Packed {
         self.out += slots;
         self.next_avail.advance(slots, self.size);
         Ok(Some(chain))
+    }
+
+    pub(super) fn put_back(&mut self, ticket: Ticket) {
+        self.next_avail.retreat(ticket.slots, self.size);
+        self.out = self.out.saturating_sub(ticket.slots);
     }
 
     fn walk(&self, memory: &GuestMemory) -> Result<Chain, QueueError> {

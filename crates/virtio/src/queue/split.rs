@@ -84,6 +84,11 @@ impl Split {
         Ok(Some(chain))
     }
 
+    pub(super) fn put_back(&mut self, _: Ticket) {
+        self.next_avail = self.next_avail.wrapping_sub(1);
+        self.out = self.out.saturating_sub(1);
+    }
+
     fn descriptor(&self, memory: &GuestMemory, number: u16) -> Result<Descriptor, QueueError> {
         if number >= self.size {
             return Err(QueueError::Chain("names a descriptor outside the table"));

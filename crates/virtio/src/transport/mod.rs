@@ -10,6 +10,10 @@
 //!   without it, *give* all of them back under the lock and interrupt once. So a slow disk stops nobody but its own
 //!   worker, and completions come in batches.
 //!
+//! A device whose chains wait for what happens elsewhere ([`crate::service::Pump`]) has one worker for all queues, which also
+//! waits for the host. It takes chains when it has something for them, and puts back what it took too much of, so that
+//! nothing is out while it waits.
+//!
 //! # Reset at any moment
 //! A driver that resets the device may reuse its memory as soon as it reads status 0. Requests that are being served still
 //! use it. So a reset with requests out begins at once, in that nothing is taken any more and what comes back is dropped,
@@ -44,7 +48,7 @@ use crate::service::Service;
 use capabilities::BAR;
 pub use capabilities::BAR_BYTES;
 use function::{Phase, State};
-pub use work::Worker;
+pub use work::{Batch, Queues, Worker};
 
 /// The most descriptors of a queue, and what it has unless the driver wants fewer.
 pub const QUEUE_SIZE: u16 = 256;
@@ -85,6 +89,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes the workers.
+    fn wake(&self) {
+        match self.service.pump() {
+            Some(pump) => pump.wake(),
+            None => self.work.notify_all(),
+        }
+    }
+
     /// Waits until no request is out. No new one is taken meanwhile, for the caller has seen to that.
     fn wait_quiet<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         while state.out() > 0 {
@@ -111,9 +123,10 @@ impl VirtioPci {
         }))
     }
 
-    /// A worker for each queue.
+    /// A worker for each queue, or one for all of them.
     pub fn workers(&self) -> Vec<Worker> {
-        (0..self.0.service.queues()).map(|queue| Worker::new(self.0.clone(), queue)).collect()
+        let count = if self.0.service.pump().is_some() { 1 } else { self.0.service.queues() };
+        (0..count).map(|queue| Worker::new(self.0.clone(), queue)).collect()
     }
 
     /// Tells the window whose registers these are: the device's own handle on the bus.
@@ -124,7 +137,7 @@ impl VirtioPci {
     /// Ends the workers, after what they are doing.
     pub fn end(&self) {
         self.0.lock().enter(Phase::Ended);
-        self.0.work.notify_all();
+        self.0.wake();
     }
 
     /// After an access: workers may have something to do now.
@@ -132,7 +145,7 @@ impl VirtioPci {
         let wake = state.has_work();
         drop(state);
         if wake {
-            self.0.work.notify_all();
+            self.0.wake();
         }
     }
 }
@@ -201,10 +214,10 @@ impl Lifecycle for VirtioPci {
     }
 
     fn save(&self) -> Record {
-        self.0.lock().save()
+        self.0.lock().save(&*self.0.service)
     }
 
     fn restore(&mut self, record: &Record) -> Result<(), StateError> {
-        self.0.lock().restore(self.0.name, record)
+        self.0.lock().restore(self.0.name, &*self.0.service, record)
     }
 }

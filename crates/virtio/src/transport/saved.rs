@@ -8,6 +8,7 @@ use state::{Record, Saved, StateError};
 use super::QUEUE_SIZE;
 use super::function::{QueueState, Registers, Setup, State, status};
 use crate::queue::{Areas, Progress, Queue};
+use crate::service::Service;
 
 #[derive(Serialize, Deserialize)]
 struct VirtioState {
@@ -24,6 +25,8 @@ struct VirtioState {
     queue_select: u16,
     isr: u8,
     queues: Vec<SavedQueue>,
+    /// What the device remembers, apart from how it is reached.
+    service: Option<Record>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -37,7 +40,7 @@ struct SavedQueue {
 
 impl Saved for VirtioState {
     const NAME: &'static str = "virtio-pci";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 fn damaged(name: &'static str, reason: &str) -> StateError {
@@ -45,7 +48,7 @@ fn damaged(name: &'static str, reason: &str) -> StateError {
 }
 
 impl State {
-    pub(super) fn save(&self) -> Record {
+    pub(super) fn save(&self, service: &dyn Service) -> Record {
         let queue = |queue: &QueueState| SavedQueue {
             size: queue.setup.size,
             vector: queue.setup.vector,
@@ -66,10 +69,16 @@ impl State {
             queue_select: registers.queue_select,
             isr: registers.isr,
             queues: self.queues.iter().map(queue).collect(),
+            service: service.save(),
         })
     }
 
-    pub(super) fn restore(&mut self, name: &'static str, record: &Record) -> Result<(), StateError> {
+    pub(super) fn restore(
+        &mut self,
+        name: &'static str,
+        service: &dyn Service,
+        record: &Record,
+    ) -> Result<(), StateError> {
         let saved: VirtioState = record.decode()?;
         if (saved.kind, saved.id, saved.queues.len()) != (self.kind, self.id, self.queues.len()) {
             return Err(damaged(name, "it is another device's"));
@@ -82,6 +91,7 @@ impl State {
             _ => return Err(damaged(name, "it has interrupts of another kind")),
         }
         self.config.restore(name, &saved.config)?;
+        service.restore(saved.service.as_ref())?;
         if let (Some(msix), Some(state)) = (&mut self.msix, saved.msix) {
             msix.restore(state);
         }

@@ -1,5 +1,6 @@
 //! Taking chains, serving them, giving them back.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use memory::GuestMemory;
@@ -18,24 +19,27 @@ pub struct Worker {
     queue: u16,
 }
 
-/// The chains of a batch and what was negotiated when they were taken.
-struct Batch {
-    features: u64,
-    chains: Vec<Chain>,
-}
-
-/// A served chain.
-type Answer = (Ticket, Result<u32, Malformed>);
-
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, queue: u16) -> Self {
         Self { shared, queue }
     }
 
-    /// Serves the queue until the device is dropped. To be called on a thread of its own.
+    /// Serves the queue, or all of a device that is served by one thread, until the device is dropped. To be called on a
+    /// thread of its own.
     pub fn live(&self) {
-        while self.wait() {
-            self.step();
+        match self.shared.service.pump() {
+            None => {
+                while self.wait() {
+                    self.step();
+                }
+            }
+            Some(pump) => {
+                while self.shared.lock().phase != Phase::Ended {
+                    if !pump.turn(&Queues(&self.shared)) {
+                        pump.wait();
+                    }
+                }
+            }
         }
     }
 
@@ -54,63 +58,153 @@ impl Worker {
         }
     }
 
-    /// Serves one batch; false if there was nothing to serve.
+    /// Serves one batch, or moves once what can be moved; false if there was nothing to do.
     pub fn step(&self) -> bool {
-        let memory = &*self.shared.memory;
-        let batch = self.shared.lock().take(self.queue, memory);
-        if batch.chains.is_empty() {
+        let queues = Queues(&self.shared);
+        if let Some(pump) = self.shared.service.pump() {
+            return pump.turn(&queues);
+        }
+        let mut batch = queues.take(self.queue, BATCH);
+        if batch.is_empty() {
             return false;
         }
-        let giving = Giving { worker: self, count: batch.chains.len(), answers: Vec::new() };
-        let serve = |chain: &Chain| {
-            let request = Request { queue: self.queue, features: batch.features, memory, chain };
-            (chain.ticket, self.shared.service.serve(&request))
-        };
-        giving.finish(batch.chains.iter().map(serve));
+        while let Some(chain) = batch.next() {
+            let request = Request {
+                queue: self.queue,
+                features: batch.features(),
+                memory: queues.memory(),
+                chain: &chain,
+            };
+            let answer = self.shared.service.serve(&request);
+            batch.answer(chain.ticket, answer);
+        }
         true
     }
 }
 
-/// Gives a batch back, also if serving it panicked: a reset or a pause must not wait for ever.
-struct Giving<'a> {
-    worker: &'a Worker,
+/// A device's queues, for the thread that serves them.
+pub struct Queues<'a>(&'a Shared);
+
+impl<'a> Queues<'a> {
+    /// Where buffers are.
+    pub fn memory(&self) -> &'a GuestMemory {
+        &self.0.memory
+    }
+
+    /// Takes chains from a queue, `most` at most; none while the device is paused, being reset, or in need of it. When there
+    /// are fewer than that, the driver will notify of the next one.
+    pub fn take(&self, queue: u16, most: usize) -> Batch<'a> {
+        let mut batch = Batch {
+            shared: self.0,
+            queue,
+            features: 0,
+            chains: VecDeque::new(),
+            more: false,
+            count: 0,
+            answers: Vec::new(),
+        };
+        batch.take_more(most);
+        batch
+    }
+}
+
+/// Chains that are out. Dropping it gives those back that have been answered, with one interrupt, and makes the others, which
+/// are the last, available again. That also happens if serving one panics: a reset or a pause must not wait for ever.
+pub struct Batch<'a> {
+    shared: &'a Shared,
+    queue: u16,
+    features: u64,
+    chains: VecDeque<Chain>,
+    more: bool,
+    /// How many are out.
     count: usize,
     answers: Vec<Answer>,
 }
 
-impl Giving<'_> {
-    fn finish(mut self, answers: impl Iterator<Item = Answer>) {
-        self.answers.extend(answers);
+/// Chains taken from a queue.
+struct Taken {
+    /// What was negotiated.
+    features: u64,
+    chains: Vec<Chain>,
+    /// There may be more of which the driver will not notify.
+    more: bool,
+}
+
+/// A served chain.
+type Answer = (Ticket, Result<u32, Malformed>);
+
+impl Batch<'_> {
+    /// The features that were negotiated when the chains were taken.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Whether there is no chain to serve.
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
+
+    /// Whether the queue may have more of which the driver will not notify.
+    pub fn has_more(&self) -> bool {
+        self.more
+    }
+
+    /// Takes `most` more at most.
+    pub fn take_more(&mut self, most: usize) {
+        let taken = self.shared.lock().take(self.queue, &self.shared.memory, most);
+        self.count += taken.chains.len();
+        self.chains.extend(taken.chains);
+        (self.features, self.more) = (taken.features, taken.more);
+    }
+
+    /// The next chain, which is to be answered.
+    #[expect(clippy::should_implement_trait, reason = "more may come after none")]
+    pub fn next(&mut self) -> Option<Chain> {
+        self.chains.pop_front()
+    }
+
+    /// Has a chain back unanswered, the last that was given out first.
+    pub fn put_back(&mut self, chain: Chain) {
+        self.chains.push_front(chain);
+    }
+
+    /// Answers a chain: so many bytes have been written to the beginning of its writable buffers.
+    pub fn answer(&mut self, ticket: Ticket, answer: Result<u32, Malformed>) {
+        self.answers.push((ticket, answer));
     }
 }
 
-impl Drop for Giving<'_> {
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let Worker { shared, queue } = self.worker;
-        let mut state = shared.lock();
+        if self.count == 0 {
+            return;
+        }
+        let mut state = self.shared.lock();
         // What was not answered, because serving it panicked, is lost.
         let lost = std::thread::panicking();
-        state.give(*queue, &shared.memory, self.count, &self.answers, lost);
+        let back: Vec<Ticket> = self.chains.iter().map(|chain| chain.ticket).collect();
+        state.give(self.queue, &self.shared.memory, self.count, &self.answers, &back, lost);
         if state.out() == 0 {
-            shared.quiet.notify_all();
+            self.shared.quiet.notify_all();
         }
     }
 }
 
 impl State {
     /// Takes chains, if any may be taken.
-    fn take(&mut self, number: u16, memory: &GuestMemory) -> Batch {
-        let mut batch = Batch { features: self.registers.driver_features, chains: Vec::new() };
+    fn take(&mut self, number: u16, memory: &GuestMemory, most: usize) -> Taken {
+        let nothing = Taken { features: self.registers.driver_features, chains: Vec::new(), more: false };
         if !self.serves(number) {
-            return batch;
+            return nothing;
         }
-        let Some(queue) = self.queues.get_mut(usize::from(number)) else { return batch };
-        let Some(ring) = &mut queue.ring else { return batch };
+        let Some(queue) = self.queues.get_mut(usize::from(number)) else { return nothing };
+        let Some(ring) = &mut queue.ring else { return nothing };
+        let mut chains = Vec::new();
         let mut fill = || -> Result<bool, QueueError> {
             ring.ignore(memory)?;
-            while batch.chains.len() < BATCH {
+            while chains.len() < most {
                 match ring.pop(memory)? {
-                    Some(chain) => batch.chains.push(chain),
+                    Some(chain) => chains.push(chain),
                     None if ring.listen(memory)? => return Ok(true),
                     None => return Ok(false),
                 }
@@ -121,16 +215,24 @@ impl State {
             Ok(more) => queue.kicked = more,
             Err(_) => {
                 self.fail();
-                batch.chains.clear();
-                return batch;
+                return nothing;
             }
         }
-        queue.out += u32::try_from(batch.chains.len()).unwrap_or(0);
-        batch
+        queue.out += u32::try_from(chains.len()).unwrap_or(0);
+        Taken { chains, more: queue.kicked, ..nothing }
     }
 
-    /// Gives a batch of `count` chains back, unless the driver has taken the ring away meanwhile.
-    fn give(&mut self, number: u16, memory: &GuestMemory, count: usize, answers: &[Answer], lost: bool) {
+    /// Ends that `count` chains are out: some are given back, the others put back, unless the driver has taken the ring away
+    /// meanwhile.
+    fn give(
+        &mut self,
+        number: u16,
+        memory: &GuestMemory,
+        count: usize,
+        answers: &[Answer],
+        back: &[Ticket],
+        lost: bool,
+    ) {
         let Some(queue) = self.queues.get_mut(usize::from(number)) else { return };
         queue.out = queue.out.saturating_sub(u32::try_from(count).unwrap_or(0));
         if self.resetting {
@@ -139,6 +241,10 @@ impl State {
         }
         let failed = self.registers.status & super::function::status::NEEDS_RESET != 0;
         let Some(ring) = queue.ring.as_mut().filter(|_| !failed) else { return };
+        for ticket in back.iter().rev() {
+            ring.put_back(*ticket);
+            queue.kicked = true;
+        }
         let mut give = || -> Result<(bool, bool), QueueError> {
             let mut good = !lost;
             for (ticket, answer) in answers {

@@ -110,6 +110,9 @@ fn spec() -> spec::VmSpec {
         mmu: spec::MmuChoice::default(),
         boot: spec::BootSpec { kernel: "guest".into(), initrds: Vec::new(), command_line: String::new() },
         disks: Vec::new(),
+        shares: Vec::new(),
+        net: spec::NetSpec::None,
+        ports: Vec::new(),
         debug_exit: true,
     }
 }

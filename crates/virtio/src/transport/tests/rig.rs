@@ -141,9 +141,14 @@ impl Rig {
 
     /// Sets queue 0 up and the device going; the driver of that queue.
     pub(crate) fn start(&self, features: u64) -> Driver<'_> {
+        self.start_queue(0, features)
+    }
+
+    /// Sets one queue up and the device going; the driver of that queue.
+    pub(crate) fn start_queue(&self, queue: u8, features: u64) -> Driver<'_> {
         assert_eq!(self.negotiate(features | VERSION_1), 11);
         self.write(0x10, &[0, 0]);
-        self.write(0x16, &[0, 0]);
+        self.write(0x16, &[queue, 0]);
         self.write(0x18, &SIZE.to_le_bytes());
         self.write(0x1a, &[1, 0]);
         for (at, area) in [(0x20, AREAS.descriptors), (0x28, AREAS.driver), (0x30, AREAS.device)] {

@@ -1,0 +1,7 @@
+//! The network with smoltcp as its guest: another's TCP judges ours.
+
+#![allow(clippy::cast_possible_truncation)]
+
+mod flows;
+mod guest;
+mod trouble;

@@ -1,0 +1,96 @@
+//! Sockets that std does not make: connections that are begun without waiting, echo requests without privileges.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
+
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
+}
+
+/// Begins a TCP connection. The stream does not block; it becomes writable when it is connected or has an error.
+///
+/// # Errors
+/// As connect(2), if it is refused at once.
+pub fn connect_tcp(to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = rustix::net::socket_with(family(to.ip()), SocketType::STREAM, FLAGS, None)?;
+    match rustix::net::connect(&socket, &to) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// A datagram socket that does not block and hears `to` only.
+///
+/// # Errors
+/// As connect(2).
+pub fn connect_udp(to: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+/// A socket for echo requests to `to` and its replies (icmp(7)): messages begin with the ICMP header, whose identifier
+/// and checksum are the kernel's. It does not block.
+///
+/// # Errors
+/// As socket(2): [`io::ErrorKind::PermissionDenied`] if the host does not let this user (`net.ipv4.ping_group_range`).
+pub fn connect_ping(to: IpAddr) -> io::Result<UdpSocket> {
+    let protocol = if to.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
+    let socket = rustix::net::socket_with(family(to), SocketType::DGRAM, FLAGS, Some(protocol))?;
+    let socket = UdpSocket::from(socket);
+    socket.connect((to, 0))?;
+    Ok(socket)
+}
+
+/// Makes closing the stream a reset for the other end.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_linger(stream, Some(std::time::Duration::ZERO))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_begun_and_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = connect_tcp(listener.local_addr().unwrap()).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        theirs.write_all(b"x").unwrap();
+        ours.set_nonblocking(false).unwrap();
+        ours.read_exact(&mut [0]).unwrap();
+        reset_on_close(&ours).unwrap();
+        drop(ours);
+        assert_eq!(theirs.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn datagrams_come_from_one_side_only() {
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let near = connect_udp(far.local_addr().unwrap()).unwrap();
+        let at = near.local_addr().unwrap();
+        other.send_to(b"other", at).unwrap();
+        far.send_to(b"far", at).unwrap();
+        near.set_nonblocking(false).unwrap();
+        let mut bytes = [0; 8];
+        assert_eq!(near.recv(&mut bytes).unwrap(), 3);
+        assert_eq!(&bytes[..3], b"far");
+    }
+}

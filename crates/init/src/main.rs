@@ -1,0 +1,94 @@
+//! The first process of a guest whose root is shared from the host.
+//!
+//! It loads drivers, puts the root together ([`root`]), sets the network ([`network`]) and the console up ([`console`]), runs the user's command
+//! ([`command`]), says on the control port what became of it, and powers the machine off. Whatever fails is said in one
+//! sentence on the kernel's console, and is status 125.
+//!
+//! # Two processes of one program
+//! Between fork and exec only a single thread's system calls are allowed, which Rust leaves to unsafe code. So the program
+//! starts itself again as a *session* ([`session`]), which becomes what the command needs (session leader, user, groups)
+//! and then the command.
+
+mod account;
+mod command;
+mod console;
+mod network;
+mod root;
+mod session;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+
+use init::{SETTINGS, Settings};
+use rustix::system::RebootCommand;
+
+use console::Console;
+
+/// What could not be done, in a sentence.
+#[derive(Debug)]
+struct Failure(String);
+
+impl Failure {
+    /// Of a system call.
+    fn new(what: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self(format!("{what}: {why}"))
+    }
+}
+
+/// The status of our own failures, as umbra has it.
+const OURS: u8 = 125;
+
+fn main() {
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_some_and(|first| first.as_bytes() == session::NAME.as_bytes()) {
+        arguments.remove(0);
+        std::process::exit(session::become_command(arguments));
+    }
+    if rustix::process::getpid().is_init() {
+        run();
+    } else {
+        eprintln!("umbra-init: this is the first process of guests of 'umbra run', which starts it");
+        std::process::exit(i32::from(OURS));
+    }
+}
+
+/// Is the first process. Whatever happens, the machine is powered off.
+fn run() {
+    let prepared = prepare();
+    let quiet = prepared.as_ref().map_or(true, |(settings, _)| settings.quiet);
+    let console = match &prepared {
+        Ok((settings, console)) => {
+            let status = command::run(settings, console).unwrap_or_else(|Failure(why)| {
+                console.complain(&why);
+                OURS
+            });
+            console.report(status);
+            Some(console)
+        }
+        Err(Failure(why)) => {
+            Console::emergency(why, OURS);
+            None
+        }
+    };
+    if quiet {
+        // "reboot: Power down" is nobody's output.
+        let _ = std::fs::write("/proc/sys/kernel/printk", "0");
+    }
+    if let Some(console) = console {
+        console.drain();
+    }
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(RebootCommand::PowerOff);
+}
+
+fn prepare() -> Result<(Settings, Console), Failure> {
+    let text =
+        std::fs::read(SETTINGS).map_err(|error| Failure::new("cannot read the guest's settings", error))?;
+    let settings =
+        Settings::decode(&text).ok_or_else(|| Failure("the guest's settings are damaged".to_owned()))?;
+    root::enter(&settings)?;
+    network::set_up(settings.network.as_ref())?;
+    let console = Console::open(settings.terminal.as_ref())?;
+    Ok((settings, console))
+}

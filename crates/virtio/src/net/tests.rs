@@ -1,0 +1,237 @@
+//! An adapter through its rings, before a network that is a desk with two trays.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use backend::net::{Frame, IpVersion, Offload, PartialChecksum, Segments};
+use bus::Lifecycle;
+use x86::Gpa;
+
+use super::header::HEADER;
+use super::*;
+use crate::queue::tests::driver::{Buffer, Driver};
+use crate::transport::tests::rig::*;
+
+const DATA: u64 = 0x2_0000;
+const STEP: u64 = 0x1000;
+const ADDRESS: Mac = [2, 3, 5, 7, 11, 13];
+
+#[derive(Default)]
+struct Trays {
+    sent: Vec<(Vec<u8>, Offload)>,
+    waiting: VecDeque<(Vec<u8>, Offload)>,
+    abilities: Option<Abilities>,
+}
+
+struct Desk {
+    bell: Bell,
+    trays: Arc<Mutex<Trays>>,
+}
+
+impl Network for Desk {
+    fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    fn wait(&mut self, _: Option<Duration>) {}
+
+    fn transmit(&mut self, frame: &[u8], offload: Offload) {
+        self.trays.lock().unwrap().sent.push((frame.to_vec(), offload));
+    }
+
+    fn receive(&mut self, abilities: Abilities, deliver: &mut dyn FnMut(&Frame<'_>) -> bool) -> bool {
+        let mut trays = self.trays.lock().unwrap();
+        trays.abilities = Some(abilities);
+        while let Some((frame, offload)) = trays.waiting.front() {
+            let (first, rest) = frame.split_at(frame.len() / 3);
+            if !deliver(&Frame { parts: [first, &[], rest], offload: *offload }) {
+                return true;
+            }
+            trays.waiting.pop_front();
+        }
+        false
+    }
+}
+
+struct Bench {
+    rig: Rig,
+    trays: Arc<Mutex<Trays>>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let trays = Arc::new(Mutex::new(Trays::default()));
+        let desk = Desk { bell: Bell::new().unwrap(), trays: trays.clone() };
+        let rig = Rig::new(Box::new(Net::new(Box::new(desk), ADDRESS, 1500)));
+        rig.enable(true);
+        Self { rig, trays }
+    }
+
+    fn arrives(&self, frame: &[u8], offload: Offload) {
+        self.trays.lock().unwrap().waiting.push_back((frame.to_vec(), offload));
+    }
+
+    fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.rig.memory.read(Gpa(at), &mut bytes).unwrap();
+        bytes
+    }
+
+    fn waiting(&self) -> usize {
+        self.trays.lock().unwrap().waiting.len()
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..=u8::MAX).cycle().take(len).collect()
+}
+
+const SEGMENTS: Offload = Offload {
+    checksum: Some(PartialChecksum { start: 34, offset: 16 }),
+    segments: Some(Segments { version: IpVersion::V4, headers: 54, payload: 1460 }),
+};
+
+#[test]
+fn the_configuration_says_what_the_adapter_is() {
+    let bench = Bench::new();
+    assert_eq!(bench.rig.read::<6>(0x2000), ADDRESS);
+    assert_eq!(u16::from_le_bytes(bench.rig.read(0x2006)), LINK_UP);
+    assert_eq!(u16::from_le_bytes(bench.rig.read(0x200a)), 1500);
+    assert_eq!(bench.rig.config_word(8) >> 8, 0x02_0000);
+}
+
+#[test]
+fn frames_leave_in_any_cut() {
+    for features in [0, PACKED, EVENT_INDEX | INDIRECT] {
+        let bench = Bench::new();
+        let mut driver = bench.rig.start_queue(1, features);
+        let frame = pattern(700);
+        let mut bytes = header::build(SEGMENTS, 0, false).to_vec();
+        bytes.extend(&frame);
+        bench.rig.memory.write(Gpa(DATA), &bytes).unwrap();
+        // The header in a buffer of its own, within another, and across two.
+        for cut in [12, 300, 5] {
+            let rest = (DATA + u64::from(cut), 712 - cut, false);
+            let name = driver.offer(&[(DATA, cut, false), rest], false).unwrap();
+            bench.rig.serve();
+            assert_eq!(driver.collect(), Some((name, 0)));
+        }
+        let sent = std::mem::take(&mut bench.trays.lock().unwrap().sent);
+        assert_eq!(sent, vec![(frame, SEGMENTS); 3]);
+    }
+}
+
+#[test]
+fn what_is_no_frame_is_lost_and_what_has_no_header_is_a_lie() {
+    let bench = Bench::new();
+    let mut driver = bench.rig.start_queue(1, 0);
+    let long: Vec<_> = (0..5).map(|_| (DATA, 0x4000, false)).collect();
+    assert!(driver.offer(&long, false).is_some());
+    bench.rig.serve();
+    assert!(driver.collect().is_some() && bench.trays.lock().unwrap().sent.is_empty());
+    driver.offer(&[(DATA, 11, false)], false).unwrap();
+    bench.rig.serve();
+    assert_eq!(bench.rig.status() & NEEDS_RESET, NEEDS_RESET);
+    assert_eq!(driver.collect(), None);
+}
+
+fn offer(driver: &mut Driver<'_>, number: u64, len: u32) -> u16 {
+    driver.offer(&[(DATA + STEP * number, len, true)], false).unwrap()
+}
+
+#[test]
+fn a_frame_waits_until_there_are_buffers_enough() {
+    for features in [MERGEABLE | GUEST_CHECKSUM, MERGEABLE | GUEST_CHECKSUM | PACKED, MERGEABLE | EVENT_INDEX]
+    {
+        let bench = Bench::new();
+        let mut driver = bench.rig.start(features);
+        let frame = pattern(2500);
+        for round in 0..10 {
+            bench.arrives(&frame, SEGMENTS);
+            let first = offer(&mut driver, 0, 1000);
+            bench.rig.notify();
+            bench.rig.serve();
+            assert_eq!((driver.collect(), bench.waiting()), (None, 1), "round {round}");
+            // Nothing is out: a pause does not wait.
+            bench.rig.device.lock().unwrap().pause();
+            bench.rig.device.lock().unwrap().resume();
+            let rest = [offer(&mut driver, 1, 1000), offer(&mut driver, 2, 1000)];
+            bench.rig.notify();
+            bench.rig.serve();
+            assert_eq!(bench.waiting(), 0);
+            assert_eq!(driver.collect(), Some((first, 1000)));
+            assert_eq!(driver.collect(), Some((rest[0], 1000)));
+            assert_eq!(driver.collect(), Some((rest[1], 512)));
+            let seen =
+                [bench.bytes(DATA, 1000), bench.bytes(DATA + STEP, 1000), bench.bytes(DATA + 2 * STEP, 512)];
+            let seen = seen.concat();
+            assert_eq!(seen[..HEADER], header::build(SEGMENTS, 3, true));
+            assert!(seen[HEADER..] == frame);
+        }
+    }
+}
+
+#[test]
+fn many_frames_come_with_one_interrupt() {
+    let bench = Bench::new();
+    let mut driver = bench.rig.start(0);
+    for number in 0..6 {
+        offer(&mut driver, number, 1600);
+        bench.arrives(&pattern(60), Offload::default());
+    }
+    bench.rig.notify();
+    bench.rig.messages();
+    bench.rig.serve();
+    assert_eq!(bench.rig.messages().len(), 1);
+    assert_eq!((0..6).filter(|_| driver.collect().is_some_and(|(_, len)| len == 72)).count(), 6);
+    assert_eq!(bench.trays.lock().unwrap().abilities, Some(Abilities::default()));
+}
+
+#[test]
+fn buffers_that_hold_no_frame_are_a_lie() {
+    let lies: [(u64, &[Buffer]); 4] = [
+        (0, &[(DATA, 60, true)]),
+        (0, &[(DATA, 20, false), (DATA, 2000, true)]),
+        (MERGEABLE, &[(DATA, 11, true)]),
+        (0, &[(1 << 40, 2000, true)]),
+    ];
+    for (features, buffers) in lies {
+        let bench = Bench::new();
+        let mut driver = bench.rig.start(features);
+        bench.arrives(&pattern(100), Offload::default());
+        driver.offer(buffers, false).unwrap();
+        driver.offer(&[(DATA, 2000, true)], false).unwrap();
+        bench.rig.notify();
+        bench.rig.serve();
+        assert_eq!(bench.rig.status() & NEEDS_RESET, NEEDS_RESET, "{buffers:?}");
+    }
+}
+
+#[test]
+fn segments_need_checksums() {
+    assert_eq!(abilities(GUEST_TSO4 | GUEST_TSO6), Abilities::default());
+    let all = Abilities { checksum: true, tcp4: true, tcp6: true };
+    assert_eq!(abilities(GUEST_TSO4 | GUEST_TSO6 | GUEST_CHECKSUM), all);
+}
+
+#[test]
+fn an_adapter_goes_on_as_another() {
+    let first = Bench::new();
+    let mut driver = first.rig.start(MERGEABLE);
+    offer(&mut driver, 0, 1600);
+    first.rig.notify();
+    first.rig.serve();
+    first.rig.device.lock().unwrap().pause();
+    let record = first.rig.device.lock().unwrap().save();
+
+    let trays = Arc::new(Mutex::new(Trays::default()));
+    let desk = Desk { bell: Bell::new().unwrap(), trays: trays.clone() };
+    let next = Rig::with_memory(Box::new(Net::new(Box::new(desk), ADDRESS, 1500)), first.rig.memory.clone());
+    next.device.lock().unwrap().restore(&record).unwrap();
+    assert_eq!(next.device.lock().unwrap().save(), record);
+    next.device.lock().unwrap().resume();
+    trays.lock().unwrap().waiting.push_back((pattern(60), Offload::default()));
+    next.serve();
+    assert_eq!(driver.collect().map(|(_, len)| len), Some(72));
+}

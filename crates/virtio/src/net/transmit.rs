@@ -1,0 +1,38 @@
+//! Frames from the driver to the network.
+
+use super::header::{self, HEADER};
+use super::{Far, TRANSMIT};
+use crate::queue::Chain;
+use crate::service::Malformed;
+use crate::transport::Queues;
+
+/// The most frames taken at once: the guest hears of them together, and what they make others send is sent meanwhile.
+const BATCH: usize = 64;
+
+/// Takes frames, as long as the network does; true if there may be more that it takes.
+pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
+    if !far.network.is_open() {
+        return false;
+    }
+    let mut batch = queues.take(TRANSMIT, BATCH);
+    while far.network.is_open()
+        && let Some(chain) = batch.next()
+    {
+        let sent = send(far, queues, &chain);
+        batch.answer(chain.ticket, sent.map(|()| 0));
+    }
+    batch.has_more() && far.network.is_open()
+}
+
+/// Sends one frame. What is too long to be a frame, or asks for what was not offered, is lost.
+fn send(far: &mut Far, queues: &Queues<'_>, chain: &Chain) -> Result<(), Malformed> {
+    let memory = queues.memory();
+    let (head, body) = chain.readable.split_at(HEADER as u64).ok_or(Malformed)?;
+    let mut bytes = [0; HEADER];
+    head.read(memory, &mut bytes).map_err(|_| Malformed)?;
+    let fits = body.bytes() <= far.frame.len() as u64;
+    let (Some(offload), true) = (header::parse(&bytes), fits) else { return Ok(()) };
+    let len = body.read(memory, &mut far.frame).map_err(|_| Malformed)?;
+    far.network.transmit(far.frame.get(..len).unwrap_or_default(), offload);
+    Ok(())
+}
