@@ -110,7 +110,7 @@ mod tests {
             number,
             offset: 0x100,
             bytes: bytes.into(),
-            fields: Vec::from([0x101..0x105]),
+            fields: std::iter::once(0x101..0x105).collect(),
             loose: loose.into(),
         }
     }
