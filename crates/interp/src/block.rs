@@ -42,6 +42,8 @@ pub(crate) struct Block {
 pub(crate) struct Blocks {
     /// The cache, and behind it the slot of the block that is not cached.
     slots: Box<[Block]>,
+    /// The block that is being decoded.
+    run: Vec<Op>,
 }
 
 impl Default for Block {
@@ -105,7 +107,7 @@ impl Blocks {
     pub(crate) fn new() -> Self {
         let mut slots = Vec::new();
         slots.resize_with(SLOTS + 1, Block::default);
-        Self { slots: slots.into_boxed_slice() }
+        Self { slots: slots.into_boxed_slice(), run: Vec::with_capacity(MAX_OPS) }
     }
 
     /// The block at RIP, decoded if need be. Fetch faults are raised.
@@ -143,7 +145,7 @@ impl Blocks {
                     return Err(cpu.gp0());
                 }
                 let Place::Frame { mfn, .. } = cpu.place(va, Access::Execute, privilege)? else {
-                    return Ok(self.put_passing(outside_memory()));
+                    return Ok(self.put_passing(outside_memory().op));
                 };
                 mfn
             }
@@ -162,28 +164,25 @@ impl Blocks {
         let fetch = cpu.fetch;
         let watch = watch_code(cpu, fetch.mfn);
         let count = if watch.settled { MAX_OPS } else { 1 };
-        let mut bytes = [0; index(PAGE_SIZE)];
-        let left = (bytes.len() - index(va % PAGE_SIZE)).min(count * MAX_LEN);
+        let mut bytes = [0; MAX_OPS * MAX_LEN];
+        let left = index(PAGE_SIZE - va % PAGE_SIZE).min(count * MAX_LEN);
         let Some(code) = bytes.get_mut(..left) else { return Err(cpu.gp0()) };
         cpu.memory.frames().copy_out(fetch.mfn, va % PAGE_SIZE, code);
-        let mut ops = decode_run(code, count, cpu);
-        if ops.is_empty() {
-            let lowered = crossing(cpu, va, code, privilege)?;
-            return Ok(self.put_passing(lowered));
-        }
-        let kept: u64 = ops.iter().map(|op| u64::from(op.len)).sum();
+        decode_run(code, count, cpu, &mut self.run);
+        let len: u64 = self.run.iter().map(|op| u64::from(op.len)).sum();
         let is_kept =
-            watch.settled && still_there(cpu, fetch.mfn, va % PAGE_SIZE, &code[..index(kept).min(left)]);
-        if !is_kept {
-            // What has been read is current, but only now.
-            ops.truncate(1);
+            watch.settled && still_there(cpu, fetch.mfn, va % PAGE_SIZE, &code[..index(len).min(left)]);
+        if is_kept && len != 0 {
+            let ops = self.run.drain(..).collect();
+            let block = Block { key: fetch.key(va), version: watch.version, len, ops };
+            return Ok(self.put(fetch.slot(va), block));
         }
-        let len = ops.iter().map(|op| u64::from(op.len)).sum();
-        let ops = ops.into_boxed_slice();
-        if !is_kept {
-            return Ok(self.put(SLOTS, Block { key: NO_KEY, version: 0, len, ops }));
-        }
-        Ok(self.put(fetch.slot(va), Block { key: fetch.key(va), version: watch.version, len, ops }))
+        // What has been read is current, but only now.
+        let op = match self.run.drain(..).next() {
+            Some(op) => op,
+            None => crossing(cpu, va, code, privilege)?.op,
+        };
+        Ok(self.put_passing(op))
     }
 
     fn put(&mut self, slot: usize, block: Block) -> usize {
@@ -194,9 +193,16 @@ impl Blocks {
     }
 
     /// Keeps a block of one instruction where no look-up finds it, until the next such one.
-    fn put_passing(&mut self, lowered: Lowered) -> usize {
-        let len = u64::from(lowered.op.len);
-        self.put(SLOTS, Block { key: NO_KEY, version: 0, len, ops: Box::new([lowered.op]) })
+    fn put_passing(&mut self, op: Op) -> usize {
+        let len = u64::from(op.len);
+        if let Some(Block { len: old, ops, .. }) = self.slots.get_mut(SLOTS) {
+            *old = len;
+            match &mut **ops {
+                [last] => *last = op,
+                _ => *ops = Box::new([op]),
+            }
+        }
+        SLOTS
     }
 }
 
@@ -235,9 +241,9 @@ fn watch_code(cpu: &mut Cpu, mfn: Mfn) -> Watch {
 
 /// Decodes until the block ends, or there are `count` instructions, or the bytes run out; empty if already the first
 /// instruction needs more bytes.
-fn decode_run(code: &[u8], count: usize, cpu: &Cpu) -> Vec<Op> {
+fn decode_run(code: &[u8], count: usize, cpu: &Cpu, ops: &mut Vec<Op>) {
     let mut decoder = decoder(code, cpu);
-    let mut ops = Vec::new();
+    ops.clear();
     let mut insn = Instruction::default();
     while ops.len() < count && decoder.can_decode() {
         let start = decoder.position();
@@ -253,7 +259,6 @@ fn decode_run(code: &[u8], count: usize, cpu: &Cpu) -> Vec<Op> {
             break;
         }
     }
-    ops
 }
 
 fn lower_decoded(insn: &Instruction, bytes: &[u8], error: DecoderError, cpu: &Cpu) -> Lowered {
