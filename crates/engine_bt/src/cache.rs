@@ -117,7 +117,7 @@ pub(crate) struct Cache {
 }
 
 /// Code kept free for what all blocks share.
-const RESERVED: usize = 4096;
+const RESERVED: usize = 8192;
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 4;
 /// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
