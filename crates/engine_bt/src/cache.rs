@@ -116,8 +116,6 @@ pub(crate) struct Cache {
     pub(crate) stats: CacheStats,
 }
 
-/// Code kept free for what all blocks share.
-const RESERVED: usize = 8192;
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 4;
 /// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
@@ -134,7 +132,7 @@ impl Cache {
     pub(crate) fn new(bytes: u64, bmi2: bool, open: bool) -> Result<Self, HostError> {
         let mut cache = Self {
             code: CodeMemory::new(bytes.max(1 << 20))?,
-            used: RESERVED,
+            used: 0,
             blocks: Vec::new(),
             sites: Vec::new(),
             index: Entrances::new(x86::bits::index(bytes) / LEAST_CODE),
@@ -173,7 +171,8 @@ impl Cache {
 
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
-        self.used = RESERVED;
+        // What all blocks share stays.
+        self.used = self.routines.code.len();
         self.blocks.clear();
         self.sites.clear();
         // The numbers of exits that are no block's own.
