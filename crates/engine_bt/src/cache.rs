@@ -132,8 +132,6 @@ pub(crate) struct Cache {
     pub(crate) stats: CacheStats,
 }
 
-/// Code kept free for what all blocks share.
-const RESERVED: usize = 4096;
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 4;
 /// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
@@ -152,7 +150,7 @@ impl Cache {
     pub(crate) fn new(bytes: u64, bmi2: bool, open: bool) -> Result<Self, HostError> {
         let mut cache = Self {
             code: CodeMemory::new(bytes.max(1 << 20))?,
-            used: RESERVED,
+            used: 0,
             blocks: Vec::new(),
             sites: Vec::new(),
             lately: Box::new([0; LATELY]),
@@ -192,7 +190,8 @@ impl Cache {
 
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
-        self.used = RESERVED;
+        // What all blocks share stays.
+        self.used = self.routines.code.len();
         self.blocks.clear();
         self.sites.clear();
         self.lately.fill(0);

@@ -6,7 +6,8 @@
 //! [`Context::scratch`](translate::Context::scratch).
 //!
 //! The vector registers are the guest's while translated code runs: all sixteen are loaded and stored here, in whole if
-//! the host has AVX. RSP is the shadow return stack's; no signal handler may run on it, which is why a vCPU's thread
+//! the host has AVX. Where all upper halves are zero only the lower ones are loaded: a processor that knows of the
+//! zeros has nothing to merge when SSE instructions leave upper halves as they are. RSP is the shadow return stack's; no signal handler may run on it, which is why a vCPU's thread
 //! takes signals on a stack of their own.
 
 use translate::context::at;
@@ -79,6 +80,17 @@ core::arch::global_asm!(
     ".hidden umbra_bt_enter_avx",
     "umbra_bt_enter_avx:",
     "umbra_begin",
+    "vmovdqu xmm0, [rax + 16]",
+    ".irp n, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+    "vpor xmm0, xmm0, [rax + 32*\\n + 16]",
+    ".endr",
+    "vptest xmm0, xmm0",
+    "jnz 2f",
+    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+    "vmovdqu xmm\\n, [rax + 32*\\n]",
+    ".endr",
+    "umbra_load_guest",
+    "2:",
     ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
     "vmovdqu ymm\\n, [rax + 32*\\n]",
     ".endr",

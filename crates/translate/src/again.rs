@@ -21,14 +21,14 @@ use crate::emit::Emitter;
 use crate::host::Gpr;
 
 /// How the flags are computed again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Again {
     how: How,
     /// The guest registers that have to be what they are: a bit each.
     pub(crate) reads: u16,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
     /// By an instruction, its operands the host's, that changes nothing else.
     Execute(Instruction),
@@ -39,7 +39,7 @@ enum How {
 }
 
 /// What was subtracted or added, in registers of the host's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Register(Gpr),
     Immediate(i32),

@@ -43,6 +43,7 @@ impl Condition {
     pub(crate) const NOT_EQUAL: Self = Self(5);
     pub(crate) const BELOW_EQUAL: Self = Self(6);
     pub(crate) const ABOVE: Self = Self(7);
+    pub(crate) const NOT_SIGN: Self = Self(9);
 }
 
 /// How a string instruction is repeated, as its prefix; of those that compare nothing, either way.
@@ -346,6 +347,22 @@ impl Asm {
         self.direct(3, to.number());
     }
 
+    /// RDGSBASE r64.
+    pub(crate) fn rdgsbase(&mut self, to: Gpr) {
+        self.raw(&[0xf3]);
+        self.rex(true, 0, 0, to.number());
+        self.raw(&[0x0f, 0xae]);
+        self.direct(1, to.number());
+    }
+
+    /// IMUL r64, r64, imm32.
+    pub(crate) fn imul_imm(&mut self, to: Gpr, by: i32) {
+        self.rex(true, to.number(), 0, to.number());
+        self.raw(&[0x69]);
+        self.direct(to.number(), to.number());
+        self.imm32(by);
+    }
+
     /// XCHG r64, r64.
     pub(crate) fn xchg(&mut self, a: Gpr, b: Gpr) {
         self.rex(true, a.number(), 0, b.number());
@@ -529,9 +546,14 @@ impl Asm {
 
     /// CMP dword gs:[disp], 0.
     pub(crate) fn gs_is_zero32(&mut self, disp: i32) {
+        self.gs_op32_imm8(Op::Cmp, disp, 0);
+    }
+
+    /// `op` dword gs:[disp], imm8.
+    pub(crate) fn gs_op32_imm8(&mut self, op: Op, disp: i32, value: u8) {
         self.raw(&[GS, 0x83]);
-        self.absolute(7, disp);
-        self.raw(&[0]);
+        self.absolute(op.digit(), disp);
+        self.raw(&[value]);
     }
 
     /// `op` qword gs:[disp], imm32 sign-extended.

@@ -153,11 +153,16 @@ fn jump(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
     Ok(Flow::End)
 }
 
+/// The condition of a conditional jump.
+pub(crate) fn condition_of(insn: &Instruction) -> Result<Condition> {
+    // The decoder numbers conditions from 1 in the order of their encodings.
+    let number = insn.condition_code() as u8;
+    number.checked_sub(1).map(Condition).ok_or(Unsupported)
+}
+
 fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let target = target_of(insn)?;
-    let number = insn.condition_code() as u8;
-    // The decoder numbers conditions from 1 in the order of their encodings.
-    let condition = Condition(number.checked_sub(1).ok_or(Unsupported)?);
+    let condition = condition_of(insn)?;
     e.load_flags();
     let Some(offset) = in_page(e, target) else {
         let not_taken = e.asm.jcc(Condition(condition.0 ^ 1));

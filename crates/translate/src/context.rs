@@ -47,6 +47,9 @@ pub const ANCHOR_BYTES: usize = 1 << ANCHOR_SHIFT;
 /// Binary logarithm of [`ANCHOR_BYTES`].
 pub(crate) const ANCHOR_SHIFT: u8 = 6;
 
+/// The most that is read by way of [`Context::bounce`], in bytes: a vector register.
+pub const BOUNCE: u16 = 32;
+
 /// State shared between translated code and the engine.
 ///
 /// While translated code runs, the guest's registers are where [`Gpr::home`] says, and only those without a home are
@@ -70,6 +73,13 @@ pub struct Context {
     pub kept: [u64; 4],
     /// The displacements of a block's groups of accesses.
     pub deltas: [[u64; 8]; 8],
+    /// Where what lies across two pages is put together for an instruction to read: the end of the one, the beginning
+    /// of the other.
+    pub bounce: [[u8; BOUNCE as usize]; 2],
+    /// How many turns a loop has made, less those after which a first survey is worth it.
+    pub turns: u32,
+    /// In a steady loop ([`crate`]'s `steady`): what its counter holds when the next survey is due.
+    pub last_turn: u64,
     /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
     pub routines: [[u64; 2]; 3],
     /// Where the [`Entrance`]s are: the first slot, and the last that [`entrance_slot`] gives.
@@ -316,7 +326,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; ROUTINES: routines; ENTRANCES: entrances; CODE: code;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; BOUNCE: bounce; TURNS: turns; LAST_TURN: last_turn; ROUTINES: routines; ENTRANCES: entrances; CODE: code;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; USER_CLOSED: user_closed; CONTROL: control; FRAME: frame; IMAGE: image; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;

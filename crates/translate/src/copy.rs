@@ -14,16 +14,21 @@ use crate::catalogue;
 use crate::compat;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::flags::{Effect, effect};
-use crate::groups::Member;
+use crate::groups::{Group, Key, Member};
 use crate::host::{Gpr, is_high_byte};
+use crate::steady::Folded;
 
 /// Who holds what while the instruction executes.
 #[derive(Default)]
 struct Plan {
     /// The scratch register with the memory operand's address, or that of its group's displacement.
     address: Option<Gpr>,
-    /// The guest's base register, if the operand is a group's member.
+    /// The guest's base register, if the operand is a member of a group relative to one.
     base: Option<Gpr>,
+    /// How it is scaled, if it is the index of a stream's operand.
+    scale: u32,
+    /// The operand's offset in its group's range, if it is a member of another group.
+    offset: i32,
     /// Guest registers in scratch registers, and how they are used.
     held: [Option<Held>; 2],
 }
@@ -100,7 +105,7 @@ fn copy_member(
     carried: Option<u8>,
 ) -> Result {
     let mark = e.mark();
-    let plan = plan(e, insn, Some(Shape::Member), effect)?;
+    let plan = plan(e, insn, Some(Shape::Member(member)), effect)?;
     if plan.base.is_some_and(|base| base.home().is_none()) && effect.needs && e.form != Form::Dead {
         // Loading the flags would take RAX, which has to hold the base.
         return Err(Unsupported);
@@ -115,15 +120,20 @@ fn copy_member(
 }
 
 fn reach_member(e: &mut Emitter<'_>, insn: &Instruction, member: Member, carried: Option<u8>) -> Result {
-    e.reach(member, carried)?;
-    if let Some(mask) = catalogue::alignment_mask(insn) {
-        e.spare_flags();
-        e.effective_address(insn)?;
-        e.asm.test_low_bits(Gpr::RAX, mask);
-        let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
-        e.interpret_from(misaligned);
-    }
-    Ok(())
+    let displacement = x86::bits::low32(insn.memory_displacement64()).cast_signed();
+    let Some(mask) =
+        catalogue::alignment_mask(insn).filter(|&mask| !e.is_aligned(member, displacement, mask))
+    else {
+        return e.reach(member, carried);
+    };
+    e.spare_flags();
+    e.effective_address(insn)?;
+    e.asm.test_low_bits(Gpr::RAX, mask);
+    let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
+    e.interpret_from(misaligned);
+    // A homeless index was read into RCX.
+    let kept = Gpr::of(insn.memory_index()).is_none_or(|index| index.home().is_some());
+    e.reach(member, carried.filter(|_| kept))
 }
 
 fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Plan) -> Result {
@@ -174,7 +184,7 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Single,
-    Member,
+    Member(Member),
 }
 
 fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: Effect) -> Result<Plan> {
@@ -188,9 +198,20 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
             let elsewhere = effect.needs && e.form != Form::Dead || high.is_some() || implicit.uses(Gpr::RAX);
             plan.address = Some(if elsewhere { Gpr::RCX } else { Gpr::RAX });
         }
-        Some(Shape::Member) => {
+        Some(Shape::Member(member)) => {
             plan.address = Some(Gpr::RCX);
-            plan.base = Some(Gpr::of(insn.memory_base()).ok_or(Unsupported)?);
+            let group = e.groups.group_of(member).ok_or(Unsupported)?;
+            match group.key {
+                Key::Register(base) => (plan.base, plan.scale) = (Some(base), 1),
+                Key::Stream(Folded::Page) => {
+                    let displacement = insn.memory_displacement64().cast_signed();
+                    plan.offset = i32::try_from(displacement).map_err(|_| Unsupported)?;
+                }
+                Key::Stream(folded) => (plan.base, plan.scale) = unfolded(insn, folded)?,
+                Key::Indexed { .. } | Key::Page(_) => {
+                    plan.offset = offset_in(&group, member, insn).ok_or(Unsupported)?
+                }
+            }
         }
         None => {}
     }
@@ -228,6 +249,22 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
     Ok(plan)
 }
 
+/// The register that a stream's operand still names if what is folded into the displacement is left out, and its scale.
+fn unfolded(insn: &Instruction, folded: Folded) -> Result<(Option<Gpr>, u32)> {
+    let (base, index) = (Gpr::of(insn.memory_base()), Gpr::of(insn.memory_index()));
+    match folded {
+        Folded::Register(register) if base == Some(register) => Ok((index, insn.memory_index_scale())),
+        _ => Ok((Some(base.ok_or(Unsupported)?), 1)),
+    }
+}
+
+/// Where the operand is in the range of its group.
+fn offset_in(group: &Group, member: Member, insn: &Instruction) -> Option<i32> {
+    let origin = if let Key::Page(page) = group.key { page << 12 } else { group.low };
+    let displacement = i32::try_from(insn.memory_displacement64().cast_signed()).ok()?;
+    displacement.checked_add(member.shift)?.checked_sub(origin)
+}
+
 const fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
@@ -254,11 +291,13 @@ fn renamed(insn: &Instruction, plan: &Plan) -> Result<Instruction> {
                             host.set_memory_displacement64(displacement.cast_unsigned());
                             host.set_memory_displ_size(u32::from(displacement != 0));
                         }
+                        let (base, index) = if plan.scale == 1 { (base, address) } else { (address, base) };
                         host.set_segment_prefix(Register::None);
                         host.set_memory_base(base.sized(8));
-                        host.set_memory_index(address.sized(8));
+                        host.set_memory_index(index.sized(8));
+                        host.set_memory_index_scale(plan.scale);
                     }
-                    None => at_address(&mut host, address),
+                    None => at_address(&mut host, address, plan.offset),
                 }
             }
             _ => {}
@@ -279,14 +318,14 @@ fn host_register(guest: Gpr, register: Register, plan: &Plan) -> Result<Register
     Ok(holder.sized(register.size()))
 }
 
-/// Makes the memory operand the one at the host address in a register.
-pub(crate) fn at_address(host: &mut Instruction, address: Gpr) {
+/// Makes the memory operand the one at an offset from the host address in a register.
+pub(crate) fn at_address(host: &mut Instruction, address: Gpr, offset: i32) {
     host.set_segment_prefix(Register::None);
     host.set_memory_base(address.sized(8));
     host.set_memory_index(Register::None);
     host.set_memory_index_scale(1);
-    host.set_memory_displacement64(0);
-    host.set_memory_displ_size(0);
+    host.set_memory_displacement64(i64::from(offset).cast_unsigned());
+    host.set_memory_displ_size(u32::from(offset != 0));
 }
 
 /// LEA: an address that is not accessed.

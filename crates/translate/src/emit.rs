@@ -26,10 +26,10 @@ use crate::again::Again;
 use crate::asm::{Asm, Condition, Hole, Op, Place};
 use crate::block::{Block, Exit, Form, Mode, Site, Source, Way};
 use crate::compat;
-use crate::context::{ANCHOR_BYTES, ANCHORS, SPANS, at, gpr_at};
-use crate::groups::{Group, Groups, Member};
+use crate::context::{ANCHOR_BYTES, ANCHORS, BOUNCE, SPANS, at, gpr_at};
+use crate::groups::{Group, Groups, Key, Member};
 use crate::host::Gpr;
-use crate::routines::{self, look_up_operand};
+use crate::routines::{self, Across, look_up_operand};
 use crate::x87::X87;
 
 /// The instruction is left to the interpreter.
@@ -91,11 +91,15 @@ pub(crate) struct Emitter<'a> {
     pub(crate) shadow: bool,
     /// The block is a loop: its accesses go on in the page where they were.
     pub(crate) streaming: bool,
+    /// Accesses have to lie in one page each, neighbours in the host's memory or not.
+    pub(crate) one_page: bool,
     /// Accesses that share a check, and the bits of those that have been checked.
     pub(crate) groups: Groups,
     checked: u64,
     /// The group that the instruction's access belongs to.
     pub(crate) member: Option<Member>,
+    /// Offsets from groups' origins where the addresses have been found to have these bits clear.
+    aligned: Vec<(u8, i32, u8)>,
     /// The group whose displacement RCX holds, as the instruction before has left it.
     pub(crate) delta: Option<u8>,
     /// Anchors used.
@@ -116,6 +120,14 @@ pub(crate) struct Mark {
     again: Option<Again>,
     mode: Mode,
     checked: u64,
+    aligned: usize,
+}
+
+impl Mark {
+    /// The form of the flags there.
+    pub(crate) const fn form(&self) -> Form {
+        self.form
+    }
 }
 
 impl<'a> Emitter<'a> {
@@ -132,9 +144,11 @@ impl<'a> Emitter<'a> {
             mode: source.mode,
             shadow: false,
             streaming: false,
+            one_page: false,
             groups: Groups::default(),
             checked: 0,
             member: None,
+            aligned: Vec::new(),
             delta: None,
             anchors: 0,
             at: source.offset,
@@ -145,15 +159,8 @@ impl<'a> Emitter<'a> {
 
     pub(crate) fn mark(&self) -> Mark {
         let (bytes, cold, finders) = (self.asm.here(), self.tools.cold.len(), self.tools.finders.len());
-        Mark {
-            bytes,
-            cold,
-            finders,
-            form: self.form,
-            again: self.again,
-            mode: self.mode,
-            checked: self.checked,
-        }
+        let Self { form, again, mode, checked, .. } = *self;
+        Mark { bytes, cold, finders, form, again, mode, checked, aligned: self.aligned.len() }
     }
 
     pub(crate) fn roll_back(&mut self, mark: &Mark) {
@@ -164,6 +171,7 @@ impl<'a> Emitter<'a> {
         self.again = mark.again;
         self.mode = mark.mode;
         self.checked = mark.checked;
+        self.aligned.truncate(mark.aligned);
         self.delta = None;
     }
 
@@ -478,13 +486,40 @@ impl<'a> Emitter<'a> {
 
     /// RAX, a linear address, becomes its offset in the page of its TLB slot, RCX the slot's offset; the jump is taken if
     /// that is more than `room`.
-    fn hashed(&mut self, room: i32, write: bool) -> Hole {
+    pub(crate) fn hashed(&mut self, room: i32, write: bool) -> Hole {
         let table = self.mode.table();
         routines::index(&mut self.asm, Gpr::RCX, Gpr::RAX, table, self.source.host.bmi2);
         let tag = at::tlb(table) + if write { at::WRITE } else { at::READ };
         self.asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tag);
         self.asm.op_imm(Op::Cmp, Gpr::RAX, room);
         self.asm.jcc(Condition::ABOVE)
+    }
+
+    /// Behind [`Emitter::hashed`]: RAX = what to add to a linear address of the page to get the host's.
+    pub(crate) fn load_delta(&mut self, write: bool) {
+        let tlb = at::tlb(self.mode.table());
+        let tag = if write { at::WRITE } else { at::READ };
+        self.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, tlb + at::BASE);
+        self.asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tlb + tag);
+    }
+
+    /// A turn of a loop begins: of its groups those from number `checked` on have been checked.
+    pub(crate) fn begin_turn(&mut self, checked: usize) {
+        self.checked = u64::MAX.checked_shl(u32::try_from(checked).unwrap_or(64)).unwrap_or(0);
+        self.aligned.clear();
+        self.delta = None;
+        self.changes = 0;
+    }
+
+    /// Whether the bits in `mask` of an address of a group are known to be clear, as they are if they were at another that
+    /// differs by a multiple; from now on they are.
+    pub(crate) fn is_aligned(&mut self, member: Member, displacement: i32, mask: u8) -> bool {
+        let offset = displacement.wrapping_add(member.shift);
+        let known = self.aligned.iter().any(|&(group, at, bits)| {
+            group == member.group && bits >= mask && at.wrapping_sub(offset) & i32::from(mask) == 0
+        });
+        self.aligned.push((member.group, offset, mask));
+        known
     }
 
     /// Behind [`Emitter::hashed`]: RAX becomes the host address.
@@ -494,7 +529,9 @@ impl<'a> Emitter<'a> {
 
     fn check_at(&mut self, anchor: i32, bytes: usize, write: bool) -> Result {
         let resume = self.asm.here();
-        self.anchored(anchor, bytes, write, Exit::Miss { write, resume })?;
+        let copy = !write && bytes <= usize::from(BOUNCE);
+        let across = if copy { Across::Copy } else { Across::Neighbours };
+        self.anchored(anchor, bytes, write, Exit::Miss { write, resume }, across)?;
         self.asm.gs_op(Op::Add, Gpr::RAX, anchor + at::ANCHOR_BASE);
         self.come_back();
         Ok(())
@@ -502,7 +539,7 @@ impl<'a> Emitter<'a> {
 
     /// RAX, a linear address, becomes its offset in the anchor's page if `bytes` bytes there lie in it. Else a cold path
     /// comes back to where [`Emitter::come_back`] is called next, RAX the host address, or leaves.
-    fn anchored(&mut self, anchor: i32, bytes: usize, write: bool, exit: Exit) -> Result {
+    fn anchored(&mut self, anchor: i32, bytes: usize, write: bool, exit: Exit, across: Across) -> Result {
         let bytes = u16::try_from(bytes).map_err(|_| Unsupported)?;
         let (_, limit) = SPANS
             .into_iter()
@@ -514,7 +551,8 @@ impl<'a> Emitter<'a> {
         let other = self.asm.jcc(Condition::ABOVE_EQUAL);
         let table = self.mode.table();
         let routine = at::ROUTINES + 16 * table as i32 + if write { 8 } else { 0 };
-        let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes));
+        let across = if self.one_page { Across::Nothing } else { across };
+        let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes), across);
         self.leave_by(other, self.at, exit, Way::BARE);
         if let Some(cold) = self.tools.cold.last_mut() {
             cold.look_up = Some(LookUp { operand, routine, back: 0 });
@@ -544,24 +582,31 @@ impl<'a> Emitter<'a> {
         at::anchors(self.mode.table()) + number * i32::try_from(ANCHOR_BYTES).unwrap_or(0)
     }
 
-    /// RCX = what to add to a linear address of the group's range to get the host's. The first time the range is
-    /// checked; flags are saved then, and RAX is lost.
+    /// RCX = what to add to a linear address of the group's range to get the host's, or, for [`Key::Indexed`] and
+    /// [`Key::Page`], the host address of its first byte. The first time the range is checked; flags are saved then, and RAX is
+    /// lost.
     pub(crate) fn reach(&mut self, member: Member, carried: Option<u8>) -> Result {
-        let Some(group) = self.groups.groups.get(usize::from(member.group)).copied() else {
-            return Err(Unsupported);
-        };
+        let group = self.groups.group_of(member).ok_or(Unsupported)?;
         let number = member.group & 63;
         let (bit, kept) = (1u64 << number, at::DELTAS + 8 * i32::from(number));
         if self.checked & bit == 0 {
             self.checked |= bit;
             let low = group.low.checked_sub(member.shift).ok_or(Unsupported)?;
             self.spare_flags();
-            let base = self.read(group.base, Gpr::RAX);
-            self.add(Gpr::RAX, base, low);
-            if group.base == Gpr::RSP || self.streaming {
-                self.reach_anchored(&group)?;
-            } else {
-                self.reach_hashed(&group, low)?;
+            match group.key {
+                Key::Register(base) => self.reach_by_register(&group, base, low)?,
+                Key::Indexed { base, index, shift } => {
+                    let index = self.read(index, Gpr::RCX);
+                    let base = self.read(base, Gpr::RAX);
+                    self.asm.lea_indexed(true, Gpr::RAX, Some(base), index, shift, low);
+                    self.reach_pointer(group.high - group.low, group.write)?;
+                }
+                Key::Stream(_) => return Err(Unsupported),
+                Key::Page(page) => {
+                    self.asm.gs_load(Gpr::RAX, at::PAGE);
+                    self.add(Gpr::RAX, Gpr::RAX, page << 12);
+                    self.reach_pointer(1, group.write)?;
+                }
             }
             self.asm.gs_store(kept, Gpr::RCX);
         } else if carried != Some(member.group) {
@@ -570,12 +615,40 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
+    /// The check of a group relative to a register, whose range begins at `low` from it. RCX = the displacement.
+    fn reach_by_register(&mut self, group: &Group, base: Gpr, low: i32) -> Result {
+        let from = self.read(base, Gpr::RAX);
+        self.add(Gpr::RAX, from, low);
+        if base == Gpr::RSP || self.streaming {
+            self.reach_anchored(group, base)
+        } else {
+            self.reach_hashed(group, base, low)
+        }
+    }
+
+    /// The check of a group of another key, whose `span` bytes begin at RAX. RCX = their host address.
+    fn reach_pointer(&mut self, span: i32, write: bool) -> Result {
+        if self.streaming {
+            let anchor = self.new_anchor(write);
+            let bytes = usize::try_from(span).map_err(|_| Unsupported)?;
+            self.anchored(anchor, bytes, write, Exit::Plain { from: 0 }, Across::Neighbours)?;
+            self.asm.gs_op(Op::Add, Gpr::RAX, anchor + at::ANCHOR_BASE);
+            self.come_back();
+        } else {
+            let other = self.hashed(4096 - span, write);
+            self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::BARE);
+            self.add_page();
+        }
+        self.asm.mov(Gpr::RCX, Gpr::RAX);
+        Ok(())
+    }
+
     /// The group's check by way of an anchor: RAX is the range's first address. RCX = the displacement.
-    fn reach_anchored(&mut self, group: &Group) -> Result {
+    fn reach_anchored(&mut self, group: &Group, base: Gpr) -> Result {
         let anchor =
-            if group.base == Gpr::RSP { self.anchor(0, group.write) } else { self.new_anchor(group.write) };
+            if base == Gpr::RSP { self.anchor(0, group.write) } else { self.new_anchor(group.write) };
         let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
-        self.anchored(anchor, span, group.write, Exit::Plain { from: 0 })?;
+        self.anchored(anchor, span, group.write, Exit::Plain { from: 0 }, Across::Neighbours)?;
         self.come_back();
         // Now, not later: the next access through this anchor may give it another page.
         self.asm.gs_load(Gpr::RCX, anchor + at::ANCHOR_DELTA);
@@ -583,12 +656,12 @@ impl<'a> Emitter<'a> {
     }
 
     /// The group's check by way of the TLB: RAX is the range's first address. RCX = the displacement.
-    fn reach_hashed(&mut self, group: &Group, low: i32) -> Result {
+    fn reach_hashed(&mut self, group: &Group, base: Gpr, low: i32) -> Result {
         let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
         let other = self.hashed(room, group.write);
         self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::BARE);
         self.add_page();
-        let base = self.read(group.base, Gpr::RCX);
+        let base = self.read(base, Gpr::RCX);
         if self.is_compat() {
             self.asm.lea32(Gpr::RCX, base, low);
             self.asm.op(Op::Sub, Gpr::RAX, Gpr::RCX);

@@ -9,6 +9,7 @@
 //! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
 //!   `system`, `iret`: those that do not; `x87`: those whose registers are the x87 unit's, MMX included;
 //! - `self_check`: blocks of pages whose code changes too often to be watched;
+//! - `groups` and `steady`: accesses that share a check, in a block and over the turns of a loop;
 //! - `compat`: what is different in compatibility mode;
 //! - `asm`: the bytes of the translator's own sequences;
 //! - `side_by_side`: a block for people to read.
@@ -40,6 +41,7 @@ mod self_check;
 mod side_by_side;
 mod special;
 mod stack;
+mod steady;
 mod strings;
 mod system;
 mod translate;

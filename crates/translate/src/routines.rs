@@ -8,10 +8,12 @@
 //! A look-up is called by the cold path of an access whose anchor did not fit, with RAX the linear address less the
 //! anchor's page. Behind the call lie
 //!
-//! - a TEST of EAX with 32 bits that say which anchor it is (low eight) and how far into its page the access may begin
-//!   (high sixteen), which executes as nothing at all;
+//! - a TEST of EAX with 32 bits that say which anchor it is (low eight), whether the access has to lie in one page (the
+//!   next), whether a copy will do (the next), and how far into its page it may begin (high sixteen), which executes as
+//!   nothing at all;
 //! - a jump back to the access, reached if the TLB has the translation: RAX is the host address then, and the anchor is the
-//!   page's from now on;
+//!   page's from now on. An access across two pages is found if the TLB has both and they are neighbours in the host's
+//!   memory too: then it is one access of the host's. Locked ones are not, which are the bus lock's (`memory`'s `bus_lock`);
 //! - the site to leave by, reached if it has not: RAX is the linear address.
 //!
 //! RCX stays as it was. Status flags are lost, so they have to be in memory.
@@ -26,8 +28,8 @@
 use crate::asm::{Asm, Condition, Hole, Op};
 use crate::block::{UNFORESEEN, Way};
 use crate::context::{
-    ANCHOR_BYTES, ANCHOR_SHIFT, CODE_PAGES, ENTRANCE_STIR, JUMP_BYTES, JUMP_GROUP, JUMP_STIR, JUMPS, SPANS,
-    Table, at, tlb_index,
+    ANCHOR_BYTES, ANCHOR_SHIFT, BOUNCE, CODE_PAGES, ENTRANCE_STIR, ENTRY_BYTES, JUMP_BYTES, JUMP_GROUP,
+    JUMP_STIR, JUMPS, SPANS, Table, at, tlb_index,
 };
 use crate::host::Gpr;
 use x86::bits::low32;
@@ -129,7 +131,8 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     index(asm, Gpr::RDX, Gpr::RAX, table, bmi2);
     asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RDX, tlb + tag);
     asm.op(Op::Cmp, Gpr::RAX, Gpr::RBX);
-    let miss = asm.jcc(Condition::ABOVE);
+    let beyond = asm.jcc(Condition::ABOVE);
+    let found = asm.here();
     asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + at::GFN);
     asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_GFN), Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + tag);
@@ -150,7 +153,21 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     restore(asm);
     asm.ret();
     let here = asm.here();
-    asm.fill(miss, here);
+    asm.fill(beyond, here);
+    let (apart, mut misses) = neighbours(asm, table, tag);
+    let both = asm.jmp();
+    asm.fill(both, found);
+    let here = asm.here();
+    asm.fill(apart, here);
+    if tag == at::READ {
+        misses.push(bounce(asm, table));
+        restore(asm);
+        asm.ret();
+    }
+    let here = asm.here();
+    for miss in misses {
+        asm.fill(miss, here);
+    }
     restore(asm);
     asm.pop(Gpr::RAX);
     asm.lea(Gpr::RAX, Gpr::RAX, TEST_AND_JUMP);
@@ -159,6 +176,60 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     asm.ret();
     start
 }
+
+/// Goes on if the access, which is not in one page, may be in two that are neighbours: RAX is its offset in the page whose
+/// slot's offset RDX is. The first jump is taken if both pages are known, but are no neighbours, RBX being the slot's offset
+/// of the second; the others if it is another matter.
+fn neighbours(asm: &mut Asm, table: Table, tag: i32) -> (Hole, Vec<Hole>) {
+    let (_, mask) = tlb_index(table);
+    let tlb = at::tlb(table);
+    asm.op_imm(Op::Cmp, Gpr::RAX, 4095);
+    let another = asm.jcc(Condition::ABOVE);
+    asm.load(Gpr::RBX, Gpr::RSP, 0);
+    asm.load32(Gpr::RBX, Gpr::RBX, 1);
+    asm.test32_imm(Gpr::RBX, ONE_PAGE);
+    let one_page = asm.jcc(Condition::NOT_EQUAL);
+    asm.lea(Gpr::RBX, Gpr::RDX, i32::try_from(ENTRY_BYTES).unwrap_or(0));
+    asm.op32_imm(Op::And, Gpr::RBX, mask.cast_signed());
+    let [unknown, apart] = [tag, at::BASE].map(|field| {
+        asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RBX, tlb + field);
+        asm.lea(Gpr::RAX, Gpr::RAX, -4096);
+        asm.gs_op_at(Op::Cmp, Gpr::RAX, Gpr::RDX, tlb + field);
+        asm.jcc(Condition::NOT_EQUAL)
+    });
+    asm.gs_load(Gpr::RAX, at::KEPT);
+    asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RDX, tlb + tag);
+    (apart, vec![another, one_page, unknown])
+}
+
+/// RAX = the host address of a copy of what is read from two pages, whose slots' offsets are RDX and RBX. The jump is taken
+/// if a copy will not do.
+fn bounce(asm: &mut Asm, table: Table) -> Hole {
+    let tlb = at::tlb(table);
+    asm.load(Gpr::RAX, Gpr::RSP, 0);
+    asm.load32(Gpr::RAX, Gpr::RAX, 1);
+    asm.test32_imm(Gpr::RAX, COPY);
+    let refused = asm.jcc(Condition::EQUAL);
+    let half = i32::from(BOUNCE);
+    for (slot, from, to) in [(Gpr::RBX, 0, half), (Gpr::RDX, 4096 - half, 0)] {
+        asm.gs_op_at(Op::Mov, Gpr::RBX, slot, tlb + at::BASE);
+        for word in (0..half).step_by(8) {
+            asm.load(Gpr::RAX, Gpr::RBX, from + word);
+            asm.gs_store(at::BOUNCE + to + word, Gpr::RAX);
+        }
+    }
+    asm.gs_load(Gpr::RAX, at::KEPT);
+    asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RDX, tlb + at::READ);
+    asm.rdgsbase(Gpr::RBX);
+    asm.lea_indexed(true, Gpr::RAX, Some(Gpr::RAX), Gpr::RBX, 0, at::BOUNCE + half - 4096);
+    refused
+}
+
+/// Bit of a look-up's operand: the access may be made to a copy of what it reads.
+const COPY: i32 = 1 << 9;
+
+/// Bit of a look-up's operand: the access has to lie in one page.
+const ONE_PAGE: i32 = 1 << 8;
 
 /// Bytes between a look-up's return address and its site.
 const TEST_AND_JUMP: i32 = 10;
@@ -262,8 +333,24 @@ fn entrance(asm: &mut Asm, jumps: i32) -> [Hole; 3] {
 #[allow(clippy::cast_possible_truncation)]
 const GROUP_SHIFT: u8 = (JUMP_GROUP * JUMP_BYTES).trailing_zeros() as u8;
 
+/// What may become of an access across two pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Across {
+    /// Nothing but what the interpreter makes of it.
+    Nothing,
+    /// An access, if the pages are neighbours.
+    Neighbours,
+    /// The same, or one to a copy.
+    Copy,
+}
+
 /// What lies behind the call of a look-up: the anchor at displacement `anchor`, the room.
-pub(crate) fn look_up_operand(table: Table, anchor: i32, room: i32) -> i32 {
+pub(crate) fn look_up_operand(table: Table, anchor: i32, room: i32, across: Across) -> i32 {
     let number = (anchor - at::anchors(table)) / i32::try_from(ANCHOR_BYTES).unwrap_or(1);
-    number & 0xff | room << 16
+    let across = match across {
+        Across::Nothing => ONE_PAGE,
+        Across::Neighbours => 0,
+        Across::Copy => COPY,
+    };
+    number & 0xff | across | room << 16
 }

@@ -149,14 +149,14 @@ fn bit_string(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
 fn merge_carry(e: &mut Emitter<'_>, insn: &Instruction, bytes: usize) -> Result {
     let mut host = *insn;
     if e.form == Form::Dead {
-        at_address(&mut host, Gpr::RAX);
+        at_address(&mut host, Gpr::RAX, 0);
         host.set_op1_register(Gpr::RCX.sized(bytes));
     } else {
         // Loading the flags takes RAX: the address changes places with a register that is put back.
         e.asm.gs_store(crate::context::at::TEMP, Gpr::RDX);
         e.asm.mov(Gpr::RDX, Gpr::RAX);
         e.load_flags();
-        at_address(&mut host, Gpr::RDX);
+        at_address(&mut host, Gpr::RDX, 0);
         host.set_op1_register(Gpr::RCX.sized(bytes));
     }
     e.encode(&host)?;
@@ -186,7 +186,7 @@ fn wide_exchange(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     e.asm.mov(Gpr::RAX, a);
     e.asm.mov(Gpr::RCX, c);
     let mut host = *insn;
-    at_address(&mut host, Gpr::R12);
+    at_address(&mut host, Gpr::R12, 0);
     e.encode(&host)?;
     e.asm.mov(a, Gpr::RAX);
     e.asm.gs_load(Gpr::R12, crate::context::at::TEMP);

@@ -5,7 +5,7 @@
 //! the page. A forward conditional jump does not end it. The code depends on nothing but the bytes, their place in the
 //! page and the mode, so one translation serves every mapping of its page.
 
-use iced_x86::{DecoderError, FlowControl, Instruction, Mnemonic};
+use iced_x86::{DecoderError, FlowControl, Instruction, Mnemonic, OpKind};
 
 use crate::block::{Block, Form, Mode, Source};
 use crate::branch::{Flow, branch, enter_by_jump_cache, go_to, target_of};
@@ -18,6 +18,7 @@ use crate::groups::Groups;
 use crate::self_check::{self, MAX_STORES};
 use crate::special::special;
 use crate::stack::stack;
+use crate::steady::{Steady, close};
 use crate::system::system;
 use crate::x87;
 
@@ -47,37 +48,66 @@ impl Translator {
 
 fn translate(source: &Source<'_>, tools: &mut Tools) -> Option<Block> {
     let run = decode(source, tools);
+    let form = first_form(&run);
+    // An instruction that is left to the interpreter after all shows the flags that were thought dead.
+    if form == Form::Dead {
+        return block(source, tools, &run, form).or_else(|| block(source, tools, &run, Form::Memory));
+    }
+    block(source, tools, &run, form)
+}
+
+/// The translation of `run` with the flags first in a form, if there is a choice; `None` if that is [`Form::Dead`] and
+/// cannot be.
+fn block(source: &Source<'_>, tools: &mut Tools, run: &[Instruction], form: Form) -> Option<Block> {
     let end = page_offset(run.last()?.next_ip());
     let mut e = Emitter::new(source, tools);
     let mut block = Block { map: Vec::with_capacity(run.len()), ..Block::default() };
     if source.check.is_some() {
-        begin_checking(&mut e, &run, end, &mut block)?;
+        begin_checking(&mut e, run, end, &mut block)?;
     } else if run.first().is_some_and(crosses) {
         begin_across(&mut e, &mut block).ok()?;
     } else {
-        begin(&mut e, &run, &mut block);
+        begin(&mut e, form, &mut block);
         block.entry_jump = block.entry_memory;
     }
-    e.streaming = is_loop(&run);
-    e.groups = Groups::find(&run, source.mode, &mut e.tools.info);
+    e.one_page = run.iter().any(needs_one_page);
+    e.groups = Groups::find(run, source.mode, &mut e.tools.info);
+    let steady = Steady::find(run, source.mode, &mut e.tools.info);
+    // Where it is plain, accesses across pages are to be expected, which only the look-ups of anchors can make.
     let plain = source.mode.has(Mode::PLAIN);
+    let looping = is_loop(run) || plain;
+    // A block that checks itself does so at each turn.
+    let head = steady.as_ref().filter(|_| source.check.is_none()).and_then(|steady| steady.head(&mut e));
     let mut flow = Flow::Next;
     for (number, insn) in run.iter().enumerate() {
-        e.member = e.groups.member(number).filter(|_| !plain);
-        e.at = page_offset(insn.ip());
-        e.next = page_offset(insn.next_ip());
-        block.map.push((e.asm.here(), e.at));
+        e.streaming = match &steady {
+            Some(steady) if !plain => steady.is_near(number),
+            _ => looping,
+        };
+        block.map.push((e.asm.here(), page_offset(insn.ip())));
         block.instructions += 1;
-        block.guest_bytes = e.next - source.offset;
+        block.guest_bytes = page_offset(insn.next_ip()) - source.offset;
+        if let Some(steady) = steady.as_ref().filter(|_| number + 1 == run.len())
+            && let Some(head) = head
+            && close(&mut e, run, steady, head, &mut block.map, |e, number, insn| {
+                turn(e, steady, number, insn)
+            })
+            .is_ok()
+        {
+            flow = Flow::End;
+            break;
+        }
         let mark = e.mark();
         let shadowed = e.shadow;
-        let written = e.groups.written(number);
-        prepare(&mut e, insn, written);
-        flow = instruction(&mut e, insn).unwrap_or_else(|Unsupported| {
-            e.roll_back(&mark);
-            e.interpret();
-            Flow::End
-        });
+        flow = match step(&mut e, number, insn) {
+            Ok(flow) => flow,
+            Err(Unsupported) if mark.form() == Form::Dead => return None,
+            Err(Unsupported) => {
+                e.roll_back(&mark);
+                e.interpret();
+                Flow::End
+            }
+        };
         if shadowed {
             e.shadow = false;
         }
@@ -90,6 +120,25 @@ fn translate(source: &Source<'_>, tools: &mut Tools) -> Option<Block> {
         go_to(&mut e, i64::from(source.offset) + i64::from(block.guest_bytes)).ok()?;
     }
     Some(e.finish(block))
+}
+
+/// Emits an instruction of the run.
+fn step(e: &mut Emitter<'_>, number: usize, insn: &Instruction) -> Result<Flow> {
+    let plain = e.source.mode.has(Mode::PLAIN);
+    e.member = e.groups.member(number).filter(|_| !plain);
+    e.at = page_offset(insn.ip());
+    e.next = page_offset(insn.next_ip());
+    prepare(e, insn, e.groups.written(number));
+    instruction(e, insn)
+}
+
+/// Emits an instruction of a steady loop.
+fn turn(e: &mut Emitter<'_>, steady: &Steady, number: usize, insn: &Instruction) -> Result {
+    e.streaming = steady.is_near(number);
+    match step(e, number, insn)? {
+        Flow::Next => Ok(()),
+        Flow::End => Err(Unsupported),
+    }
 }
 
 /// Offsets in a page are below 4096, the one past its end included they fit.
@@ -184,8 +233,8 @@ fn ends(insn: &Instruction) -> bool {
 }
 
 /// Emits the two entries, in the order that suits the block's first dealings with the flags.
-fn begin(e: &mut Emitter<'_>, run: &[Instruction], block: &mut Block) {
-    match first_form(run) {
+fn begin(e: &mut Emitter<'_>, form: Form, block: &mut Block) {
+    match form {
         Form::Host => {
             block.entry_memory = e.asm.here();
             e.form = Form::Memory;
@@ -215,8 +264,8 @@ fn begin(e: &mut Emitter<'_>, run: &[Instruction], block: &mut Block) {
 fn first_form(run: &[Instruction]) -> Form {
     for insn in run {
         let effect = effect(insn);
-        let plain = catalogue::implicit(insn).is_some() && insn.memory_size().size() == 0
-            || insn.mnemonic() == Mnemonic::Lea;
+        let plain =
+            catalogue::implicit(insn).is_some() && !names_memory(insn) || insn.mnemonic() == Mnemonic::Lea;
         if insn.is_jcc_short_or_near() {
             return Form::Host;
         }
@@ -229,6 +278,15 @@ fn first_form(run: &[Instruction]) -> Form {
         }
     }
     Form::Memory
+}
+
+/// Whether its accesses have to lie in one page each: atomic ones, and the elements of strings, which are counted so.
+fn needs_one_page(insn: &Instruction) -> bool {
+    insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg || insn.is_string_instruction()
+}
+
+fn names_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
 }
 
 /// Whether an instruction that is not copied is translated to nothing.
