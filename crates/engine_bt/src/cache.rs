@@ -14,7 +14,7 @@ use std::ops::Range;
 use host::{CodeMemory, HostError};
 use iced_x86::Mnemonic;
 use translate::context::Entrance;
-use translate::{Block, Exit, Form, Mode, Routines, STALE, UNFORESEEN};
+use translate::{Block, Exit, Form, Mode, Routines, Site, UNFORESEEN, Way};
 use x86::Mfn;
 
 use crate::entrances::Entrances;
@@ -88,6 +88,8 @@ pub(crate) struct Placed {
 /// An exit in place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlacedSite {
+    /// Where its code ends.
+    behind: u32,
     /// Which block's.
     pub(crate) block: u32,
     /// Page offset of the guest instruction, or of the target.
@@ -99,11 +101,25 @@ pub(crate) struct PlacedSite {
     pub(crate) mnemonic: Mnemonic,
 }
 
+impl PlacedSite {
+    const UNFORESEEN: Self = Self {
+        behind: 0,
+        block: u32::MAX,
+        guest: 0,
+        exit: Exit::Lookup,
+        mode: Mode::PLAIN,
+        mnemonic: Mnemonic::INVALID,
+    };
+    const STALE: Self = Self { exit: Exit::Stale, ..Self::UNFORESEEN };
+}
+
 pub(crate) struct Cache {
     code: CodeMemory,
     used: usize,
     blocks: Vec<Placed>,
     sites: Vec<PlacedSite>,
+    /// Numbers of sites that have left lately, by where they end.
+    lately: Box<[u32; LATELY]>,
     index: Entrances,
     frames: NumberMap<Vec<u32>>,
     /// The latest stale block of each key.
@@ -121,7 +137,9 @@ const RESERVED: usize = 4096;
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 4;
 /// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
-const LEAST_CODE: usize = 256;
+const LEAST_CODE: usize = 192;
+/// Sites that are found at once.
+const LATELY: usize = 1 << 12;
 /// JMP rel32.
 const JMP: u8 = 0xe9;
 /// CALL rel32.
@@ -137,6 +155,7 @@ impl Cache {
             used: RESERVED,
             blocks: Vec::new(),
             sites: Vec::new(),
+            lately: Box::new([0; LATELY]),
             index: Entrances::new(x86::bits::index(bytes) / LEAST_CODE),
             frames: NumberMap::default(),
             replaceable: NumberMap::default(),
@@ -176,12 +195,8 @@ impl Cache {
         self.used = RESERVED;
         self.blocks.clear();
         self.sites.clear();
-        // The numbers of exits that are no block's own.
-        for (number, exit) in [(UNFORESEEN, Exit::Lookup), (STALE, Exit::Stale)] {
-            let (mode, mnemonic) = (Mode::new().with(Mode::PLAIN, true), Mnemonic::INVALID);
-            debug_assert_eq!(self.sites.len(), number as usize);
-            self.sites.push(PlacedSite { block: u32::MAX, guest: 0, exit, mode, mnemonic });
-        }
+        self.lately.fill(0);
+        self.sites.push(PlacedSite::UNFORESEEN);
         self.index.clear();
         self.frames.clear();
         self.replaceable.clear();
@@ -202,22 +217,33 @@ impl Cache {
         self.blocks.get(number as usize)
     }
 
-    /// The site that has left by its number, with this in RCX.
-    pub(crate) fn site(&self, number: u32, rcx: u64) -> Option<PlacedSite> {
-        let site = self.sites.get(number as usize).copied()?;
-        if number != STALE {
-            return Some(site);
+    /// The site behind which `from` is, a host address as [`translate::Context::site`] has it.
+    pub(crate) fn site(&mut self, from: u64) -> Option<PlacedSite> {
+        if from == UNFORESEEN {
+            return self.sites.first().copied();
         }
-        // Blocks lie in the order of their numbers.
-        let entered = offset32(x86::bits::index(rcx.wrapping_sub(self.base())));
-        let block = self.blocks.partition_point(|block| block.start < entered).checked_sub(1)?;
-        let key = self.blocks.get(block)?.key;
-        Some(PlacedSite {
-            block: offset32(block),
-            guest: key.offset,
-            mode: key.mode.without(Mode::PLAIN),
-            ..site
-        })
+        let behind = offset32(x86::bits::index(from.wrapping_sub(self.base())));
+        let lately = self.lately.get_mut(behind as usize % LATELY)?;
+        if let Some(site) = self.sites.get(*lately as usize).filter(|site| site.behind == behind) {
+            return Some(*site);
+        }
+        // Sites lie in the order of their blocks, and of their code in these.
+        let number = self.sites.partition_point(|site| site.behind < behind);
+        match self.sites.get(number).filter(|site| site.behind == behind) {
+            Some(site) => {
+                *lately = offset32(number);
+                Some(*site)
+            }
+            None => self.stale_entry(behind),
+        }
+    }
+
+    /// What an entry of a stale block has become, `behind` which that is.
+    fn stale_entry(&self, behind: u32) -> Option<PlacedSite> {
+        let block = self.blocks.partition_point(|block| block.start < behind).checked_sub(1)?;
+        let Placed { key, stale: true, .. } = *self.blocks.get(block)? else { return None };
+        let (guest, mode) = (key.offset, key.mode.without(Mode::PLAIN));
+        Some(PlacedSite { behind, block: offset32(block), guest, mode, ..PlacedSite::STALE })
     }
 
     /// Puts the translation of `code`, which goes on to the end of its page, in place; there is room.
@@ -231,8 +257,8 @@ impl Cache {
         let number = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
         let start = self.used.next_multiple_of(ALIGNMENT);
         for site in &block.sites {
-            let site_number = u32::try_from(self.sites.len()).unwrap_or(0);
-            site.complete(&mut block.code, offset32(start), site_number, &self.routines.exits);
+            site.complete(&mut block.code, offset32(start), &self.routines.exits);
+            let behind = offset32(start) + site.at + Site::BYTES;
             let mnemonic = match site.exit {
                 Exit::Interpret | Exit::Transfer { .. } => {
                     mnemonic(key.mode, code, usize::from(site.guest.wrapping_sub(key.offset)))
@@ -240,7 +266,7 @@ impl Cache {
                 _ => Mnemonic::INVALID,
             };
             let (guest, exit, mode) = (site.guest, site.exit, site.mode.without(Mode::PLAIN));
-            self.sites.push(PlacedSite { block: number, guest, exit, mode, mnemonic });
+            self.sites.push(PlacedSite { behind, block: number, guest, exit, mode, mnemonic });
         }
         self.code.write(start, &block.code)?;
         self.used = start + block.code.len();
@@ -361,7 +387,7 @@ impl Cache {
         self.index.remove(block.key.number());
         self.stats.stale += 1;
         self.replaceable.insert(block.key.number(), number);
-        let [memory, host] = self.routines.stale;
+        let [memory, host] = [Way::BARE, Way::BARE.with_flags()].map(|way| self.routines.exit(way));
         self.divert(CALL, block.start + block.entry_memory, memory)?;
         if !block.host_leads_to_memory {
             self.divert(CALL, block.start + block.entry_host, host)?;

@@ -19,7 +19,7 @@ const BEHIND: usize = 256;
 impl Entrances {
     /// With room for at least `places` places.
     pub(crate) fn new(places: usize) -> Self {
-        let own = places.max(1).next_power_of_two() * 2;
+        let own = (places.max(1) * 4 / 3).next_power_of_two();
         let slots = vec![Entrance::default(); own + BEHIND].into_boxed_slice();
         Self { slots, last: own as u64 - 1, used: 0 }
     }
@@ -31,7 +31,7 @@ impl Entrances {
 
     /// Whether there is room for one more, wherever its own slot is.
     pub(crate) fn has_room(&self) -> bool {
-        self.used < self.slots.len() / 2 && self.free_from(self.slots.len() - BEHIND / 2).is_some()
+        self.used < self.slots.len() / 4 * 3 && self.free_from(self.slots.len() - BEHIND / 2).is_some()
     }
 
     /// The block of a place.

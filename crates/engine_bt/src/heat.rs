@@ -1,84 +1,69 @@
-//! Which code has come by often enough to be worth translating.
+//! Which code is worth translating.
 //!
-//! To translate costs a few visits' worth of interpretation, so code is translated when it is met, unless it has been written
-//! since an earlier translation. Then there is a counter per hashed place, with a few bits that say whose it is: a place that
-//! takes the counter of another begins anew, so
-//! that a large program does not make all code hot by and by. Code that is written again and again has to prove itself
-//! anew each time, and longer each time: else more would be translated than executed.
+//! To translate costs a few visits' worth of interpretation, so code is translated when it is met, as a rule. A place whose
+//! code was written after it had been translated has to prove itself: it must come by a few times first, and more often
+//! each time, else more would be translated than executed. Such places are remembered in a table by hash, with a few bits
+//! that say whose a slot is.
 
 use crate::cache::Key;
 
-/// Binary logarithm of the number of counters.
-const COUNTERS: u32 = 18;
-/// Binary logarithm of the number of relapse counters.
-const RELAPSES: u32 = 15;
+/// Binary logarithm of the number of slots.
+const SLOTS: u32 = 16;
 
-/// A place's visits.
+/// A place whose code was written.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counter {
-    tag: u8,
+struct Relapsed {
+    tag: u16,
+    /// How often; zero in a free slot.
+    times: u8,
+    /// Visits since.
     visits: u8,
 }
 
 #[derive(Debug)]
 pub(crate) struct Heat {
-    counters: Box<[Counter]>,
-    /// How often the code of a hashed place became stale.
-    relapses: Box<[u8]>,
-    hot_after: u8,
+    slots: Box<[Relapsed]>,
 }
 
 impl Heat {
-    /// Code is hot when it has come by `hot_after` times, at first.
-    pub(crate) fn new(hot_after: u8) -> Self {
-        let counters = vec![Counter::default(); 1 << COUNTERS].into_boxed_slice();
-        Self { counters, relapses: vec![0; 1 << RELAPSES].into_boxed_slice(), hot_after }
+    pub(crate) fn new() -> Self {
+        Self { slots: vec![Relapsed::default(); 1 << SLOTS].into_boxed_slice() }
     }
 
-    /// Counts a visit; true as long as there have been few.
+    /// Counts a visit; true if the place's code is to be interpreted.
     pub(crate) fn is_cold(&mut self, key: Key) -> bool {
-        let Some(&relapses) = self.relapses.get(place(key, RELAPSES)) else { return true };
-        let patience = match u32::from(relapses) {
-            0 => u32::from(self.hot_after),
-            relapses => FIRST_PATIENCE << relapses.min(MAX_PATIENCE),
+        let Some(slot) = self.slots.get_mut(place(key)).filter(|slot| slot.times > 0 && slot.tag == tag(key))
+        else {
+            return false;
         };
-        let Some(counter) = self.counters.get_mut(place(key, COUNTERS)) else { return true };
-        let tag = tag(key);
-        if counter.tag != tag {
-            *counter = Counter { tag, visits: 0 };
-        }
-        counter.visits = counter.visits.saturating_add(1);
-        u32::from(counter.visits) <= patience.min(u32::from(u8::MAX) - 1)
+        slot.visits = slot.visits.saturating_add(1);
+        u32::from(slot.visits) <= PATIENCE << u32::from(slot.times).min(MOST_TIMES)
     }
 
     /// The code there has been written.
     pub(crate) fn cool(&mut self, key: Key) {
-        if let Some(counter) = self.counters.get_mut(place(key, COUNTERS)) {
-            counter.visits = 0;
-        }
-        if let Some(relapses) = self.relapses.get_mut(place(key, RELAPSES)) {
-            *relapses = relapses.saturating_add(1);
-        }
+        let Some(slot) = self.slots.get_mut(place(key)) else { return };
+        let times = if slot.tag == tag(key) { slot.times } else { 0 };
+        *slot = Relapsed { tag: tag(key), times: times.saturating_add(1), visits: 0 };
     }
 }
 
-/// How often code has to come by that was written for the first time.
-const FIRST_PATIENCE: u32 = 16;
-/// How often patience doubles.
-const MAX_PATIENCE: u32 = 4;
+/// Twice as often as this a place has to come by whose code was written once; then twice as often each time.
+const PATIENCE: u32 = 2;
+/// After how many times that is no longer doubled: below what is counted.
+const MOST_TIMES: u32 = 6;
 
 fn hash(key: Key) -> u64 {
     key.number().wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The counter of a place, in a table of `1 << bits`.
-fn place(key: Key, bits: u32) -> usize {
-    x86::bits::index(hash(key) >> (64 - bits))
+fn place(key: Key) -> usize {
+    x86::bits::index(hash(key) >> (64 - SLOTS))
 }
 
-/// What tells places apart that share a counter.
-fn tag(key: Key) -> u8 {
-    x86::bits::low8(hash(key) >> 32)
+/// What tells places apart that share a slot.
+fn tag(key: Key) -> u16 {
+    x86::bits::low16(hash(key) >> 24)
 }
 
 #[cfg(test)]
@@ -93,18 +78,21 @@ mod tests {
     }
 
     #[test]
-    fn many_cold_places_do_not_make_each_other_hot() {
-        let mut heat = Heat::new(4);
-        let hot = (0..1 << 19).filter(|&mfn| !heat.is_cold(key(mfn))).count();
-        assert!(hot < 1 << 13, "{hot}");
+    fn code_that_is_rewritten_has_to_come_by_more_often() {
+        let mut heat = Heat::new();
+        let visits = |heat: &mut Heat| (1..).find(|_| !heat.is_cold(key(7))).unwrap();
+        let found = [(); 8].map(|()| {
+            let visits = visits(&mut heat);
+            heat.cool(key(7));
+            visits
+        });
+        assert_eq!(found, [1, 5, 9, 17, 33, 65, 129, 129]);
     }
 
     #[test]
-    fn code_that_is_rewritten_has_to_come_by_more_often() {
-        let mut heat = Heat::new(4);
-        let visits = |heat: &mut Heat| (1..).find(|_| !heat.is_cold(key(7))).unwrap();
-        assert_eq!(visits(&mut heat), 5);
-        heat.cool(key(7));
-        assert_eq!(visits(&mut heat), 1 + (FIRST_PATIENCE << 1));
+    fn code_that_was_written_makes_no_other_cold() {
+        let mut heat = Heat::new();
+        (0..1 << 16).for_each(|mfn| heat.cool(key(mfn)));
+        assert!((1 << 16..1 << 18).filter(|&mfn| heat.is_cold(key(mfn))).count() < 64);
     }
 }

@@ -48,8 +48,6 @@ const CHECKING: &str = "bt-checking";
 pub struct Options {
     /// Bytes of the code cache of each vCPU.
     pub code_cache: u64,
-    /// How often code is interpreted before it is translated.
-    pub hot_after: u8,
     /// Whether to tell `perf` what translated code is: see [`host::perf`].
     pub perf_map: bool,
     /// Leave to the interpreter what gives another result each time: clocks and random numbers.
@@ -62,14 +60,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            code_cache: 64 << 20,
-            hot_after: 0,
-            perf_map: false,
-            repeatable: false,
-            finds_code: true,
-            checking: false,
-        }
+        Self { code_cache: 64 << 20, perf_map: false, repeatable: false, finds_code: true, checking: false }
     }
 }
 
@@ -85,14 +76,9 @@ impl Bt {
         Self { options }
     }
 
-    /// An engine that translates everything the first time it is met.
-    pub fn eager() -> Self {
-        Self::new(Options { hot_after: 0, ..Options::default() })
-    }
-
     /// As [`Bt::eager`], and all blocks check themselves: what is else reserved for pages that are written too often.
     pub fn checking() -> Self {
-        Self::new(Options { hot_after: 0, checking: true, ..Options::default() })
+        Self::new(Options { checking: true, ..Options::default() })
     }
 
     /// Whether the host has what the engine needs.

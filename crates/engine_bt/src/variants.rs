@@ -110,7 +110,7 @@ mod tests {
             number,
             offset: 0x100,
             bytes: bytes.into(),
-            fields: vec![0x101..0x105],
+            fields: Vec::from([0x101..0x105]),
             loose: loose.into(),
         }
     }

@@ -114,7 +114,7 @@ impl BtVcpu {
             views,
             cache,
             shadows,
-            heat: Heat::new(options.hot_after),
+            heat: Heat::new(),
             fluid: Fluid::new(),
             translator: Translator::default(),
             gate: Gate::new(),
@@ -477,8 +477,8 @@ impl BtVcpu {
     /// than when they came in, or somebody wants attention.
     fn left(&mut self) -> Result<Option<u64>, HostError> {
         let context = self.views.context();
-        let (number, page, [rax, rcx]) = (low32(context.site), context.page, context.scratch);
-        let Some(site) = self.cache.site(number, rcx) else { return Ok(None) };
+        let (from, page, rax) = (context.site, context.page, context.scratch[0]);
+        let Some(site) = self.cache.site(from) else { return Ok(None) };
         let rip = match site.exit {
             Exit::Lookup => rax,
             _ => page.wrapping_add(site.guest.into()),
@@ -489,7 +489,7 @@ impl BtVcpu {
         }
         // Before anything is done that may empty it.
         self.keep_shadow();
-        if number == translate::UNFORESEEN {
+        if from == translate::UNFORESEEN {
             let user = self.mode.has(Mode::USER);
             self.empty_shadows(Stale { supervisor: !user, user });
         }

@@ -8,7 +8,7 @@ use interp::Interp;
 /// All of them. The translating ones translate what they meet the first time: a case is often run once. The blocks of one
 /// of them all check themselves, as else only those of pages that are written often.
 fn all() -> [Box<dyn Engine>; 3] {
-    [Box::new(Interp), Box::new(Bt::eager()), Box::new(Bt::checking())]
+    [Box::new(Interp), Box::new(Bt::default()), Box::new(Bt::checking())]
 }
 
 /// The names, for those who offer a choice.

@@ -151,9 +151,8 @@ pub struct Site {
     pub exit: Exit,
     /// The mode at this place: the block's, but for AC, which it may have changed.
     pub mode: Mode,
-    /// Where in the code it begins: PUSH of the site's number, then JMP to a shared exit; or, of [`Way::Find`], CALL of a
-    /// finder, then TEST of EAX with the number, which it reads only to leave. [`Site::BYTES`] in all; both are filled in
-    /// when the block is placed ([`Site::complete`]).
+    /// Where in the code it begins: CALL of a shared exit, filled in when the block is placed ([`Site::complete`]). What it
+    /// pushes on the shadow stack says which site it is.
     pub at: u32,
     /// Which of the shared exits it leaves by.
     pub way: Way,
@@ -161,19 +160,16 @@ pub struct Site {
 
 impl Site {
     /// Bytes of a site's code.
-    pub const BYTES: u32 = 10;
+    pub const BYTES: u32 = 5;
 
-    /// Completes the site's code: its number, and the distance to the shared exit if the block's first byte lies at
-    /// `start`, counted as [`crate::Routines::exits`] are.
-    pub fn complete(&self, code: &mut [u8], start: u32, number: u32, exits: &[u32; Way::COUNT]) {
-        let (number_at, distance_at) = if matches!(self.way, Way::Find(_)) { (6, 1) } else { (1, 6) };
-        let from = start.wrapping_add(self.at).wrapping_add(distance_at + 4);
+    /// Completes the site's code: the distance to the shared exit if the block's first byte lies at `start`, counted as
+    /// [`crate::Routines::exits`] are.
+    pub fn complete(&self, code: &mut [u8], start: u32, exits: &[u32; Way::COUNT]) {
+        let from = start.wrapping_add(self.at).wrapping_add(Self::BYTES);
         let distance = exits[self.way.number()].wrapping_sub(from);
-        for (within, value) in [(number_at, number), (distance_at, distance)] {
-            let at = (self.at + within) as usize;
-            if let Some(slot) = code.get_mut(at..at + 4) {
-                slot.copy_from_slice(&value.to_le_bytes());
-            }
+        let at = self.at as usize + 1;
+        if let Some(slot) = code.get_mut(at..at + 4) {
+            slot.copy_from_slice(&distance.to_le_bytes());
         }
     }
 }
@@ -219,11 +215,9 @@ impl Way {
     }
 }
 
-/// The number of the exit that no block has: RAX is the linear address at which to go on, and the shadow stack is empty.
-pub const UNFORESEEN: u32 = 0;
-
-/// The number of the exit that every stale block has: RCX is where the block was to be entered, and five bytes.
-pub const STALE: u32 = 1;
+/// What [`crate::Context::site`] is at the exit that no block has: RAX is the linear address at which to go on, and the shadow
+/// stack is empty.
+pub const UNFORESEEN: u64 = 0;
 
 /// Why translated code leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,7 +263,7 @@ pub enum Exit {
         /// Where the site's code begins.
         from: u32,
     },
-    /// The block is not to be entered any more.
+    /// The block is not to be entered any more: this is no site of its code, but what its entries have become.
     Stale,
     /// The guest's code is not what the block is a translation of. The flags are in memory; the site's code may be made a
     /// jump to a translation of what it is now.

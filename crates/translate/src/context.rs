@@ -60,7 +60,7 @@ pub struct Context {
     pub status: u64,
     /// The linear address of the page that holds the running code.
     pub page: u64,
-    /// Which site of which block left, by number (sign-extended).
+    /// Which site of which block left: the host address behind it.
     pub site: u64,
     /// RAX and RCX, the scratch registers, at an exit.
     pub scratch: [u64; 2],

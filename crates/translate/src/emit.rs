@@ -304,7 +304,6 @@ impl<'a> Emitter<'a> {
         let (at, way) = (self.asm.here(), Way::Find(mode.table()));
         self.tools.finders.push(Site { guest: self.at, exit, mode: self.mode, at, way });
         let _completed_when_placed = self.asm.call();
-        self.asm.test_eax(0);
     }
 
     /// The jump gives way to whoever wants attention, before the current instruction.
@@ -631,8 +630,7 @@ impl<'a> Emitter<'a> {
         }
         site.at = self.asm.here();
         block.sites.push(site);
-        self.asm.push_imm(0);
-        let _completed_when_placed = self.asm.jmp();
+        let _completed_when_placed = self.asm.call();
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------

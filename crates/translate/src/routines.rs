@@ -1,8 +1,8 @@
 //! Code that every translation shares: the look-ups behind the anchors, and the exit that nobody foresaw.
 //!
 //! # Exits
-//! Every site of a block pushes its number on the shadow stack and jumps to one of the exits ([`Way`]), which do what
-//! the site would have to do before it leaves.
+//! Every site of a block, and every entry of one that is no longer good, calls one of the exits ([`Way`]), which do what
+//! the site would have to do before it leaves. The return address says which site it was.
 //!
 //! # Look-ups
 //! A look-up is called by the cold path of an access whose anchor did not fit, with RAX the linear address less the
@@ -20,41 +20,44 @@
 //! A finder is called with a linear address in RAX whose code is to be entered, and leaves the code's host address and the
 //! page's linear address in [`at::TEMP`]. First it asks the jump cache. What that does not know, other address spaces, or
 //! this one a while ago, may have found already: the page leads to its frame (code pages), the place in the frame to
-//! the code (entrances), and the jump cache knows it from then on. If there is none, it leaves by the site whose number
-//! lies behind the call in a TEST of EAX, RAX as it was. RCX and status flags are lost.
-//!
-//! # Stale blocks
-//! A block that is no longer good calls one of two exits where it was entered.
+//! the code (entrances), and the jump cache knows it from then on. If there is none, it leaves, RAX as it was: its call is
+//! a site. RCX and status flags are lost.
 
 use crate::asm::{Asm, Condition, Hole, Op};
-use crate::block::{STALE, UNFORESEEN, Way};
+use crate::block::{UNFORESEEN, Way};
 use crate::context::{
     ANCHOR_BYTES, ANCHOR_SHIFT, CODE_PAGES, ENTRANCE_STIR, JUMP_BYTES, JUMP_GROUP, JUMP_STIR, JUMPS, SPANS,
     Table, at, tlb_index,
 };
 use crate::host::Gpr;
+use x86::bits::low32;
 
 /// All of them, placed one behind the other from the beginning of the code cache.
 #[derive(Clone, Debug)]
 pub struct Routines {
     /// The code.
     pub code: Vec<u8>,
-    /// Where the exit begins that is numbered [`UNFORESEEN`]: what a return arrives at that pops the bottom of a shadow
+    /// Where the exit begins that is [`UNFORESEEN`]: what a return arrives at that pops the bottom of a shadow
     /// stack.
     pub unforeseen: u32,
     /// Where the look-ups begin: by [`Table`], reads and writes.
     pub look_ups: [[u32; 2]; 3],
-    /// What a stale block calls instead of being entered: with the flags in memory, in the host's.
-    pub stale: [u32; 2],
     /// Where the exits begin, by [`Way`].
     pub exits: [u32; Way::COUNT],
+}
+
+impl Routines {
+    /// Where an exit begins.
+    pub const fn exit(&self, way: Way) -> u32 {
+        self.exits[way.number()]
+    }
 }
 
 /// Makes them.
 pub fn routines(bmi2: bool) -> Routines {
     let mut asm = Asm::default();
     let unforeseen = asm.here();
-    asm.push_imm(UNFORESEEN.cast_signed());
+    asm.push_imm(low32(UNFORESEEN).cast_signed());
     let mut exits = [0; Way::COUNT];
     let mut add = |way: Way, at: u32| exits[way.number()] = at;
     for flags in [false, true] {
@@ -67,13 +70,12 @@ pub fn routines(bmi2: bool) -> Routines {
         add(Way::Find(table), finder(&mut asm, table));
     }
     let look_ups = TABLES.map(|table| [at::READ, at::WRITE].map(|tag| look_up(&mut asm, table, tag, bmi2)));
-    let stale = [false, true].map(|flags| stale(&mut asm, flags));
-    Routines { code: asm.finish(), unforeseen, stale, look_ups, exits }
+    Routines { code: asm.finish(), unforeseen, look_ups, exits }
 }
 
 const TABLES: [Table; 3] = [Table::Supervisor, Table::SupervisorAc, Table::User];
 
-/// An exit: the site's number is on the shadow stack.
+/// An exit: the site's return address is on the shadow stack.
 fn exit(asm: &mut Asm, tag: Option<(Table, bool)>, flags: bool) -> u32 {
     let start = asm.here();
     if flags {
@@ -93,18 +95,6 @@ fn exit(asm: &mut Asm, tag: Option<(Table, bool)>, flags: bool) -> u32 {
 fn leave(asm: &mut Asm) {
     asm.gs_pop(at::SITE);
     asm.gs_jmp(at::EXIT);
-}
-
-fn stale(asm: &mut Asm, flags: bool) -> u32 {
-    let start = asm.here();
-    asm.pop(Gpr::RCX);
-    if flags {
-        asm.flags_to_ax();
-        asm.gs_store16(at::STATUS, Gpr::RAX);
-    }
-    asm.push_imm(STALE.cast_signed());
-    leave(asm);
-    start
 }
 
 /// `to` = the byte offset of the slot of `from`.
@@ -222,10 +212,6 @@ fn finder(asm: &mut Asm, table: Table) -> u32 {
     asm.gs_load(Gpr::RAX, kept_rax);
     asm.gs_load(Gpr::RDX, kept_rdx);
     asm.gs_load(Gpr::RBX, kept_rbx);
-    // The site's number takes the place of the return address.
-    asm.pop(Gpr::RCX);
-    asm.load32(Gpr::RCX, Gpr::RCX, 1);
-    asm.push(Gpr::RCX);
     leave(asm);
     start
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use iced_x86::{Code, Instruction, OpKind};
 
-use crate::asm::{Condition, Op};
+use crate::asm::{Condition, Hole, Op};
 use crate::block::Form;
 use crate::catalogue;
 use crate::emit::{Emitter, Result, Unsupported};
@@ -28,23 +28,19 @@ pub(crate) const MAX_STORES: usize = 2;
 /// The check at the entry with the flags in memory. The code up to page offset `end` belongs to the block.
 pub(crate) fn enter(e: &mut Emitter<'_>, end: u16) {
     let start = e.source.offset;
-    compare(e, start..end, |e, changed| e.changed_from(changed));
+    compare(e, start..end, Emitter::changed_from);
 }
 
 /// The check behind an instruction, if that writes memory.
 pub(crate) fn after(e: &mut Emitter<'_>, insn: &Instruction, end: u16) {
-    if catalogue::writes_memory(&mut e.tools.info, insn) {
+    if e.source.check.is_some() && catalogue::writes_memory(&mut e.tools.info, insn) {
         let next = e.next;
-        compare(e, next..end, |e, changed| e.rewritten_from(changed));
+        compare(e, next..end, Emitter::rewritten_from);
     }
 }
 
 /// Compares the guest's bytes in `range` with the block's; `differ` takes jumps to where they differ.
-fn compare(
-    e: &mut Emitter<'_>,
-    range: Range<u16>,
-    mut differ: impl FnMut(&mut Emitter<'_>, crate::asm::Hole),
-) {
+fn compare<'a>(e: &mut Emitter<'a>, range: Range<u16>, mut differ: impl FnMut(&mut Emitter<'a>, Hole)) {
     let Some(check) = e.source.check else { return };
     if range.is_empty() {
         return;
@@ -163,7 +159,7 @@ mod tests {
     fn words_cover_what_is_compared_and_nothing_else() {
         for start in 0..3u16 {
             for len in 0..40u16 {
-                for loose in [vec![], vec![5..9], vec![1..5, 9..17], vec![0..4, 4..8]] {
+                for loose in [vec![], Vec::from([5..9]), vec![1..5, 9..17], vec![0..4, 4..8]] {
                     let words = words(start..start + len, &loose);
                     assert!(words.iter().all(|word| matches!(word.len(), 1 | 2 | 4)));
                     for at in 0..64 {

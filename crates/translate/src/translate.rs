@@ -23,8 +23,13 @@ use crate::x87;
 
 /// Instructions in a block at the most.
 const MAX_INSTRUCTIONS: usize = 64;
-/// Forward conditional jumps inside a block at the most.
-const MAX_EXITS: usize = 8;
+/// Forward conditional jumps inside a block at the most: what follows them is the beginning of another block for whoever
+/// jumps there, and would be translated twice.
+const MAX_EXITS: usize = 2;
+/// The same inside a loop.
+const MAX_EXITS_OF_LOOP: usize = 8;
+/// Instructions of a loop with more exits than another block may have.
+const MAX_LOOP: usize = 48;
 
 /// Translates blocks, one after the other.
 #[derive(Default)]
@@ -97,7 +102,8 @@ fn decode(source: &Source<'_>, tools: &mut Tools) -> Vec<Instruction> {
     let mut decoder = source.mode.decoder(source.code, u64::from(source.offset));
     let mut run = Vec::with_capacity(16);
     let (mut exits, mut stores) = (0, 0);
-    while run.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
+    let mut unless_loop = None;
+    while run.len() < if exits < MAX_EXITS { MAX_INSTRUCTIONS } else { MAX_LOOP } && decoder.can_decode() {
         let insn = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
@@ -115,9 +121,15 @@ fn decode(source: &Source<'_>, tools: &mut Tools) -> Vec<Instruction> {
         }
         exits += usize::from(insn.is_jcc_short_or_near());
         stores += usize::from(source.check.is_some() && catalogue::writes_memory(&mut tools.info, &insn));
-        if exits == MAX_EXITS || stores == MAX_STORES {
+        if exits == MAX_EXITS {
+            unless_loop.get_or_insert(run.len());
+        }
+        if exits == MAX_EXITS_OF_LOOP || stores == MAX_STORES {
             break;
         }
+    }
+    if let Some(length) = unless_loop.filter(|_| !is_loop(&run)) {
+        run.truncate(length);
     }
     run
 }

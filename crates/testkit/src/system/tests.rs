@@ -12,7 +12,7 @@ fn the_interpreter_does_what_the_manual_says() {
 
 #[test]
 fn the_translator_does_what_the_manual_says() {
-    under_every_technique(&Bt::eager());
+    under_every_technique(&Bt::default());
 }
 
 #[test]
