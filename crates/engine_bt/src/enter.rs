@@ -7,8 +7,8 @@
 //!
 //! The vector registers are the guest's while translated code runs: all sixteen are loaded and stored here, in whole if
 //! the host has AVX. Where all upper halves are zero only the lower ones are loaded: a processor that knows of the
-//! zeros has nothing to merge when SSE instructions leave upper halves as they are. RSP is the shadow return stack's; no signal handler may run on it, which is why a vCPU's thread
-//! takes signals on a stack of their own.
+//! zeros has nothing to merge when SSE instructions leave upper halves as they are. RSP is the shadow return stack's; no
+//! signal handler may run on it, which is why a vCPU's thread takes signals on a stack of their own.
 
 use translate::context::at;
 

@@ -209,7 +209,7 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
                 }
                 Key::Stream(folded) => (plan.base, plan.scale) = unfolded(insn, folded)?,
                 Key::Indexed { .. } | Key::Page(_) => {
-                    plan.offset = offset_in(&group, member, insn).ok_or(Unsupported)?
+                    plan.offset = offset_in(&group, member, insn).ok_or(Unsupported)?;
                 }
             }
         }

@@ -92,6 +92,7 @@ pub const FILES: &[(&str, &str)] = &files![
     "interrupts",
     "io",
     "iret",
+    "loops",
     "msr",
     "paging-32",
     "paging-4level",

@@ -9,8 +9,9 @@ use super::pages::Lane;
 use super::undefined::Undefined;
 use super::{LockstepVcpu, Outcome, TRIALS, target};
 
-/// Instructions in a block and in the plain translation that it may go on with, at the most, with some to spare.
-const BLOCK: usize = 160;
+/// Instructions in a block at the most, with some to spare: those of the turns that a steady loop makes in a page, and of
+/// the plain translation that it may go on with.
+const BLOCK: usize = 1 << 18;
 /// Instructions in a chain.
 const CHAIN: usize = 1 << 14;
 /// Turns of repeated string instructions.
