@@ -1,10 +1,8 @@
 //! Which instructions may be copied, and what a copy has to mind.
 
-use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic,
-    OpAccess, OpKind, Register,
-};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
+use crate::facts::Facts;
 use crate::host::Gpr;
 
 /// Registers that an instruction uses without naming them: only RAX and RCX need care, the others that occur are at
@@ -18,6 +16,20 @@ pub(crate) struct Implicit {
 impl Implicit {
     pub(crate) fn uses(self, register: Gpr) -> bool {
         self.list().any(|(guest, ..)| guest == register)
+    }
+
+    /// As a number below 64.
+    pub(crate) fn number(self) -> u8 {
+        let bits = |usage: Option<(bool, bool)>| {
+            usage.map_or(0, |(read, written)| 4 | u8::from(read) << 1 | u8::from(written))
+        };
+        bits(self.rax) << 3 | bits(self.rcx)
+    }
+
+    /// That of a number.
+    pub(crate) fn numbered(number: u8) -> Self {
+        let usage = |bits: u8| (bits & 4 != 0).then_some((bits & 2 != 0, bits & 1 != 0));
+        Self { rax: usage(number >> 3), rcx: usage(number) }
     }
 
     /// Register, whether it is read, whether it is written.
@@ -34,6 +46,15 @@ const WRITTEN: Option<(bool, bool)> = Some((false, true));
 
 /// The implicit registers of an instruction that may be copied; `None` if it may not.
 pub(crate) fn implicit(insn: &Instruction) -> Option<Implicit> {
+    // With a register as the bit's number the operand in memory may be anywhere: see `special`.
+    let anywhere = matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && insn.op0_kind() == OpKind::Memory
+        && insn.op1_kind() == OpKind::Register;
+    Facts::of(insn).implicit().filter(|_| !anywhere)
+}
+
+/// The same for a kind of instructions: depends on nothing but the code.
+pub(crate) fn look_up(insn: &Instruction) -> Option<Implicit> {
     use Mnemonic as M;
     let none = Implicit::default();
     let rax = |usage| Implicit { rax: usage, rcx: None };
@@ -60,18 +81,71 @@ fn is_plain_integer(insn: &Instruction) -> bool {
     }
     let known = matches!(
         insn.mnemonic(),
-        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movbe | M::Movnti | M::Xchg | M::Xadd | M::Bswap
-            | M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test
-            | M::Inc | M::Dec | M::Neg | M::Not | M::Imul
-            | M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-            | M::Bsf | M::Bsr | M::Popcnt | M::Lzcnt | M::Tzcnt | M::Crc32
-            | M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Pdep | M::Pext
-            | M::Rorx | M::Sarx | M::Shlx | M::Shrx | M::Mulx | M::Adcx | M::Adox
-            | M::Rdrand | M::Rdseed | M::Lfence | M::Mfence | M::Sfence | M::Pause
-    ) || is_conditional(insn.mnemonic())
-        // With a register as the bit's number the operand in memory may be anywhere: see `special`.
-        || matches!(insn.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
-            && (insn.op0_kind() == OpKind::Register || insn.op1_kind() != OpKind::Register);
+        M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Movbe
+            | M::Movnti
+            | M::Xchg
+            | M::Xadd
+            | M::Bswap
+            | M::Add
+            | M::Or
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Sub
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Imul
+            | M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
+            | M::Shrd
+            | M::Bsf
+            | M::Bsr
+            | M::Popcnt
+            | M::Lzcnt
+            | M::Tzcnt
+            | M::Crc32
+            | M::Andn
+            | M::Bextr
+            | M::Blsi
+            | M::Blsmsk
+            | M::Blsr
+            | M::Bzhi
+            | M::Pdep
+            | M::Pext
+            | M::Rorx
+            | M::Sarx
+            | M::Shlx
+            | M::Shrx
+            | M::Mulx
+            | M::Adcx
+            | M::Adox
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Rdrand
+            | M::Rdseed
+            | M::Lfence
+            | M::Mfence
+            | M::Sfence
+            | M::Pause
+    ) || is_conditional(insn.mnemonic());
     known && (0..insn.op_count()).all(|i| insn.op_kind(i) != OpKind::Register || insn.op_register(i).is_gpr())
 }
 
@@ -188,15 +262,6 @@ pub(crate) fn count_register(insn: &Instruction, i: u32) -> bool {
         )
 }
 
-/// Whether it writes its memory operand.
-pub(crate) fn writes_memory(info: &mut InstructionInfoFactory, insn: &Instruction) -> bool {
-    // What is not only read must be writable, whether written this time or not (SDM vol. 2, CMPXCHG).
-    info.info_options(insn, InstructionInfoOptions::NO_REGISTER_USAGE)
-        .used_memory()
-        .iter()
-        .any(|memory| !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess))
-}
-
 /// Address bits that must be clear: #GP otherwise.
 pub(crate) fn alignment_mask(insn: &Instruction) -> Option<u8> {
     instruction::required_alignment(insn).checked_sub(1).filter(|&mask| mask != 0)
@@ -253,7 +318,17 @@ fn general_code(code: Code) -> Code {
 
 #[cfg(test)]
 mod tests {
+    use iced_x86::InstructionInfoFactory;
+
     use super::*;
+
+    #[test]
+    fn a_number_stands_for_them() {
+        for number in 0..64 {
+            let known = Implicit::numbered(number);
+            assert_eq!(Implicit::numbered(known.number()), known);
+        }
+    }
 
     /// RAX and RCX as the instruction uses them without naming them, by the decoder's account.
     fn unnamed(insn: &Instruction) -> Vec<Gpr> {
@@ -295,7 +370,7 @@ mod tests {
                 insn.set_op_kind(operand, OpKind::Register);
                 insn.set_op_register(operand, register);
             }
-            let Some(known) = implicit(&insn) else { continue };
+            let Some(known) = look_up(&insn) else { continue };
             let missing: Vec<_> = unnamed(&insn).into_iter().filter(|&used| !known.uses(used)).collect();
             assert!(missing.is_empty(), "{code:?}: {missing:?}");
         }

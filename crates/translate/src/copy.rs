@@ -5,7 +5,7 @@
 //! instruction is *planned* first: who gets RAX, who RCX. What does not fit is left to the interpreter; that is rare
 //! (two homeless registers and memory in one instruction).
 
-use iced_x86::{Instruction, InstructionInfoOptions, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::again::Again;
 use crate::asm::Condition;
@@ -13,6 +13,7 @@ use crate::block::Form;
 use crate::catalogue;
 use crate::compat;
 use crate::emit::{Emitter, Result, Unsupported};
+use crate::facts::{self, Facts};
 use crate::flags::{Effect, effect};
 use crate::groups::{Group, Key, Member};
 use crate::host::{Gpr, is_high_byte};
@@ -93,7 +94,8 @@ pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     } else if plan.is_free(Gpr::RCX) {
         e.delta = carried;
     }
-    execute(e, &general, effect, &plan)
+    let own = !has_memory && general.code() == insn.code() && !e.is_compat() && e.source.check.is_none();
+    execute(e, &general, effect, &plan, own)
 }
 
 /// As a member of a group: the address is the guest's own, with the group's displacement in RCX as an index.
@@ -110,7 +112,8 @@ fn copy_member(
         // Loading the flags would take RAX, which has to hold the base.
         return Err(Unsupported);
     }
-    let attempt = reach_member(e, insn, member, carried).and_then(|()| execute(e, insn, effect, &plan));
+    let attempt =
+        reach_member(e, insn, member, carried).and_then(|()| execute(e, insn, effect, &plan, false));
     if attempt.is_err() {
         e.roll_back(&mark);
     } else {
@@ -136,7 +139,8 @@ fn reach_member(e: &mut Emitter<'_>, insn: &Instruction, member: Member, carried
     e.reach(member, carried.filter(|_| kept))
 }
 
-fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Plan) -> Result {
+/// The instruction itself, the guest's `own` bytes of it if they may do and no operand is another.
+fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Plan, own: bool) -> Result {
     if effect.needs {
         e.load_flags();
     }
@@ -148,7 +152,11 @@ fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Pl
     }
     let host = renamed(general, plan)?;
     e.before_copy();
-    e.encode(&host)?;
+    if own && host == *general {
+        e.own_bytes();
+    } else {
+        e.encode(&host)?;
+    }
     for held in plan.held().filter(|held| held.written) {
         e.write(held.guest, held.scratch);
     }
@@ -172,7 +180,7 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
         let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
         e.interpret_from(misaligned);
     }
-    let write = catalogue::writes_memory(&mut e.tools.info, insn);
+    let write = facts::writes_memory(insn);
     e.check(bytes, write)?;
     if plan.address == Some(Gpr::RCX) {
         e.asm.mov(Gpr::RCX, Gpr::RAX);
@@ -218,12 +226,10 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
     for (guest, read, written) in implicit.list() {
         plan.hold(guest, guest, read, written)?;
     }
-    let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
-    let info = e.tools.info.info_options(insn, options);
-    let accesses = [0, 1, 2, 3, 4].map(|i| info.op_access(i));
+    let facts = Facts::of(insn);
     if let Some(high) = high {
         let guest = Gpr::of(insn.op_register(high)).ok_or(Unsupported)?;
-        plan.hold(guest, Gpr::RAX, true, writes(accesses[high as usize]))?;
+        plan.hold(guest, Gpr::RAX, true, facts.writes(high))?;
     }
     let registers = |i: &u32| insn.op_kind(*i) == OpKind::Register;
     // A count is in CL and nowhere else; the same register may be what is shifted.
@@ -231,7 +237,6 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
         plan.hold(Gpr::RCX, Gpr::RCX, true, false)?;
     }
     for i in (0..insn.op_count()).filter(registers) {
-        let access = accesses[i as usize];
         let register = insn.op_register(i);
         let Some(guest) = Gpr::of(register) else {
             if register.is_xmm() || register.is_ymm() || register.is_mm() || register.is_st() {
@@ -239,9 +244,9 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
             }
             return Err(Unsupported);
         };
-        let written = writes(access);
+        let written = facts.writes(i);
         // A narrow result leaves the rest of the register as it is.
-        let read = access != OpAccess::Write || register.size() < 4;
+        let read = (facts.reads(i) && !is_zeroed(insn)) || register.size() < 4;
         if high.is_some() || plan.holder(guest).is_some() || guest.home().is_none() {
             plan.hold_anywhere(guest, read, written)?;
         }
@@ -265,8 +270,11 @@ fn offset_in(group: &Group, member: Member, insn: &Instruction) -> Option<i32> {
     displacement.checked_add(member.shift)?.checked_sub(origin)
 }
 
-const fn writes(access: OpAccess) -> bool {
-    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+/// Whether it makes a register zero, whatever it was.
+fn is_zeroed(insn: &Instruction) -> bool {
+    matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub)
+        && insn.op1_kind() == OpKind::Register
+        && insn.op0_register() == insn.op1_register()
 }
 
 /// The instruction with the host's operands.

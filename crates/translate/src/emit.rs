@@ -20,7 +20,7 @@
 //! An instruction changes guest registers and memory only after the last point at which it can leave. So at every exit
 //! the state is that before the instruction.
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
+use iced_x86::{Encoder, Instruction, Register};
 
 use crate::again::Again;
 use crate::asm::{Asm, Condition, Hole, Op, Place};
@@ -58,7 +58,6 @@ struct LookUp {
 
 /// What outlives a block: its memory is used again.
 pub(crate) struct Tools {
-    pub(crate) info: InstructionInfoFactory,
     encoder: Encoder,
     cold: Vec<Cold>,
     /// The sites that are calls of finders.
@@ -67,12 +66,7 @@ pub(crate) struct Tools {
 
 impl Default for Tools {
     fn default() -> Self {
-        Self {
-            info: InstructionInfoFactory::new(),
-            encoder: Encoder::new(64),
-            cold: Vec::new(),
-            finders: Vec::new(),
-        }
+        Self { encoder: Encoder::new(64), cold: Vec::new(), finders: Vec::new() }
     }
 }
 
@@ -671,6 +665,12 @@ impl<'a> Emitter<'a> {
         self.asm.op(Op::Sub, Gpr::RAX, base);
         self.asm.lea(Gpr::RCX, Gpr::RAX, low.checked_neg().ok_or(Unsupported)?);
         Ok(())
+    }
+
+    /// Appends the instruction at hand as it is.
+    pub(crate) fn own_bytes(&mut self) {
+        let [start, end] = [self.at, self.next].map(|at| usize::from(at.wrapping_sub(self.source.offset)));
+        self.asm.raw(self.source.code.get(start..end).unwrap_or_default());
     }
 
     /// Appends an instruction of the guest's, its operands already the host's.

@@ -13,16 +13,14 @@
 //! A group that begins with reads takes in a write only if nothing can leave the block in between: else pages that are only
 //! read would have to be writable.
 
-use iced_x86::{
-    FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
-    Register,
-};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::block::Mode;
 use crate::branch::is_whole_return;
 use crate::catalogue;
 use crate::compat::{self, NEAR};
 use crate::context::SPANS;
+use crate::facts;
 use crate::host::Gpr;
 use crate::steady::Folded;
 
@@ -102,13 +100,13 @@ const MAX_SPAN: i32 = SPANS[2] as i32;
 
 impl Groups {
     /// Finds the groups of a run of instructions.
-    pub(crate) fn find(run: &[Instruction], mode: Mode, info: &mut InstructionInfoFactory) -> Self {
+    pub(crate) fn find(run: &[Instruction], mode: Mode) -> Self {
         let (members, written) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
         let mut finder = Finder { compat: mode.has(Mode::COMPAT), members, written, ..Finder::default() };
         for insn in run {
-            let member = access(insn, mode, info).and_then(|access| finder.join(&access));
+            let member = access(insn, mode).and_then(|access| finder.join(&access));
             finder.members.push(member);
-            let written = finder.follow(insn, info);
+            let written = finder.follow(insn);
             finder.written.push(written);
         }
         Self { groups: finder.groups, members: finder.members, written: finder.written }
@@ -206,7 +204,7 @@ impl Finder {
     }
 
     /// Takes note of what an instruction does to registers and to control; the registers that it changes.
-    fn follow(&mut self, insn: &Instruction, info: &mut InstructionInfoFactory) -> u16 {
+    fn follow(&mut self, insn: &Instruction) -> u16 {
         if insn.flow_control() != FlowControl::Next {
             for group in &mut self.groups {
                 group.branched = true;
@@ -217,12 +215,9 @@ impl Finder {
             self.others.clear();
             return 0;
         }
-        let mut changed = 0;
+        let changed = facts::changed(insn);
         let constant = constant_change(insn, self.compat);
-        for used in info.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE).used_registers() {
-            let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-            let Some(register) = Gpr::of(used.register()).filter(|_| writes) else { continue };
-            changed |= 1 << register.number();
+        for register in Gpr::of_bits(changed) {
             let number = usize::from(register.number());
             match constant {
                 Some((moved, by)) if moved == register => match self.shift[number].checked_add(by) {
@@ -297,7 +292,7 @@ pub(crate) fn constant_change(insn: &Instruction, compat: bool) -> Option<(Gpr, 
 }
 
 /// The access of an instruction that can be a member: of a copied instruction with a plain address, or of the stack.
-fn access(insn: &Instruction, mode: Mode, info: &mut InstructionInfoFactory) -> Option<Access> {
+fn access(insn: &Instruction, mode: Mode) -> Option<Access> {
     let compat = mode.has(Mode::COMPAT);
     let word = if compat { 4 } else { 8 };
     let on_stack = |offset, write| Some(Access { key: Key::Register(Gpr::RSP), offset, bytes: word, write });
@@ -329,7 +324,7 @@ fn access(insn: &Instruction, mode: Mode, info: &mut InstructionInfoFactory) -> 
         return None;
     }
     let key = key(insn, compat, offset, bytes)?;
-    Some(Access { key, offset, bytes, write: catalogue::writes_memory(info, insn) })
+    Some(Access { key, offset, bytes, write: facts::writes_memory(insn) })
 }
 
 /// The key of an operand of `bytes` bytes, if it can have one.
@@ -369,7 +364,7 @@ mod tests {
 
     fn groups(bytes: &[u8]) -> (Vec<Option<Member>>, Vec<Range>) {
         let run: Vec<_> = Decoder::new(64, bytes, DecoderOptions::NONE).iter().collect();
-        let found = Groups::find(&run, Mode::new(), &mut InstructionInfoFactory::new());
+        let found = Groups::find(&run, Mode::new());
         let members = (0..run.len()).map(|i| found.member(i)).collect();
         (members, found.groups.iter().map(|g| (g.low, g.high, g.write)).collect())
     }

@@ -52,6 +52,11 @@ impl Gpr {
         u8::try_from(register.full_register().number()).ok().map(Self)
     }
 
+    /// The registers of a set, a bit each.
+    pub(crate) fn of_bits(bits: u16) -> impl Iterator<Item = Self> {
+        (0..16).filter(move |number| bits >> number & 1 != 0).map(Self)
+    }
+
     /// The host register in which this guest register lives, if not in memory.
     pub const fn home(self) -> Option<Self> {
         match self {

@@ -29,6 +29,7 @@ mod compat;
 pub mod context;
 mod copy;
 mod emit;
+mod facts;
 mod flags;
 mod groups;
 pub mod host;

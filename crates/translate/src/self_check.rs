@@ -18,8 +18,8 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use crate::asm::{Condition, Hole, Op};
 use crate::block::Form;
-use crate::catalogue;
 use crate::emit::{Emitter, Result, Unsupported};
+use crate::facts;
 use crate::host::Gpr;
 
 /// Instructions that write memory in a block that checks itself, at the most: each compares what follows.
@@ -33,7 +33,7 @@ pub(crate) fn enter(e: &mut Emitter<'_>, end: u16) {
 
 /// The check behind an instruction, if that writes memory.
 pub(crate) fn after(e: &mut Emitter<'_>, insn: &Instruction, end: u16) {
-    if e.source.check.is_some() && catalogue::writes_memory(&mut e.tools.info, insn) {
+    if e.source.check.is_some() && facts::writes_memory(insn) {
         let next = e.next;
         compare(e, next..end, Emitter::rewritten_from);
     }

@@ -14,10 +14,7 @@
 //! What a survey has found holds until the loop is left: this vCPU changes no mapping meanwhile, and whatever drops a
 //! translation drops the way back into the loop with it.
 
-use iced_x86::{
-    FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
-    Register,
-};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::asm::{Condition, Hole, Op};
 use crate::block::{Form, Mode};
@@ -25,6 +22,7 @@ use crate::branch::{condition_of, go_to, poll_freely, target_of};
 use crate::catalogue;
 use crate::context::at;
 use crate::emit::{Emitter, Result, Unsupported};
+use crate::facts;
 use crate::groups::{Group, Key, Member, constant_change};
 use crate::host::Gpr;
 use crate::x87;
@@ -110,7 +108,7 @@ pub(crate) struct Steady {
 
 impl Steady {
     /// What is known of `run`, if it is a loop that jumps back to its first instruction.
-    pub(crate) fn find(run: &[Instruction], mode: Mode, info: &mut InstructionInfoFactory) -> Option<Self> {
+    pub(crate) fn find(run: &[Instruction], mode: Mode) -> Option<Self> {
         let (first, last) = (run.first()?, run.last()?);
         let back = last.is_jcc_short_or_near() && target_of(last) == Ok(first.ip().cast_signed());
         if !back || run.len() < 2 || mode.has(Mode::COMPAT) {
@@ -121,7 +119,7 @@ impl Steady {
         let (mut addresses, mut written) = (Vec::with_capacity(run.len()), 0);
         for insn in run {
             addresses.push(accessed(insn).and_then(|()| address(insn, &values)));
-            written |= follow(insn, &mut values, info);
+            written |= follow(insn, &mut values);
         }
         let mut steps = [None; 16];
         for (number, value) in (0..16).zip(values) {
@@ -132,7 +130,7 @@ impl Steady {
         for (insn, sum) in run.iter().zip(addresses) {
             let near = sum.and_then(|sum| step_of(&sum, &steps)).filter(|step| step.abs() <= MAX_STEP);
             found.near.push(near.is_some());
-            let member = near.zip(sum).and_then(|(step, sum)| found.join(insn, sum, step, written, info));
+            let member = near.zip(sum).and_then(|(step, sum)| found.join(insn, sum, step, written));
             found.members.push(member);
         }
         let may_be_steady = !mode.has(Mode::PLAIN) && run[..run.len() - 1].iter().all(is_simple);
@@ -157,19 +155,12 @@ impl Steady {
     }
 
     /// Adds an access to a stream; the loop writes the registers in `written`, a bit each.
-    fn join(
-        &mut self,
-        insn: &Instruction,
-        sum: Sum,
-        step: i32,
-        written: u16,
-        info: &mut InstructionInfoFactory,
-    ) -> Option<Member> {
+    fn join(&mut self, insn: &Instruction, sum: Sum, step: i32, written: u16) -> Option<Member> {
         let shift = sum.constant.checked_sub(displacement(insn)?)?;
         let place = Place { base: sum.base, index: sum.index, folded: folded(insn, written)? };
         let low = sum.constant;
         let high = low.checked_add(i32::try_from(insn.memory_size().size()).ok()?)?;
-        let write = catalogue::writes_memory(info, insn);
+        let write = facts::writes_memory(insn);
         for (number, stream) in (0..).zip(&mut self.streams) {
             let (all_low, all_high) = (stream.low.min(low), stream.high.max(high));
             if stream.place == place && all_high.checked_sub(all_low).is_some_and(|span| span <= MAX_SPAN) {
@@ -236,7 +227,7 @@ fn address(insn: &Instruction, values: &[Option<Sum>; 16]) -> Option<Sum> {
 }
 
 /// What an instruction makes of the values of registers; those that it writes, a bit each.
-fn follow(insn: &Instruction, values: &mut [Option<Sum>; 16], info: &mut InstructionInfoFactory) -> u16 {
+fn follow(insn: &Instruction, values: &mut [Option<Sum>; 16]) -> u16 {
     let value = match insn.mnemonic() {
         _ if insn.op0_kind() != OpKind::Register || !insn.op0_register().is_gpr64() => None,
         Mnemonic::Lea if insn.memory_base() != Register::RIP => address(insn, values),
@@ -246,14 +237,10 @@ fn follow(insn: &Instruction, values: &mut [Option<Sum>; 16], info: &mut Instruc
         _ => constant_change(insn, false)
             .and_then(|(register, by)| values[usize::from(register.number())]?.plus(by)),
     };
-    let mut written = 0;
-    for used in info.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE).used_registers() {
-        let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
-        if let Some(register) = Gpr::of(used.register()).filter(|_| writes) {
-            let own = Gpr::of(insn.op0_register()) == Some(register);
-            values[usize::from(register.number())] = value.filter(|_| own);
-            written |= 1 << register.number();
-        }
+    let written = facts::changed(insn);
+    for register in Gpr::of_bits(written) {
+        let own = Gpr::of(insn.op0_register()) == Some(register);
+        values[usize::from(register.number())] = value.filter(|_| own);
     }
     written
 }

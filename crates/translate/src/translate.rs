@@ -13,6 +13,7 @@ use crate::catalogue;
 use crate::compat;
 use crate::copy::{copy, lea};
 use crate::emit::{Emitter, Result, Tools, Unsupported};
+use crate::facts;
 use crate::flags::{effect, is_invalid};
 use crate::groups::Groups;
 use crate::self_check::{self, MAX_STORES};
@@ -47,7 +48,7 @@ impl Translator {
 }
 
 fn translate(source: &Source<'_>, tools: &mut Tools) -> Option<Block> {
-    let run = decode(source, tools);
+    let run = decode(source);
     let form = first_form(&run);
     // An instruction that is left to the interpreter after all shows the flags that were thought dead.
     if form == Form::Dead {
@@ -71,8 +72,8 @@ fn block(source: &Source<'_>, tools: &mut Tools, run: &[Instruction], form: Form
         block.entry_jump = block.entry_memory;
     }
     e.one_page = run.iter().any(needs_one_page);
-    e.groups = Groups::find(run, source.mode, &mut e.tools.info);
-    let steady = Steady::find(run, source.mode, &mut e.tools.info);
+    e.groups = Groups::find(run, source.mode);
+    let steady = Steady::find(run, source.mode);
     // Where it is plain, accesses across pages are to be expected, which only the look-ups of anchors can make.
     let plain = source.mode.has(Mode::PLAIN);
     let looping = is_loop(run) || plain;
@@ -147,7 +148,7 @@ fn page_offset(ip: u64) -> u16 {
 }
 
 /// The instructions of the block, as far as they could go; their addresses are offsets in the page.
-fn decode(source: &Source<'_>, tools: &mut Tools) -> Vec<Instruction> {
+fn decode(source: &Source<'_>) -> Vec<Instruction> {
     let mut decoder = source.mode.decoder(source.code, u64::from(source.offset));
     let mut run = Vec::with_capacity(16);
     let (mut exits, mut stores) = (0, 0);
@@ -169,7 +170,7 @@ fn decode(source: &Source<'_>, tools: &mut Tools) -> Vec<Instruction> {
             break;
         }
         exits += usize::from(insn.is_jcc_short_or_near());
-        stores += usize::from(source.check.is_some() && catalogue::writes_memory(&mut tools.info, &insn));
+        stores += usize::from(source.check.is_some() && facts::writes_memory(&insn));
         if exits == MAX_EXITS {
             unless_loop.get_or_insert(run.len());
         }
