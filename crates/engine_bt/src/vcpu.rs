@@ -493,7 +493,9 @@ impl BtVcpu {
             let user = self.mode.has(Mode::USER);
             self.empty_shadows(Stale { supervisor: !user, user });
         }
-        if out && self.is_wanted() {
+        // Between STI and HLT nobody may be let in: who wakes the guest has to find it asleep.
+        let halts = site.exit == Exit::Interpret && site.mnemonic == Mnemonic::Hlt;
+        if out && !halts && self.is_wanted() {
             self.stats.attentions += 1;
             return Ok(None);
         }
@@ -626,6 +628,7 @@ impl BtVcpu {
         // What the block has checked before, and what was resolved, holds only as long as nothing has been dropped.
         if drops == self.views.drops()
             && self.fill(va, write, &resolved)
+            && drops == self.views.drops()
             && let Some(code) = self.cache.resumption(block, resume)
         {
             return Ok(Next::Resume(code));

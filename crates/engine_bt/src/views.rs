@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use host::{HostError, Mapping, Memfd, Protection};
 use memory::GuestMemory;
-use mmu::{Invalidation, LargePages, PageSize, RegionFilter, Resolved, Target};
+use mmu::{Invalidation, PageSize, RegionFilter, Resolved, Target};
 use translate::Mode;
 use translate::context::{
     self, ANCHORS, Anchor, CodePage, Context, JUMP_GROUP, JUMPS, JumpEntry, Table, TlbEntry, at,
@@ -38,6 +38,11 @@ const GROUPS: usize = JUMPS / JUMP_GROUP;
 /// Pages that a jump cache's code may lie in before it is emptied.
 const MOST_PAGES: usize = 1 << 15;
 
+/// Binary logarithm of a large page's size.
+const LARGE_SHIFT: u32 = 21;
+/// Large pages that a table knows of before it is emptied.
+const MOST_LARGE: usize = 1 << 12;
+
 /// Where a table lies from GS, as an index.
 const fn offset(displacement: i32) -> usize {
     displacement.unsigned_abs() as usize
@@ -55,7 +60,10 @@ struct TlbBook {
     private: Vec<u32>,
     /// By host page: the slots through which it may have been written since the table was last emptied.
     writers: NumberMap<Vec<u32>>,
-    large: LargePages,
+    /// The slots in there.
+    written: usize,
+    /// The large pages of 2 MiB that were in it since the table was last emptied, and larger ones.
+    large: NumberMap<()>,
     gib: RegionFilter,
 }
 
@@ -107,7 +115,8 @@ impl TlbBook {
             touched: vec![0; context::tlb_entries(table) / 64].into_boxed_slice(),
             private: Vec::new(),
             writers: NumberMap::default(),
-            large: LargePages::default(),
+            written: 0,
+            large: NumberMap::default(),
             gib: RegionFilter::default(),
         }
     }
@@ -163,7 +172,8 @@ impl TlbBook {
         self.touched.fill(0);
         self.private.clear();
         self.writers.clear();
-        self.large = LargePages::default();
+        self.written = 0;
+        self.large.clear();
         self.gib = RegionFilter::default();
     }
 
@@ -188,8 +198,8 @@ impl TlbBook {
         }
         let shift = if self.gib.may_contain(va >> 30) {
             30
-        } else if self.large.may_contain(va) {
-            LargePages::SHIFT
+        } else if self.large.contains_key(&(va >> LARGE_SHIFT)) {
+            LARGE_SHIFT
         } else {
             12
         };
@@ -197,14 +207,22 @@ impl TlbBook {
             return;
         }
         self.drop_anchors(base, |anchor| (anchor.page ^ va) >> shift == 0, |_| {});
-        if shift == 12 {
-            return;
-        }
-        for &slot in &self.filled {
-            let entry = self.read(base, slot as usize);
-            if (entry.read ^ va) >> shift == 0 || (entry.write ^ va) >> shift == 0 {
-                self.clear_slot(base, slot as usize);
+        match shift {
+            12 => {}
+            LARGE_SHIFT => {
+                let first = va >> LARGE_SHIFT << LARGE_SHIFT;
+                let pages = (first..=first | ((1 << LARGE_SHIFT) - 1)).step_by(PAGE_SIZE as usize);
+                pages.for_each(|page| self.drop_entry(base, tlb_slot(self.table, page), va, shift));
             }
+            _ => self.filled.iter().for_each(|&slot| self.drop_entry(base, slot as usize, va, shift)),
+        }
+    }
+
+    /// Empties a slot if its page has all but the low `shift` bits of its address in common with `va`.
+    fn drop_entry(&self, base: *mut u8, slot: usize, va: u64, shift: u32) {
+        let entry = self.read(base, slot);
+        if (entry.read ^ va) >> shift == 0 || (entry.write ^ va) >> shift == 0 {
+            self.clear_slot(base, slot);
         }
     }
 
@@ -213,7 +231,10 @@ impl TlbBook {
         let slots = match page {
             // Anchors are copies of entries that have been here.
             Some(page) => match self.writers.remove(&page) {
-                Some(slots) => slots,
+                Some(slots) => {
+                    self.written -= slots.len();
+                    slots
+                }
                 None => return,
             },
             None => self.filled.clone(),
@@ -248,7 +269,8 @@ impl TlbBook {
     fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, resolved: &Resolved) -> bool {
         let slot = tlb_slot(self.table, va);
         // Slots were cleared one by one and filled again more often than the lists have room.
-        let full = self.filled.len().max(self.private.len()) >= 2 * context::tlb_entries(self.table);
+        let most = self.filled.len().max(self.private.len()).max(self.written);
+        let full = most >= 2 * context::tlb_entries(self.table) || self.large.len() >= MOST_LARGE;
         if full {
             self.clear(base);
         }
@@ -274,11 +296,12 @@ impl TlbBook {
             let slots = self.writers.entry(new.base).or_default();
             if !slots.contains(&number) {
                 slots.push(number);
+                self.written += 1;
             }
         }
         match resolved.page_size {
-            PageSize::Mib2 | PageSize::Mib4 => self.large.insert(va),
-            PageSize::Gib1 => self.gib.insert(va >> 30),
+            PageSize::Mib2 => drop(self.large.insert(va >> LARGE_SHIFT, ())),
+            PageSize::Mib4 | PageSize::Gib1 => self.gib.insert(va >> 30),
             PageSize::Kib4 | PageSize::Everything => {}
         }
         if let Some(word) = self.touched.get_mut(slot / 64) {
@@ -532,6 +555,7 @@ impl Views {
         resolved: &Resolved,
     ) {
         let base = self.base();
+        self.global_user |= resolved.global && table == Table::User;
         if let Some(book) = self.jump_book(table) {
             book.note_page(base, va, key, resolved);
             book.insert(base, va, code);
@@ -541,6 +565,7 @@ impl Views {
     /// Code that is cached depends on the page of `va` too.
     pub(crate) fn note_code_page(&mut self, table: Table, va: u64, resolved: &Resolved) {
         let base = self.base();
+        self.global_user |= resolved.global && table == Table::User;
         if let Some(book) = self.jump_book(table) {
             book.note_page(base, va, None, resolved);
         }

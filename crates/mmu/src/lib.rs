@@ -23,7 +23,7 @@ mod walk;
 
 pub use context::{Access, PagingContext, PagingFeatures, Privilege};
 pub use pdpte::{InvalidPdpte, load_pdptes};
-pub use region::{LargePages, RegionFilter};
+pub use region::RegionFilter;
 pub use strategy::{Mmu, MmuFigures, MmuStats, Reached, Strategy, Technique};
 pub use tlb::{Invalidation, Invpcid, Resolved, Target, Tlb};
 pub use walk::{Miss, PageFault, PageSize, Translation, probe, walk};

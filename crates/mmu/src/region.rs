@@ -36,19 +36,19 @@ impl RegionFilter {
 /// Which large pages may be in the TLB in pieces, by regions of 4 MiB (2 MiB pages too: what is dropped too much comes
 /// back). Apart for the two halves of the address space: kernels map all memory by large pages, most programs nothing.
 #[derive(Clone, Debug, Default)]
-pub struct LargePages([RegionFilter; 2]);
+pub(crate) struct LargePages([RegionFilter; 2]);
 
 impl LargePages {
     /// Binary logarithm of a region's size.
-    pub const SHIFT: u32 = 22;
+    pub(crate) const SHIFT: u32 = 22;
 
     /// Puts the large page of an address in.
-    pub const fn insert(&mut self, va: u64) {
+    pub(crate) const fn insert(&mut self, va: u64) {
         self.0[(va >> 63) as usize].insert(va >> Self::SHIFT);
     }
 
     /// False if the address surely lies in no large page.
-    pub const fn may_contain(&self, va: u64) -> bool {
+    pub(crate) const fn may_contain(&self, va: u64) -> bool {
         self.0[(va >> 63) as usize].may_contain(va >> Self::SHIFT)
     }
 }

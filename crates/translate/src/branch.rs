@@ -38,6 +38,11 @@ fn in_page(e: &Emitter<'_>, target: i64) -> Option<u16> {
     u16::try_from(target).ok().filter(|&offset| i64::from(offset) < PAGE && e.mode == e.source.mode)
 }
 
+/// Whether a branch may lead to where it came from: forward jumps alone make no loop, unless addresses wrap.
+fn leads_back(e: &Emitter<'_>, target: i64) -> bool {
+    target <= i64::from(e.at) || e.is_compat() && in_page(e, target).is_none()
+}
+
 /// Where a direct branch goes, from the page's start.
 pub(crate) fn target_of(insn: &Instruction) -> Result<i64> {
     match insn.op0_kind() {
@@ -51,6 +56,10 @@ pub(crate) fn target_of(insn: &Instruction) -> Result<i64> {
 /// Translates a control transfer; `Err` if it is not one that is known.
 pub(crate) fn branch(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     use Mnemonic as M;
+    // Nobody may be let in behind STI, and a loop has to let somebody in.
+    if e.shadow && target_of(insn).map_or(true, |target| leads_back(e, target)) {
+        return Err(Unsupported);
+    }
     // What follows takes RCX for itself; a forward conditional jump only if it leaves the page.
     if !(insn.is_jcc_short_or_near() && in_page(e, target_of(insn)?).is_some()) {
         e.delta = None;
@@ -142,7 +151,7 @@ pub(crate) fn poll_freely(e: &mut Emitter<'_>) {
 }
 
 fn jump(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
-    if target > i64::from(e.at) {
+    if !leads_back(e, target) {
         leave_to(e, target, transfer)?;
         return Ok(Flow::End);
     }
@@ -167,7 +176,7 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let Some(offset) = in_page(e, target) else {
         let not_taken = e.asm.jcc(Condition(condition.0 ^ 1));
         let flags = e.flags();
-        if target <= i64::from(e.at) {
+        if leads_back(e, target) {
             e.free_flags();
             poll_freely(e);
         }
@@ -220,7 +229,7 @@ fn loop_(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     }
     let count = Gpr::RCX.home().ok_or(Unsupported)?;
     e.free_flags();
-    if target <= i64::from(e.at) {
+    if leads_back(e, target) {
         poll_freely(e);
     }
     e.add(count, count, -1);
@@ -242,7 +251,7 @@ fn on_zero(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
         return Err(Unsupported);
     }
     let flags = e.flags();
-    if target <= i64::from(e.at) {
+    if leads_back(e, target) {
         e.free_flags();
         poll_freely(e);
     }
@@ -371,7 +380,7 @@ fn landing(e: &mut Emitter<'_>) -> Result {
 
 fn call(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
     e.free_flags();
-    if target <= i64::from(e.at) {
+    if leads_back(e, target) {
         poll_freely(e);
     }
     if let Some(offset) = in_page(e, target) {
@@ -428,8 +437,29 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
 
 #[cfg(test)]
 mod tests {
-    use crate::listing::exits;
+    use crate::listing::{AT, block, exits};
     use crate::{Exit, Mode};
+
+    #[test]
+    fn a_loop_of_sti_alone_is_left() {
+        let is_left = |bytes: &[u8]| {
+            let sites = block(Mode::new(), bytes).sites;
+            sites.iter().any(|site| (site.guest, site.exit) == (AT + 1, Exit::Interpret))
+        };
+        assert!(is_left(&[0xfb, 0xeb, 0xfd]), "sti; jmp -3");
+        assert!(is_left(&[0xfb, 0xff, 0xe0]), "sti; jmp rax");
+        assert!(is_left(&[0xfb, 0xc3]), "sti; ret");
+        assert!(!is_left(&[0xfb, 0xeb, 0x00]), "sti; jmp +0");
+    }
+
+    #[test]
+    fn forward_jumps_of_32_bit_code_may_come_round() {
+        let polls = |mode: Mode, bytes: &[u8]| exits(mode, bytes).contains(&Exit::Attention);
+        let compat = Mode::USER.with(Mode::COMPAT, true);
+        let far = [0xe9, 0x50, 0x55, 0x55, 0x55];
+        assert!(polls(compat, &far) && !polls(Mode::USER, &far));
+        assert!(!polls(compat, &[0xeb, 0x10]), "in the page");
+    }
 
     #[test]
     fn backward_jumps_make_way_for_who_wants_attention() {

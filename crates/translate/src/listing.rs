@@ -5,10 +5,10 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use crate::{Block, Exit, HostFeatures, Mode, Source, Translator};
 
 /// Where in its page the instruction is.
-const AT: u16 = 0x123;
+pub(crate) const AT: u16 = 0x123;
 
 /// The translation of an instruction and a HLT.
-fn block(mode: Mode, bytes: &[u8]) -> Block {
+pub(crate) fn block(mode: Mode, bytes: &[u8]) -> Block {
     let mut code = bytes.to_vec();
     code.push(0xf4);
     let host = HostFeatures { bmi2: true };

@@ -321,6 +321,8 @@ pub(crate) fn close<'a>(
         for miss in misses {
             e.asm.fill(miss, here);
         }
+        // No use to ask again soon; and what is counted must not wrap.
+        e.asm.gs_store_imm32(at::TURNS, FIRST_TURNS.wrapping_neg());
         next_turn(e, head);
         ended
     };

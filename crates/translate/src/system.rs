@@ -11,7 +11,7 @@ use x86::rflags;
 
 use crate::asm::{Condition, Op, Place};
 use crate::block::{Form, Mode};
-use crate::branch::{self, Flow};
+use crate::branch::{self, Flow, poll_freely};
 use crate::context::{at, fast_segments, gpr_at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
@@ -261,6 +261,8 @@ fn sysret(e: &mut Emitter<'_>) -> Result<Flow> {
     let count = Gpr::RCX.home().ok_or(Unsupported)?;
     let user = e.mode.with(Mode::USER, true).without(Mode::AC);
     e.free_flags();
+    // A program and its kernel may make a loop of SYSCALL and SYSRET alone.
+    poll_freely(e);
     unless_nothing_waits(e);
     e.asm.gs_is_zero32(at::USER_CLOSED);
     let closed = e.asm.jcc(Condition::NOT_EQUAL);
