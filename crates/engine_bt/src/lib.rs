@@ -22,6 +22,7 @@ mod enter;
 mod entrances;
 mod fluid;
 mod heat;
+mod jumps;
 mod left;
 mod modes;
 mod names;
