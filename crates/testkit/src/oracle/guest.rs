@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::{Engine, EngineError, Exit, Vcpu, VcpuId, VcpuSetup};
 use memory::{GuestMemory, RamRange};
@@ -312,8 +312,10 @@ struct Watch {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// A case takes microseconds.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How often to look.
+const PERIOD: Duration = Duration::from_secs(1);
+/// A case takes microseconds, but a busy host may let nobody run for seconds.
+const PATIENCE: u32 = 5;
 
 impl Watch {
     fn new(kick: engine::Kick) -> Self {
@@ -322,15 +324,16 @@ impl Watch {
         let shared = (turn.clone(), kicked.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let (turn, kicked, stop) = shared;
-            let mut last = 0;
+            let (mut last, mut since) = (0, Instant::now());
             while !stop.load(Ordering::Relaxed) {
-                std::thread::park_timeout(PATIENCE);
+                std::thread::park_timeout(PERIOD);
                 let now = turn.load(Ordering::Relaxed);
-                if now == last && now % 2 == 1 {
+                if now != last {
+                    (last, since) = (now, Instant::now());
+                } else if now % 2 == 1 && since.elapsed() > PERIOD * PATIENCE {
                     kicked.store(true, Ordering::Relaxed);
                     kick.leave();
                 }
-                last = now;
             }
         });
         Self { turn, kicked, stop, thread: Some(thread) }

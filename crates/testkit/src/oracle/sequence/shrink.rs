@@ -8,7 +8,7 @@ use iced_x86::{Mnemonic, OpKind};
 use super::super::case::{DATA, Input};
 use super::program::{Body, Op, Program};
 
-/// How long it is tried; an attempt at what hangs takes a second or two.
+/// How long it is tried; an attempt at what hangs takes some seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Drops what the failure does not need. `fails` says whether a program still fails.
