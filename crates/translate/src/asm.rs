@@ -269,9 +269,14 @@ impl Asm {
         self.raw(&[count]);
     }
 
-    /// LEA to, [base + disp], 64-bit or 32-bit.
+    /// LEA to, [base + disp], 64-bit or 32-bit; MOV, which takes no time, if nothing is added.
     pub(crate) fn lea_based(&mut self, wide: bool, to: Gpr, base: Gpr, disp: i32) {
-        if wide { self.lea(to, base, disp) } else { self.lea32(to, base, disp) }
+        match (wide, disp) {
+            (true, 0) => self.mov(to, base),
+            (false, 0) => self.op32(Op::Mov, to, base),
+            (true, _) => self.lea(to, base, disp),
+            (false, _) => self.lea32(to, base, disp),
+        }
     }
 
     /// LEA to, [base + disp].
