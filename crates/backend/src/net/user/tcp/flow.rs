@@ -92,6 +92,8 @@ struct Step {
 pub(super) struct Flow {
     // Static.
     pub(super) ends: Ends,
+    /// Whether somebody outside has made it.
+    pub(super) from_outside: bool,
     stream: Box<dyn Stream>,
     // Volatile.
     pub(super) phase: Phase,
@@ -147,6 +149,7 @@ impl Flow {
     fn new(ends: Ends, stream: Box<dyn Stream>, phase: Phase, start: u32, now: Instant) -> Self {
         Self {
             ends,
+            from_outside: phase == Phase::Calling,
             stream,
             phase,
             touched: now,
