@@ -15,6 +15,7 @@ mod tests;
 mod transmit;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use backend::net::{Abilities, LONGEST_FRAME, Mac, Network};
 use host::poll::Bell;
@@ -128,6 +129,12 @@ impl Pump for Net {
         let mut far = self.far();
         let more_frames = transmit::turn(&mut far, queues);
         let more_room = receive::turn(&mut far, queues);
-        more_frames || more_room
+        let more = more_frames || more_room;
+        if more {
+            // However much a guest sends, the host's sockets and clocks have their turn. Only here, where no wait follows,
+            // may the bell be heard: it rings once.
+            far.network.wait(Some(Duration::ZERO));
+        }
+        more
     }
 }

@@ -18,7 +18,7 @@ const BATCH: usize = 32;
 /// The most chains that are out before those with frames are given back, so that the driver has something to do.
 const MOST_OUT: usize = 128;
 
-/// Gives the driver what there is for it, as far as it has room; true if there may be more room.
+/// Gives the driver what there is for it, as far as it has room; true if a frame has none and there may be more room by now.
 pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
     loop {
         let mut receiver =
@@ -27,7 +27,7 @@ pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
         let left = far.network.receive(abilities(features), &mut |frame| receiver.deliver(frame));
         // The driver has to do something first, or the network wants to wait.
         if !left || receiver.stuck || receiver.chains == 0 {
-            return left && receiver.batch.has_more();
+            return receiver.stuck && left && receiver.batch.has_more();
         }
     }
 }

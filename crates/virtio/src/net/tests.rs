@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use backend::net::{Frame, IpVersion, Offload, PartialChecksum, Segments};
 use bus::Lifecycle;
@@ -22,6 +21,8 @@ struct Trays {
     sent: Vec<(Vec<u8>, Offload)>,
     waiting: VecDeque<(Vec<u8>, Offload)>,
     abilities: Option<Abilities>,
+    /// What waits, waits for its time.
+    held: bool,
 }
 
 struct Desk {
@@ -43,6 +44,9 @@ impl Network for Desk {
     fn receive(&mut self, abilities: Abilities, deliver: &mut dyn FnMut(&Frame<'_>) -> bool) -> bool {
         let mut trays = self.trays.lock().unwrap();
         trays.abilities = Some(abilities);
+        if trays.held {
+            return !trays.waiting.is_empty();
+        }
         while let Some((frame, offload)) = trays.waiting.front() {
             let (first, rest) = frame.split_at(frame.len() / 3);
             if !deliver(&Frame { parts: [first, &[], rest], offload: *offload }) {
@@ -186,6 +190,22 @@ fn many_frames_come_with_one_interrupt() {
     assert_eq!(bench.rig.messages().len(), 1);
     assert_eq!((0..6).filter(|_| driver.collect().is_some_and(|(_, len)| len == 72)).count(), 6);
     assert_eq!(bench.trays.lock().unwrap().abilities, Some(Abilities::default()));
+}
+
+#[test]
+fn a_frame_that_waits_for_its_time_keeps_nobody_awake() {
+    for features in [0, PACKED, EVENT_INDEX] {
+        let bench = Bench::new();
+        let mut driver = bench.rig.start(features);
+        let name = offer(&mut driver, 0, 1600);
+        bench.rig.notify();
+        bench.trays.lock().unwrap().held = true;
+        bench.arrives(&pattern(60), Offload::default());
+        assert!(!bench.rig.workers[0].step(), "it does not wait");
+        bench.trays.lock().unwrap().held = false;
+        bench.rig.serve();
+        assert_eq!(driver.collect(), Some((name, 72)));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use host::poll::{Poller, Trigger};
 use smoltcp::wire::IpProtocol;
 
 use super::outside::Outside;
-use super::packet::{self, Envelope, Macs};
+use super::packet::{self, ETHERNET, Envelope, Macs};
 use super::plan::UserConfig;
 
 /// The most frames that wait for the guest, beside the data of connections, which waits elsewhere. What comes when there are
@@ -80,9 +80,10 @@ impl Link {
         Macs { from: self.config.plan.router_mac, to: self.config.plan.guest_mac }
     }
 
-    /// Sends a frame, unless too many wait.
+    /// Sends a frame, unless too many wait or it is longer than what the network carries: the guest's buffers need not hold such.
     pub(super) fn send(&mut self, frame: Vec<u8>) {
-        if self.queue.len() < MOST_FRAMES {
+        let fits = frame.len() <= ETHERNET + usize::from(self.config.mtu);
+        if fits && self.queue.len() < MOST_FRAMES {
             self.queue.push_back(frame);
         }
     }

@@ -141,7 +141,10 @@ impl UserConfig {
         let ip = match peer.ip().to_canonical() {
             // Whoever is on the host has the gateway's address there.
             IpAddr::V4(v4) if v4.is_loopback() => self.plan.gateway4.into(),
-            IpAddr::V6(v6) if v6.is_loopback() || v6.is_unicast_link_local() => self.plan.gateway6.into(),
+            IpAddr::V6(v6) if v6.is_loopback() => self.plan.gateway6.into(),
+            // So has who has an address of this network on the host's: the guest would look for it on its link.
+            v4 @ IpAddr::V4(_) if self.is_inside(v4) => self.plan.gateway4.into(),
+            v6 @ IpAddr::V6(_) if self.is_inside(v6) => self.plan.gateway6.into(),
             other => other,
         };
         (ip, peer.port()).into()
@@ -223,5 +226,9 @@ pub(super) mod tests {
         assert_eq!(seen("[::ffff:127.0.0.1]:5"), "10.0.2.2:5");
         assert_eq!(seen("[::1]:5"), "[fec0::2]:5");
         assert_eq!(seen("192.0.2.7:5"), "192.0.2.7:5");
+        // The host may be on a network with the same addresses.
+        assert_eq!(seen("10.0.2.15:5"), "10.0.2.2:5");
+        assert_eq!(seen("[fec0::15]:5"), "[fec0::2]:5");
+        assert_eq!(seen("[fe80::15]:5"), "[fec0::2]:5");
     }
 }

@@ -4,4 +4,4 @@
 
 mod flows;
 mod guest;
-mod trouble;
+pub(super) mod trouble;

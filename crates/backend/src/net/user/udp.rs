@@ -19,6 +19,8 @@ use super::plan::{Forward, Route};
 
 /// The most pairs of ends; the one that was silent longest makes room.
 const MOST_FLOWS: usize = 256;
+/// The most that have come by forwarded ports, among which the one that was silent longest makes room: the rest is the guest's.
+const MOST_FORWARDED: usize = 128;
 /// How long a silent one is kept (RFC 4787, REQ-5).
 const SILENT: Duration = Duration::from_secs(300);
 /// How long one is kept that had no answer.
@@ -46,6 +48,10 @@ struct Flow {
 }
 
 impl Flow {
+    fn is_forwarded(&self) -> bool {
+        matches!(self.way, Way::Forwarded { .. })
+    }
+
     fn ends_at(&self) -> Instant {
         self.touched + if self.answered { SILENT } else { UNANSWERED }
     }
@@ -100,6 +106,8 @@ impl Udp {
         self.try_next_resolver(link, id, now);
         let Some(flow) = self.flows.get_mut(&id) else { return };
         flow.touched = now;
+        // Whoever came by a forwarded port hears from the guest by this.
+        flow.answered |= flow.is_forwarded();
         let send = || match &flow.way {
             Way::Own(socket) => socket.send(datagram.payload()),
             Way::Forwarded { listener, peer } => match self.listeners.get(listener) {
@@ -135,8 +143,18 @@ impl Udp {
     }
 
     fn add(&mut self, id: u64, flow: Flow) {
-        if self.flows.len() >= MOST_FLOWS
-            && let Some(oldest) = self.flows.iter().min_by_key(|(_, flow)| flow.touched).map(|(id, _)| *id)
+        let forwarded = flow.is_forwarded();
+        let many =
+            forwarded && self.flows.values().filter(|flow| flow.is_forwarded()).count() >= MOST_FORWARDED;
+        // What comes from outside pushes out what came from there first.
+        let oldest = self
+            .flows
+            .iter()
+            .filter(|(_, flow)| flow.is_forwarded() || !many)
+            .min_by_key(|(_, flow)| (forwarded && !flow.is_forwarded(), flow.touched))
+            .map(|(id, _)| *id);
+        if (many || self.flows.len() >= MOST_FLOWS)
+            && let Some(oldest) = oldest
         {
             self.drop_flow(oldest);
         }
@@ -200,7 +218,7 @@ impl Udp {
                 None => {
                     let way = Way::Forwarded { listener, peer };
                     let id = link.new_id();
-                    self.add(id, Flow { ends, way, touched: now, answered: true, resolver: None });
+                    self.add(id, Flow { ends, way, touched: now, answered: false, resolver: None });
                 }
             }
             link.send_udp(ends.remote, ends.guest, buffer.get(..count).unwrap_or_default());
@@ -242,4 +260,33 @@ fn undeliverable(link: &mut Link, ends: Ends, reason: icmp::Reason) {
         payload: &header,
     };
     icmp::unreachable(link, &packet, reason);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn forwarded_ports_push_out_nothing_but_their_own() {
+        let mut udp = Udp::default();
+        let now = Instant::now();
+        let mut add = |id: u64, way| {
+            let remote = ([192, 0, 2, 1], u16::try_from(id).unwrap()).into();
+            let ends = Ends { guest: ([10, 0, 2, 15], 53).into(), remote };
+            let touched = now + Duration::from_millis(id);
+            udp.add(id, Flow { ends, way, touched, answered: false, resolver: None });
+        };
+        for id in 0..10 {
+            add(id, Way::Own(Box::new(UnixDatagram::unbound().unwrap())));
+        }
+        let peer = ([192, 0, 2, 1], 1).into();
+        for id in 10..1000 {
+            add(id, Way::Forwarded { listener: 0, peer });
+        }
+        assert!((0..10).all(|id| udp.flows.contains_key(&id)));
+        assert!((1000 - 128..1000).all(|id| udp.flows.contains_key(&id)));
+        assert_eq!((udp.flows.len(), udp.by_ends.len()), (138, 138));
+    }
 }

@@ -16,6 +16,9 @@
 //!
 //! Reference: RFC 9293; window scale: RFC 7323.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
@@ -89,6 +92,8 @@ struct Step {
 pub(super) struct Flow {
     // Static.
     pub(super) ends: Ends,
+    /// Whether somebody outside has made it.
+    pub(super) from_outside: bool,
     stream: Box<dyn Stream>,
     // Volatile.
     pub(super) phase: Phase,
@@ -144,6 +149,7 @@ impl Flow {
     fn new(ends: Ends, stream: Box<dyn Stream>, phase: Phase, start: u32, now: Instant) -> Self {
         Self {
             ends,
+            from_outside: phase == Phase::Calling,
             stream,
             phase,
             touched: now,
@@ -365,9 +371,17 @@ impl Flow {
                 return;
             }
             // It is our call that was acknowledged, and nothing else is out.
-            self.first = ack;
+            (self.first, self.next) = (ack, ack);
             self.window = window;
             return self.opened();
+        }
+        if count == 0 && self.window == 0 {
+            // A guest that answers may keep its window closed as long as it likes (RFC 9293, 3.8.6.1).
+            self.retries = 0;
+            if window > 0 {
+                // What it was asked with is not what it took.
+                (self.next, self.deadline) = (self.first, None);
+            }
         }
         if count > 0 {
             self.end_acknowledged |= self.host_done && count > self.ring.len();
@@ -446,7 +460,7 @@ impl Flow {
                 if len > 0 && (len == waits || offset == 0 || len >= most.min(self.mss.into())) {
                     return Some(Step { control: TcpControl::Psh, offset, len });
                 }
-                if self.host_done && waits == 0 && offset <= self.ring.len() {
+                if self.host_done && !self.end_acknowledged && waits == 0 && offset <= self.ring.len() {
                     return Some(Step { control: TcpControl::Fin, offset, len: 0 });
                 }
                 if self.ack_due { plain(TcpControl::None) } else { None }

@@ -1,10 +1,14 @@
 //! TCP: all connections of a guest.
 //!
-//! Their number is bounded. When there is no room, the oldest of those that have one end only goes, so that whoever
-//! floods the guest, or the guest that floods others, pushes out nothing but its own; if there are none, a connection on
-//! which nothing has happened for long; else the new one is refused.
+//! Their number is bounded, and so are those that have one end only and those that somebody outside has made. When too many
+//! have one end only, the oldest of them goes. When there are too many in all, one on which nothing has happened for long
+//! goes; if there is none, the oldest that has one end only; else the new one is refused. What comes from outside
+//! pushes out what came from there first, and nothing else once there is too much of it: so whoever floods the guest does not
+//! take its own connections.
 
 mod flow;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -29,6 +33,8 @@ use crate::net::{Abilities, Frame, IpVersion, Offload, PartialChecksum, Segments
 const MOST_FLOWS: usize = 512;
 /// The most of them that have one end only.
 const MOST_HALF_OPEN: usize = 128;
+/// The most of them that somebody outside has made: the rest is the guest's.
+const MOST_FROM_OUTSIDE: usize = 384;
 /// How long one end waits for the other.
 const HALF_OPEN: Duration = Duration::from_secs(75);
 /// After what time of silence a connection may be pushed out.
@@ -111,7 +117,7 @@ impl Tcp {
             Route::Refused => return refuse(link, ends, call),
             Route::None => return icmp::unreachable(link, packet, icmp::Reason::NoRoute),
         };
-        if !self.make_room(now) {
+        if !self.make_room(false, now) {
             return refuse(link, ends, call);
         }
         match link.outside.stream(to) {
@@ -138,22 +144,29 @@ impl Tcp {
         self.attend(id, now);
     }
 
-    /// Sees to it that there is room for one more; false if there is none.
-    fn make_room(&mut self, now: Instant) -> bool {
-        let half_open = self.flows.values().filter(|flow| flow.is_half_open()).count();
-        if half_open < MOST_HALF_OPEN && self.flows.len() < MOST_FLOWS {
+    /// Sees to it that there is room for one more, from outside or of the guest's; false if there is none.
+    fn make_room(&mut self, from_outside: bool, now: Instant) -> bool {
+        let count = |which: fn(&Flow) -> bool| self.flows.values().filter(|flow| which(flow)).count();
+        let many_half_open = count(Flow::is_half_open) >= MOST_HALF_OPEN;
+        let many_from_outside = from_outside && count(|flow| flow.from_outside) >= MOST_FROM_OUTSIDE;
+        if !many_half_open && !many_from_outside && self.flows.len() < MOST_FLOWS {
             return true;
         }
-        let silent = |flow: &Flow| now.saturating_duration_since(flow.touched) >= SILENT;
-        let candidates =
-            self.flows.iter().filter(|(_, flow)| flow.is_half_open() || half_open == 0 && silent(flow));
-        let Some(oldest) = candidates.min_by_key(|(_, flow)| flow.touched).map(|(id, _)| *id) else {
-            return false;
+        let oldest = |which: &dyn Fn(&Flow) -> bool| {
+            let may_go = |flow: &Flow| which(flow) && (flow.from_outside || !many_from_outside);
+            self.flows
+                .iter()
+                .filter(|(_, flow)| may_go(flow))
+                .min_by_key(|(_, flow)| (from_outside && !flow.from_outside, flow.touched))
+                .map(|(id, _)| *id)
         };
-        if let Some(flow) = self.flows.get_mut(&oldest) {
+        let silent = |flow: &Flow| now.saturating_duration_since(flow.touched) >= SILENT;
+        let spare = if many_half_open { None } else { oldest(&|flow| !flow.is_half_open() && silent(flow)) };
+        let Some(id) = spare.or_else(|| oldest(&Flow::is_half_open)) else { return false };
+        if let Some(flow) = self.flows.get_mut(&id) {
             flow.abort();
         }
-        self.attend(oldest, now);
+        self.attend(id, now);
         true
     }
 
@@ -179,13 +192,13 @@ impl Tcp {
                 Err(_) => return,
             };
             let good = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
-            if good.is_ok() && self.make_room(now) {
+            if good.is_ok() {
                 self.admit(link, Box::new(stream), peer, port, now);
             }
         }
     }
 
-    /// Calls the guest for somebody outside.
+    /// Calls the guest for somebody outside, if there is room.
     pub(super) fn admit(
         &mut self,
         link: &mut Link,
@@ -194,6 +207,9 @@ impl Tcp {
         port: u16,
         now: Instant,
     ) {
+        if !self.make_room(true, now) {
+            return;
+        }
         let mut remote = link.config.visible(peer);
         let guest = link.config.guest_end(remote, port);
         // Two callers may look the same to the guest, since the host has more than one loopback address.

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use smoltcp::socket::tcp;
 use smoltcp::wire::{
@@ -20,7 +21,8 @@ use crate::net::{Abilities, Network, Offload};
 /// A world in which every call is made for ever, and nobody may send echo requests.
 struct Nowhere;
 
-struct Ringing(UnixStream);
+/// A connection on which nothing ever happens.
+pub(in super::super) struct Ringing(pub(in super::super) Arc<UnixStream>);
 
 impl Read for Ringing {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -59,7 +61,7 @@ impl Outside for Nowhere {
         if to.port() == 9 {
             return Err(io::ErrorKind::NetworkUnreachable.into());
         }
-        Ok(Box::new(Ringing(UnixStream::pair()?.0)))
+        Ok(Box::new(Ringing(Arc::new(UnixStream::pair()?.0))))
     }
 
     fn datagrams(&self, _: SocketAddr) -> io::Result<Box<dyn Datagrams>> {
@@ -163,8 +165,8 @@ fn places_that_are_none_cannot_be_reached() {
 #[test]
 fn echo_requests_are_answered_or_prohibited() {
     let mut guest = Guest::with_outside(config(), Box::new(Nowhere));
-    let mut ping = |to: [u8; 4]| {
-        let request = Icmpv4Repr::EchoRequest { ident: 5, seq_no: 6, data: b"some data" };
+    let mut ping = |to: [u8; 4], data: &[u8]| {
+        let request = Icmpv4Repr::EchoRequest { ident: 5, seq_no: 6, data };
         let mut frame = Envelope::new(MACS, GUEST, to.into(), IpProtocol::Icmp).open(request.buffer_len());
         let start = frame.len();
         frame.resize(start + request.buffer_len(), 0);
@@ -173,14 +175,16 @@ fn echo_requests_are_answered_or_prohibited() {
         guest.net.transmit(&frame, Offload::default());
         frames(&mut guest)
     };
-    let answers = ping([10, 0, 2, 2]);
+    let answers = ping([10, 0, 2, 2], b"some data");
     let view = EthernetFrame::new_checked(&answers[0][..]).unwrap();
     let packet = packet::parse(EthernetProtocol::Ipv4, view.payload()).unwrap();
     let view = Icmpv4Packet::new_checked(packet.payload).unwrap();
     let answer = Icmpv4Repr::parse(&view, &smoltcp::phy::ChecksumCapabilities::default()).unwrap();
     assert_eq!(answer, Icmpv4Repr::EchoReply { ident: 5, seq_no: 6, data: b"some data" });
     let prohibited = [(IpAddr::from([10, 0, 2, 2]), Icmpv4DstUnreachable::CommProhibited)];
-    assert_eq!(news(&ping([192, 0, 2, 1])), prohibited);
+    // A packet of 1500 bytes can be answered, a longer one cannot.
+    assert_eq!([ping([10, 0, 2, 2], &[0; 1472]).len(), ping([10, 0, 2, 2], &[0; 1473]).len()], [1, 0]);
+    assert_eq!(news(&ping([192, 0, 2, 1], b"some data")), prohibited);
 }
 
 #[test]
