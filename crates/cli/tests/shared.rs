@@ -128,6 +128,20 @@ fn changes_stay_in_the_guest_or_reach_the_host_as_they_should() {
     }
 }
 
+/// What a guest's root is prepared with is not written to what is shared.
+#[test]
+fn a_shared_directory_over_etc_stays_as_it_is() {
+    let Some(kernel) = kernels().into_iter().next() else { return };
+    let place = Place::new();
+    place.file("resolv.conf", b"the host's\n");
+    for access in ["rw", "ro"] {
+        let volume = format!("{}:/etc:{access}", place.path().display());
+        let output = run(&kernel, &["host", "-v", &volume], &["cat", "/etc/resolv.conf"]);
+        assert_eq!(text(&output), "the host's\n", "{access}: {}", complaint(&output));
+    }
+    assert_eq!(fs::read_to_string(place.path().join("resolv.conf")).unwrap(), "the host's\n");
+}
+
 #[test]
 fn what_is_copied_in_and_out_is_the_same() {
     const BYTES: usize = 64 << 20;
