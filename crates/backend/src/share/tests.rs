@@ -222,6 +222,8 @@ fn views_of_the_kernel_are_covered() {
         assert_eq!(share.lookup(proc, &name(hidden)), Err(Errno::NOENT), "{hidden}");
     }
     assert!(entries(&share, proc).unwrap().is_empty());
+    let open = share.open_directory(proc).unwrap();
+    assert_eq!(share.each_entry(ROOT, open, 0, &mut |_| true), Err(Errno::BADF));
     assert_eq!(share.make_directory(proc, &name("x"), 0o755, OWNER).unwrap_err(), Errno::ROFS);
     assert_eq!(share.set_attributes(proc, None, &SetAttributes::default()), Err(Errno::ROFS));
     assert_eq!(share.extended_attributes(proc), Ok(Vec::new()));
