@@ -232,6 +232,9 @@ fn the_hosts_programs_reach_the_network() {
     let output = run(&kernel, &["host"], &["bash", "-c", &script]);
     assert_eq!(text(&output), "from the host\nnameserver 10.0.2.3\n", "{}", complaint(&output));
     server.join().unwrap();
+    let only_v4 = ["host", "--append", "ipv6.disable=1"];
+    let output = run(&kernel, &only_v4, &["cat", "/etc/resolv.conf"]);
+    assert_eq!(text(&output), "nameserver 10.0.2.3\n", "{}", complaint(&output));
     let none = run(&kernel, &["host", "--net", "none"], &["ls", "/sys/class/net"]);
     assert_eq!(text(&none), "lo\n", "{}", complaint(&none));
 }
