@@ -220,8 +220,17 @@ impl Share {
     }
 
     /// Opens a node for what it is, if it is something that may be opened.
+    ///
+    /// # Errors
+    /// `ENXIO` if it is not.
     fn reopen(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
-        if !matches!(node.kind(), FileType::RegularFile | FileType::Directory) {
+        // Of what belongs to the kernel, only directories are shown, as empty.
+        let may_be_opened = match node.kind() {
+            FileType::Directory => true,
+            FileType::RegularFile => !node.is_covered(),
+            _ => false,
+        };
+        if !may_be_opened {
             return Err(Errno::NXIO);
         }
         let path = self.nodes.descriptor(node)?;

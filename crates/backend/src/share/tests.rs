@@ -229,6 +229,19 @@ fn views_of_the_kernel_are_covered() {
     assert_eq!(share.extended_attributes(proc), Ok(Vec::new()));
 }
 
+/// A file of proc may be mounted below a directory. It is made covered by hand, since mounting takes privileges.
+#[test]
+fn a_file_of_the_kernels_is_not_opened() {
+    let place = place(Access::ReadWrite);
+    fs::write(place.path("file"), "x").unwrap();
+    let nodes = &place.share.nodes;
+    let root = nodes.get(ROOT).unwrap();
+    let path = node::open_child(&*nodes.descriptor(&root).unwrap(), &name("file")).unwrap();
+    let status = attributes::status(&path).unwrap();
+    let file = nodes.enter(&root, &name("file"), path, &status, true).unwrap();
+    assert_eq!(place.share.open_file(file, READ), Err(Errno::NXIO));
+}
+
 #[test]
 fn a_file_that_is_opened_for_writing_gives_no_rights() {
     let place = place(Access::ReadWrite);
