@@ -78,14 +78,25 @@ impl Share {
         match rustix::fs::openat(&*parent.path, name.as_c_str(), flags.kept() | own, permitted) {
             Ok(file) => {
                 let found = self.finish(&parent, name, mode, owner)?;
-                let node = self.nodes.get(found.node)?;
-                Ok((found, self.add_file(&node, flags, file)?))
+                let opened = self.nodes.get(found.node).and_then(|node| self.add_file(&node, flags, file));
+                self.answer_create(found, opened)
             }
             Err(Errno::EXIST) if !flags.exclusive() => {
                 let found = self.lookup(directory, name)?;
-                Ok((found, self.open_file(found.node, flags)?))
+                self.answer_create(found, self.open_file(found.node, flags))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// A guest that hears only of an error knows nothing of the look-up.
+    fn answer_create(&self, found: Found, opened: Result<u64, Errno>) -> Result<(Found, u64), Errno> {
+        match opened {
+            Ok(handle) => Ok((found, handle)),
+            Err(error) => {
+                self.forget(found.node, 1);
+                Err(error)
+            }
         }
     }
 

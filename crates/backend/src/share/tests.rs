@@ -135,6 +135,12 @@ fn symbolic_links_and_special_files_lead_nowhere() {
     }
     let made = share.create(ROOT, &name("file"), 0o644, OpenFlags(0o102), OWNER);
     assert_eq!(made.unwrap_err(), Errno::NXIO, "a link is not followed to create what it leads to");
+    let (pipe, made) =
+        (place.node("pipe"), share.create(ROOT, &name("pipe"), 0o644, OpenFlags(0o102), OWNER));
+    assert_eq!(made.unwrap_err(), Errno::NXIO);
+    // Once when it was made, twice by name.
+    share.forget(pipe, 3);
+    assert_eq!(share.attributes(pipe, None), Err(Errno::STALE), "what fails is no look-up");
     for kind in [0o020_666, 0o060_666] {
         assert_eq!(share.make_node(ROOT, &name("device"), kind, OWNER).unwrap_err(), Errno::PERM);
     }
