@@ -364,7 +364,8 @@ impl Nodes {
         if saved.nodes.len() > MOST {
             return Err("it has too many nodes");
         }
-        let (devices, next) = (saved.devices.clone(), saved.next);
+        // A damaged record must not make the root's number a file's.
+        let (devices, next) = (saved.devices.clone(), saved.next.max(ROOT + 1));
         let mut table = Table { devices, next, ..Table::default() };
         for saved in &saved.nodes {
             if saved.id <= ROOT || saved.id >= next || table.by_id.contains_key(&saved.id) {

@@ -329,6 +329,8 @@ fn what_a_guest_knows_is_saved_and_found_again() {
     next.sync(listing, false).unwrap();
     assert_eq!(next.save().nodes, saved.nodes);
     assert!(next.open_file(file, READ).unwrap() > listing, "numbers are not used again");
+    next.restore(&SavedShare::default()).unwrap();
+    assert!(next.lookup(ROOT, &name("dir")).unwrap().node > ROOT, "the root's number is nobody else's");
     // A share that may only be read opens nothing for writing, whatever was open before.
     let reader = Share::open(&place.path(""), Access::ReadOnly).unwrap();
     reader.restore(&saved).unwrap();
