@@ -1,12 +1,12 @@
 //! Changes of the tree: what is made, removed, renamed and linked.
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::attributes::{permissions, status};
+use super::attributes::{group, permissions, status, user};
 use super::node::{Node, open_child};
 use super::{Found, Name, OpenFlags, Share, number};
 
@@ -45,10 +45,9 @@ impl Share {
         if self.privileged {
             // In a directory with the set-group-ID bit, the group is the directory's (inode(7)).
             let inherits = status(&*parent.path)?.stx_mode & 0o2000 != 0;
-            let gid = (!inherits).then(|| Gid::from_raw(owner.gid));
-            let uid = Some(Uid::from_raw(owner.uid));
+            let gid = if inherits { None } else { group(owner.gid) };
             // A user namespace may have no such user: the file stays the process's own.
-            let _ = rustix::fs::chownat(&path, c"", uid, gid, AtFlags::EMPTY_PATH);
+            let _ = rustix::fs::chownat(&path, c"", user(owner.uid), gid, AtFlags::EMPTY_PATH);
         }
         if kind != FileType::Symlink {
             let inherited = u32::from(made.stx_mode) & 0o2000;

@@ -95,6 +95,12 @@ fn a_tree_is_made_changed_and_taken_down() {
     share.sync(handle, false).unwrap();
     share.close(handle);
     assert_eq!(share.sync(handle, true), Err(Errno::BADF));
+    let nobodys = SetAttributes { uid: Some(u32::MAX), gid: Some(u32::MAX), ..SetAttributes::default() };
+    let owned = share.set_attributes(file.node, None, &nobodys).unwrap();
+    assert_eq!((owned.uid, owned.gid), (metadata.uid(), metadata.gid()), "this number changes nothing");
+    let made = share.make_node(dir.node, &name("n"), 0o100_644, Owner { uid: u32::MAX, gid: u32::MAX });
+    share.remove(dir.node, &name("n"), false).unwrap();
+    share.forget(made.unwrap().node, 1);
 
     let link = share.make_link(ROOT, &name("link"), b"dir/file", OWNER).unwrap();
     assert_eq!(share.read_link(link.node).unwrap(), b"dir/file");
