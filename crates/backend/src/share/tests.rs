@@ -23,7 +23,7 @@ fn place(access: Access) -> Place {
     fs::create_dir(dir.path().join("secrets")).unwrap();
     fs::write(dir.path().join("secret"), "secret").unwrap();
     fs::write(dir.path().join("secrets/file"), "secret").unwrap();
-    let share = Share::open(&dir.path().join("shared"), access).unwrap();
+    let share = Share::open(&dir.path().join("shared"), access, 1).unwrap();
     Place { dir, share }
 }
 
@@ -227,8 +227,8 @@ fn what_may_only_be_read_refuses_every_change() {
 
 #[test]
 fn views_of_the_kernel_are_covered() {
-    assert!(matches!(Share::open(Path::new("/proc"), Access::ReadOnly), Err(ShareError::Kernel(_))));
-    let share = Share::open(Path::new("/"), Access::ReadWrite).unwrap();
+    assert!(matches!(Share::open(Path::new("/proc"), Access::ReadOnly, 1), Err(ShareError::Kernel(_))));
+    let share = Share::open(Path::new("/"), Access::ReadWrite, 1).unwrap();
     let proc = share.lookup(ROOT, &name("proc")).unwrap().node;
     for hidden in ["self", "1", "version"] {
         assert_eq!(share.lookup(proc, &name(hidden)), Err(Errno::NOENT), "{hidden}");
@@ -313,6 +313,17 @@ fn descriptors_are_lent_and_nodes_found_again() {
 }
 
 #[test]
+fn shares_divide_the_descriptors_among_them() {
+    let place = place(Access::ReadOnly);
+    fs::write(place.path("file"), "x").unwrap();
+    let limit = raise_limit();
+    let share = Share::open(&place.path(""), Access::ReadOnly, limit / 4 / 3).unwrap();
+    let file = share.lookup(ROOT, &name("file")).unwrap().node;
+    let opened = std::iter::repeat_with(|| share.open_file(file, READ)).map_while(Result::ok).count();
+    assert_eq!((opened, share.open_file(file, READ)), (3, Err(Errno::NFILE)));
+}
+
+#[test]
 fn what_a_guest_knows_is_saved_and_found_again() {
     let place = place(Access::ReadWrite);
     fs::create_dir(place.path("dir")).unwrap();
@@ -325,7 +336,7 @@ fn what_a_guest_knows_is_saved_and_found_again() {
     let saved = place.share.save();
     fs::remove_file(place.path("gone")).unwrap();
 
-    let next = Share::open(&place.path(""), Access::ReadWrite).unwrap();
+    let next = Share::open(&place.path(""), Access::ReadWrite, 1).unwrap();
     next.restore(&saved).unwrap();
     assert_eq!(next.attributes(file, None).unwrap(), place.share.attributes(file, None).unwrap());
     assert_eq!(next.attributes(gone, None), Err(Errno::STALE));
@@ -338,7 +349,7 @@ fn what_a_guest_knows_is_saved_and_found_again() {
     next.restore(&SavedShare::default()).unwrap();
     assert!(next.lookup(ROOT, &name("dir")).unwrap().node > ROOT, "the root's number is nobody else's");
     // A share that may only be read opens nothing for writing, whatever was open before.
-    let reader = Share::open(&place.path(""), Access::ReadOnly).unwrap();
+    let reader = Share::open(&place.path(""), Access::ReadOnly, 1).unwrap();
     reader.restore(&saved).unwrap();
     assert_eq!(reader.sync(open, false), Err(Errno::BADF));
     next.clear();
@@ -370,7 +381,7 @@ fn attributes_of_users_only() {
 fn what_cannot_be_shared_is_refused_in_a_sentence() {
     let place = place(Access::ReadOnly);
     fs::write(place.path("file"), "x").unwrap();
-    let says = |path: &Path| Share::open(path, Access::ReadOnly).unwrap_err().to_string();
+    let says = |path: &Path| Share::open(path, Access::ReadOnly, 1).unwrap_err().to_string();
     assert!(says(&place.path("file")).contains("not a directory"));
     assert!(says(&place.path("none")).contains("cannot share"));
 }

@@ -40,7 +40,7 @@ fn bench(access: Access, validity: Validity) -> Bench {
 }
 
 fn rig_of(dir: &tempfile::TempDir, access: Access, validity: Validity) -> Rig {
-    let share = Share::open(dir.path(), access).unwrap();
+    let share = Share::open(dir.path(), access, 1).unwrap();
     let rig = Rig::new(Box::new(Fs::new(share, "tag", validity, 1)));
     rig.enable(true);
     rig
