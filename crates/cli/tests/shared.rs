@@ -128,6 +128,20 @@ fn changes_stay_in_the_guest_or_reach_the_host_as_they_should() {
     }
 }
 
+/// What a guest's root is prepared with is not written to what is shared.
+#[test]
+fn a_shared_directory_over_etc_stays_as_it_is() {
+    let Some(kernel) = kernels().into_iter().next() else { return };
+    let place = Place::new();
+    place.file("resolv.conf", b"the host's\n");
+    for access in ["rw", "ro"] {
+        let volume = format!("{}:/etc:{access}", place.path().display());
+        let output = run(&kernel, &["host", "-v", &volume], &["cat", "/etc/resolv.conf"]);
+        assert_eq!(text(&output), "the host's\n", "{access}: {}", complaint(&output));
+    }
+    assert_eq!(fs::read_to_string(place.path().join("resolv.conf")).unwrap(), "the host's\n");
+}
+
 #[test]
 fn what_is_copied_in_and_out_is_the_same() {
     const BYTES: usize = 64 << 20;
@@ -218,6 +232,9 @@ fn the_hosts_programs_reach_the_network() {
     let output = run(&kernel, &["host"], &["bash", "-c", &script]);
     assert_eq!(text(&output), "from the host\nnameserver 10.0.2.3\n", "{}", complaint(&output));
     server.join().unwrap();
+    let only_v4 = ["host", "--append", "ipv6.disable=1"];
+    let output = run(&kernel, &only_v4, &["cat", "/etc/resolv.conf"]);
+    assert_eq!(text(&output), "nameserver 10.0.2.3\n", "{}", complaint(&output));
     let none = run(&kernel, &["host", "--net", "none"], &["ls", "/sys/class/net"]);
     assert_eq!(text(&none), "lo\n", "{}", complaint(&none));
 }

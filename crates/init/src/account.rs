@@ -2,6 +2,9 @@
 
 use crate::Failure;
 
+/// To setresuid(2) and setresgid(2), no change: a command would run as root.
+const NOBODYS: u32 = u32::MAX;
+
 /// Who runs a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Account {
@@ -40,6 +43,9 @@ impl Accounts {
                 .group(group)
                 .ok_or_else(|| Failure(format!("there is no group '{group}' in the guest")))?;
             account.groups = Vec::new();
+        }
+        if [account.uid, account.gid].contains(&NOBODYS) {
+            return Err(Failure(format!("no user or group has the number {NOBODYS}, which '{text}' means")));
         }
         Ok(account)
     }
@@ -114,5 +120,8 @@ mod tests {
         assert_eq!(accounts.find("4711:5").unwrap().gid, 5);
         assert!(accounts.find("bob").is_err() && accounts.find("ann:nobody").is_err());
         assert!(Accounts::default().find("0").is_ok());
+        for nobody in ["4294967295", "4294967295:0", "0:4294967295"] {
+            assert!(accounts.find(nobody).is_err(), "{nobody}");
+        }
     }
 }

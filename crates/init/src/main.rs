@@ -88,7 +88,9 @@ fn prepare() -> Result<(Settings, Console), Failure> {
     let settings =
         Settings::decode(&text).ok_or_else(|| Failure("the guest's settings are damaged".to_owned()))?;
     root::enter(&settings)?;
+    // Before anything writable of the host is there: files of the root that this changes may lie below a shared directory.
     network::set_up(settings.network.as_ref())?;
+    root::add_shares(&settings)?;
     let console = Console::open(settings.terminal.as_ref())?;
     Ok((settings, console))
 }

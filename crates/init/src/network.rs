@@ -57,16 +57,21 @@ fn adapter(kernel: &OwnedFd, index: u32, network: &Network) -> Result<(), Errno>
         body.extend(index.to_le_bytes());
         attribute(&mut body, LOCAL, &octets(address));
         attribute(&mut body, ADDRESS, &octets(address));
-        ask(kernel, NEW_ADDRESS, CREATE, &body)?;
+        unless_absent(address, ask(kernel, NEW_ADDRESS, CREATE, &body))?;
     }
     for router in &network.routers {
         // To everywhere, in the main table (254), made at the start (3), for single destinations (1).
         let mut body = vec![family(router), 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0];
         attribute(&mut body, GATEWAY, &octets(router));
         attribute(&mut body, INTERFACE, &index.to_le_bytes());
-        ask(kernel, NEW_ROUTE, CREATE, &body)?;
+        unless_absent(router, ask(kernel, NEW_ROUTE, CREATE, &body))?;
     }
     Ok(())
+}
+
+/// What became of setting an address or a router. A kernel without IPv6, or told to do without (`ipv6.disable=1`), has IPv4.
+fn unless_absent(address: &IpAddr, outcome: Result<(), Errno>) -> Result<(), Errno> {
+    if address.is_ipv6() { Ok(()) } else { outcome }
 }
 
 fn up(kernel: &OwnedFd, index: u32) -> Result<(), Errno> {

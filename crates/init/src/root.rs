@@ -37,7 +37,11 @@ pub(crate) fn enter(settings: &Settings) -> Result<(), Failure> {
     let layers = format!("lowerdir={LOWER},upperdir={UPPER}/changes,workdir={UPPER}/work");
     attach("overlay", ROOT, none, &layers)?;
     change_root()?;
-    kernels_file_systems()?;
+    kernels_file_systems()
+}
+
+/// Mounts the other shared directories. What is written to their places from now on is written to the host.
+pub(crate) fn add_shares(settings: &Settings) -> Result<(), Failure> {
     for Mount { tag, path, read_only } in &settings.shares {
         make(path)?;
         share(tag, path, *read_only)?;

@@ -177,6 +177,14 @@ pub enum SpecError {
         /// What was given.
         text: String,
     },
+    /// A shared directory in the place of the root.
+    #[error(
+        "'{text}' shares a directory as the guest's root, which SOURCE is: write a GUEST below the root, for example .:/work"
+    )]
+    VolumeOverRoot {
+        /// What was given.
+        text: String,
+    },
     /// A network nobody knows.
     #[error(
         "network '{text}' does not exist: use none, or user with any of ',dns=IP[:PORT]', ',loopback=off' and ',rate=SIZE'"

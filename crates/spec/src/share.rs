@@ -1,7 +1,7 @@
 //! Directories of the host that a guest shares, as people name them and as a VM has them.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use crate::SpecError;
@@ -24,7 +24,8 @@ impl ShareSpec {
     pub const MOST: usize = 16;
 }
 
-/// A directory and where the guest finds it: `HOST:GUEST[:ro|:rw]`. The guest's path has no colon.
+/// A directory and where the guest finds it: `HOST:GUEST[:ro|:rw]`. The guest's path has no colon, and is not
+/// the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeSpec {
     /// The host's directory.
@@ -45,12 +46,21 @@ impl FromStr for VolumeSpec {
             _ => (text, false),
         };
         match paths.rsplit_once(':') {
+            Some((host, guest)) if !host.is_empty() && is_root(guest) => {
+                Err(SpecError::VolumeOverRoot { text: text.to_owned() })
+            }
             Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => {
                 Ok(Self { host: host.into(), guest: guest.into(), read_only })
             }
             _ => Err(SpecError::Volume { text: text.to_owned() }),
         }
     }
+}
+
+/// Whether a path is the root, however it is written.
+fn is_root(path: &str) -> bool {
+    path.starts_with('/')
+        && !Path::new(path).components().any(|component| matches!(component, Component::Normal(_)))
 }
 
 impl fmt::Display for VolumeSpec {
@@ -74,6 +84,10 @@ mod tests {
         assert_eq!("a:/ro:rw".parse(), volume("a", "/ro", false));
         for bad in ["", "a", ":/b", "a:b", "a:", "a:ro", "/a:ro", "a:/b:rx"] {
             assert!(bad.parse::<VolumeSpec>().is_err(), "{bad}");
+        }
+        for root in ["a:/", "a:/:ro", "a://", "a:/.", "a:/.."] {
+            let refusal = SpecError::VolumeOverRoot { text: root.to_owned() };
+            assert_eq!(root.parse::<VolumeSpec>(), Err(refusal));
         }
         for text in [".:/work:rw", "a:b:/c:ro"] {
             assert_eq!(text.parse::<VolumeSpec>().unwrap().to_string(), text);

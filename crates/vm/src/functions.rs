@@ -53,7 +53,8 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
     for ShareSpec { tag, directory, read_only, settled } in &spec.shares {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
         let validity = if *settled { Validity::Settled } else { Validity::Changing };
-        services.push(Box::new(Fs::new(Share::open(directory, access)?, tag, validity, queues)));
+        let share = Share::open(directory, access, spec.shares.len())?;
+        services.push(Box::new(Fs::new(share, tag, validity, queues)));
     }
     if let NetSpec::User(user) = &spec.net {
         let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;

@@ -129,6 +129,16 @@ pub(super) fn permissions(kind: FileType, mode: u32) -> Mode {
     Mode::from_raw_mode(mode & kept)
 }
 
+/// A user, for chown(2), to which this number means that nothing changes.
+pub(super) fn user(uid: u32) -> Option<Uid> {
+    (uid != u32::MAX).then(|| Uid::from_raw(uid))
+}
+
+/// A group, likewise.
+pub(super) fn group(gid: u32) -> Option<Gid> {
+    (gid != u32::MAX).then(|| Gid::from_raw(gid))
+}
+
 /// Takes the set-ID bits from a file that is going to be written.
 pub(super) fn drop_set_ids(file: &OwnedFd) -> Result<(), Errno> {
     let mode = u32::from(status(file)?.stx_mode);
@@ -172,7 +182,7 @@ impl Share {
             rustix::fs::chmodat(&self.own_descriptors, number(&path), mode, AtFlags::empty())?;
         }
         if set.uid.is_some() || set.gid.is_some() {
-            let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
+            let (uid, gid) = (set.uid.and_then(user), set.gid.and_then(group));
             rustix::fs::chownat(&*path, c"", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if let Some(size) = set.size {

@@ -1,12 +1,12 @@
 //! Changes of the tree: what is made, removed, renamed and linked.
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::attributes::{permissions, status};
+use super::attributes::{group, permissions, status, user};
 use super::node::{Node, open_child};
 use super::{Found, Name, OpenFlags, Share, number};
 
@@ -45,10 +45,9 @@ impl Share {
         if self.privileged {
             // In a directory with the set-group-ID bit, the group is the directory's (inode(7)).
             let inherits = status(&*parent.path)?.stx_mode & 0o2000 != 0;
-            let gid = (!inherits).then(|| Gid::from_raw(owner.gid));
-            let uid = Some(Uid::from_raw(owner.uid));
+            let gid = if inherits { None } else { group(owner.gid) };
             // A user namespace may have no such user: the file stays the process's own.
-            let _ = rustix::fs::chownat(&path, c"", uid, gid, AtFlags::EMPTY_PATH);
+            let _ = rustix::fs::chownat(&path, c"", user(owner.uid), gid, AtFlags::EMPTY_PATH);
         }
         if kind != FileType::Symlink {
             let inherited = u32::from(made.stx_mode) & 0o2000;
@@ -78,14 +77,25 @@ impl Share {
         match rustix::fs::openat(&*parent.path, name.as_c_str(), flags.kept() | own, permitted) {
             Ok(file) => {
                 let found = self.finish(&parent, name, mode, owner)?;
-                let node = self.nodes.get(found.node)?;
-                Ok((found, self.add_file(&node, flags, file)?))
+                let opened = self.nodes.get(found.node).and_then(|node| self.add_file(&node, flags, file));
+                self.answer_create(found, opened)
             }
             Err(Errno::EXIST) if !flags.exclusive() => {
                 let found = self.lookup(directory, name)?;
-                Ok((found, self.open_file(found.node, flags)?))
+                self.answer_create(found, self.open_file(found.node, flags))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// A guest that hears only of an error knows nothing of the look-up.
+    fn answer_create(&self, found: Found, opened: Result<u64, Errno>) -> Result<(Found, u64), Errno> {
+        match opened {
+            Ok(handle) => Ok((found, handle)),
+            Err(error) => {
+                self.forget(found.node, 1);
+                Err(error)
+            }
         }
     }
 

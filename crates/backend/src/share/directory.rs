@@ -50,7 +50,7 @@ impl Share {
     /// returns false or there are no more.
     ///
     /// # Errors
-    /// As getdents64(2).
+    /// As getdents64(2); `EBADF` if the handle is another node's.
     pub fn each_entry(
         &self,
         node: u64,
@@ -60,6 +60,10 @@ impl Share {
     ) -> Result<(), Errno> {
         let node = self.nodes.get(node)?;
         let directory = self.handles.file(handle)?;
+        // What may be shown depends on the node.
+        if directory.node() != node.id() {
+            return Err(Errno::BADF);
+        }
         if node.is_covered() {
             return Ok(());
         }

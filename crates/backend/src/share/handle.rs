@@ -24,6 +24,11 @@ impl Handle {
         Self { node, flags, descriptor, position: Mutex::default() }
     }
 
+    /// The node that it was opened from.
+    pub(super) fn node(&self) -> u64 {
+        self.node
+    }
+
     pub(super) fn descriptor(&self) -> &OwnedFd {
         &self.descriptor
     }

@@ -119,11 +119,12 @@ pub struct Share {
 }
 
 impl Share {
-    /// Shares a directory. Raises the process's limit of open files as far as it may be raised.
+    /// Shares a directory. Raises the process's limit of open files as far as it may be raised; a half of that is divided
+    /// among the process's `shares`, of which this is one.
     ///
     /// # Errors
     /// If it cannot be opened, is no directory, or none that may be shared.
-    pub fn open(path: &Path, access: Access) -> Result<Self, ShareError> {
+    pub fn open(path: &Path, access: Access, shares: usize) -> Result<Self, ShareError> {
         let opening = |source: Errno| ShareError::Open { path: path.to_owned(), source: source.into() };
         let root =
             rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(opening)?;
@@ -137,7 +138,8 @@ impl Share {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let own_descriptors = rustix::fs::openat(CWD, "/proc/self/fd", flags, Mode::empty())
             .map_err(|source| ShareError::NoProc { source: source.into() })?;
-        let descriptors = raise_limit() / 4;
+        // For nodes, and as many for open files.
+        let descriptors = raise_limit() / 4 / shares.max(1);
         Ok(Self {
             access,
             privileged: rustix::process::geteuid().is_root(),
@@ -220,8 +222,17 @@ impl Share {
     }
 
     /// Opens a node for what it is, if it is something that may be opened.
+    ///
+    /// # Errors
+    /// `ENXIO` if it is not.
     fn reopen(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
-        if !matches!(node.kind(), FileType::RegularFile | FileType::Directory) {
+        // Of what belongs to the kernel, only directories are shown, as empty.
+        let may_be_opened = match node.kind() {
+            FileType::Directory => true,
+            FileType::RegularFile => !node.is_covered(),
+            _ => false,
+        };
+        if !may_be_opened {
             return Err(Errno::NXIO);
         }
         let path = self.nodes.descriptor(node)?;

@@ -1,6 +1,6 @@
 //! Nodes: the files that a guest knows by number.
 //!
-//! A node has an identity (file system, file number, time of birth), a count of look-ups that the guest has to take back,
+//! A node has an identity (file system, file number, type, time of birth), a count of look-ups that the guest has to take back,
 //! the place where it was last found, and, mostly, a descriptor. Numbers are never used twice, so a number that was
 //! forgotten means nothing for ever.
 //!
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::attributes::{device, kind, status};
+use super::mounts::belongs_to_kernel;
 use super::{Attributes, Name, ROOT};
 
 /// The most nodes of a share.
@@ -36,6 +37,8 @@ const DEVICE_SHIFT: u32 = 48;
 pub(super) struct Identity {
     device: (u32, u32),
     inode: u64,
+    /// `S_IFMT` of its mode. Where births are not known, at least no directory is taken for a file.
+    kind: u32,
     /// Zero where the file system does not know: file numbers are used again, births are not.
     born: (i64, u32),
 }
@@ -44,7 +47,7 @@ impl Identity {
     fn of(status: &Statx) -> Self {
         let known = StatxFlags::from_bits_retain(status.stx_mask).contains(StatxFlags::BTIME);
         let born = if known { (status.stx_btime.tv_sec, status.stx_btime.tv_nsec) } else { (0, 0) };
-        Self { device: device(status), inode: status.stx_ino, born }
+        Self { device: device(status), inode: status.stx_ino, kind: kind(status).as_raw_mode(), born }
     }
 }
 
@@ -61,7 +64,6 @@ pub(super) struct Node {
     // Static.
     id: u64,
     identity: Identity,
-    kind: FileType,
     /// What is there belongs to the host's kernel and is not shown.
     covered: bool,
     // Volatile.
@@ -77,7 +79,7 @@ impl Node {
     }
 
     pub(super) fn kind(&self) -> FileType {
-        self.kind
+        FileType::from_raw_mode(self.identity.kind)
     }
 
     pub(super) fn is_covered(&self) -> bool {
@@ -94,8 +96,6 @@ impl Node {
 pub(super) struct SavedNode {
     id: u64,
     identity: Identity,
-    /// `S_IFMT` of its mode.
-    kind: u32,
     covered: bool,
     place: Place,
     lookups: u64,
@@ -154,7 +154,6 @@ impl Nodes {
         let node = Node {
             id: ROOT,
             identity: Identity::of(status),
-            kind: FileType::Directory,
             covered: false,
             place: Mutex::default(),
             descriptor: Mutex::new(Some(Arc::new(root))),
@@ -231,7 +230,6 @@ impl Nodes {
         let node = Node {
             id,
             identity,
-            kind: kind(status),
             covered,
             place: Mutex::new(Some(place)),
             descriptor: Mutex::new(Some(Arc::new(path))),
@@ -280,7 +278,8 @@ impl Nodes {
         self.find_again(node)
     }
 
-    /// Looks a node up by its ancestors' names, beginning with the nearest that has a descriptor.
+    /// Looks a node up by its ancestors' names, beginning with the nearest that has a descriptor. The number of a file system
+    /// may have become that of one of the kernel's meanwhile.
     fn find_again(&self, node: &Node) -> Result<Arc<OwnedFd>, Errno> {
         let mut way = Vec::new();
         let mut place = lock(&node.place).clone().ok_or(Errno::STALE)?;
@@ -300,7 +299,9 @@ impl Nodes {
             let child = open_child(&*descriptor, name).map_err(|_| Errno::STALE)?;
             descriptor = Arc::new(child);
         }
-        if Identity::of(&status(&*descriptor)?) != node.identity {
+        if Identity::of(&status(&*descriptor)?) != node.identity
+            || !node.covered && belongs_to_kernel(&*descriptor)?
+        {
             return Err(Errno::STALE);
         }
         let before = lock(&node.descriptor).replace(descriptor.clone());
@@ -345,7 +346,6 @@ impl Nodes {
             Some(SavedNode {
                 id: known.node.id,
                 identity: known.node.identity,
-                kind: known.node.kind.as_raw_mode(),
                 covered: known.node.covered,
                 place,
                 lookups: known.lookups,
@@ -364,7 +364,8 @@ impl Nodes {
         if saved.nodes.len() > MOST {
             return Err("it has too many nodes");
         }
-        let (devices, next) = (saved.devices.clone(), saved.next);
+        // A damaged record must not make the root's number a file's.
+        let (devices, next) = (saved.devices.clone(), saved.next.max(ROOT + 1));
         let mut table = Table { devices, next, ..Table::default() };
         for saved in &saved.nodes {
             if saved.id <= ROOT || saved.id >= next || table.by_id.contains_key(&saved.id) {
@@ -373,7 +374,6 @@ impl Nodes {
             let node = Node {
                 id: saved.id,
                 identity: saved.identity,
-                kind: FileType::from_raw_mode(saved.kind),
                 covered: saved.covered,
                 place: Mutex::new(Some(saved.place.clone())),
                 descriptor: Mutex::default(),
@@ -402,5 +402,20 @@ impl Table {
             self.round.retain(|id| by_id.contains_key(id));
         }
         self.round.push_back(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_never_taken_for_one_of_another_type() {
+        let mut found = status(tempfile::tempfile().unwrap()).unwrap();
+        let file = Identity::of(&found);
+        found.stx_mode ^= 0o111;
+        assert_eq!(Identity::of(&found), file, "permissions change");
+        found.stx_mode = 0o040_755;
+        assert_ne!(Identity::of(&found), file);
     }
 }

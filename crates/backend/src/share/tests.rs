@@ -23,7 +23,7 @@ fn place(access: Access) -> Place {
     fs::create_dir(dir.path().join("secrets")).unwrap();
     fs::write(dir.path().join("secret"), "secret").unwrap();
     fs::write(dir.path().join("secrets/file"), "secret").unwrap();
-    let share = Share::open(&dir.path().join("shared"), access).unwrap();
+    let share = Share::open(&dir.path().join("shared"), access, 1).unwrap();
     Place { dir, share }
 }
 
@@ -95,6 +95,12 @@ fn a_tree_is_made_changed_and_taken_down() {
     share.sync(handle, false).unwrap();
     share.close(handle);
     assert_eq!(share.sync(handle, true), Err(Errno::BADF));
+    let nobodys = SetAttributes { uid: Some(u32::MAX), gid: Some(u32::MAX), ..SetAttributes::default() };
+    let owned = share.set_attributes(file.node, None, &nobodys).unwrap();
+    assert_eq!((owned.uid, owned.gid), (metadata.uid(), metadata.gid()), "this number changes nothing");
+    let made = share.make_node(dir.node, &name("n"), 0o100_644, Owner { uid: u32::MAX, gid: u32::MAX });
+    share.remove(dir.node, &name("n"), false).unwrap();
+    share.forget(made.unwrap().node, 1);
 
     let link = share.make_link(ROOT, &name("link"), b"dir/file", OWNER).unwrap();
     assert_eq!(share.read_link(link.node).unwrap(), b"dir/file");
@@ -135,6 +141,12 @@ fn symbolic_links_and_special_files_lead_nowhere() {
     }
     let made = share.create(ROOT, &name("file"), 0o644, OpenFlags(0o102), OWNER);
     assert_eq!(made.unwrap_err(), Errno::NXIO, "a link is not followed to create what it leads to");
+    let (pipe, made) =
+        (place.node("pipe"), share.create(ROOT, &name("pipe"), 0o644, OpenFlags(0o102), OWNER));
+    assert_eq!(made.unwrap_err(), Errno::NXIO);
+    // Once when it was made, twice by name.
+    share.forget(pipe, 3);
+    assert_eq!(share.attributes(pipe, None), Err(Errno::STALE), "what fails is no look-up");
     for kind in [0o020_666, 0o060_666] {
         assert_eq!(share.make_node(ROOT, &name("device"), kind, OWNER).unwrap_err(), Errno::PERM);
     }
@@ -215,16 +227,31 @@ fn what_may_only_be_read_refuses_every_change() {
 
 #[test]
 fn views_of_the_kernel_are_covered() {
-    assert!(matches!(Share::open(Path::new("/proc"), Access::ReadOnly), Err(ShareError::Kernel(_))));
-    let share = Share::open(Path::new("/"), Access::ReadWrite).unwrap();
+    assert!(matches!(Share::open(Path::new("/proc"), Access::ReadOnly, 1), Err(ShareError::Kernel(_))));
+    let share = Share::open(Path::new("/"), Access::ReadWrite, 1).unwrap();
     let proc = share.lookup(ROOT, &name("proc")).unwrap().node;
     for hidden in ["self", "1", "version"] {
         assert_eq!(share.lookup(proc, &name(hidden)), Err(Errno::NOENT), "{hidden}");
     }
     assert!(entries(&share, proc).unwrap().is_empty());
+    let open = share.open_directory(proc).unwrap();
+    assert_eq!(share.each_entry(ROOT, open, 0, &mut |_| true), Err(Errno::BADF));
     assert_eq!(share.make_directory(proc, &name("x"), 0o755, OWNER).unwrap_err(), Errno::ROFS);
     assert_eq!(share.set_attributes(proc, None, &SetAttributes::default()), Err(Errno::ROFS));
     assert_eq!(share.extended_attributes(proc), Ok(Vec::new()));
+}
+
+/// A file of proc may be mounted below a directory. It is made covered by hand, since mounting takes privileges.
+#[test]
+fn a_file_of_the_kernels_is_not_opened() {
+    let place = place(Access::ReadWrite);
+    fs::write(place.path("file"), "x").unwrap();
+    let nodes = &place.share.nodes;
+    let root = nodes.get(ROOT).unwrap();
+    let path = node::open_child(&*nodes.descriptor(&root).unwrap(), &name("file")).unwrap();
+    let status = attributes::status(&path).unwrap();
+    let file = nodes.enter(&root, &name("file"), path, &status, true).unwrap();
+    assert_eq!(place.share.open_file(file, READ), Err(Errno::NXIO));
 }
 
 #[test]
@@ -286,6 +313,17 @@ fn descriptors_are_lent_and_nodes_found_again() {
 }
 
 #[test]
+fn shares_divide_the_descriptors_among_them() {
+    let place = place(Access::ReadOnly);
+    fs::write(place.path("file"), "x").unwrap();
+    let limit = raise_limit();
+    let share = Share::open(&place.path(""), Access::ReadOnly, limit / 4 / 3).unwrap();
+    let file = share.lookup(ROOT, &name("file")).unwrap().node;
+    let opened = std::iter::repeat_with(|| share.open_file(file, READ)).map_while(Result::ok).count();
+    assert_eq!((opened, share.open_file(file, READ)), (3, Err(Errno::NFILE)));
+}
+
+#[test]
 fn what_a_guest_knows_is_saved_and_found_again() {
     let place = place(Access::ReadWrite);
     fs::create_dir(place.path("dir")).unwrap();
@@ -298,7 +336,7 @@ fn what_a_guest_knows_is_saved_and_found_again() {
     let saved = place.share.save();
     fs::remove_file(place.path("gone")).unwrap();
 
-    let next = Share::open(&place.path(""), Access::ReadWrite).unwrap();
+    let next = Share::open(&place.path(""), Access::ReadWrite, 1).unwrap();
     next.restore(&saved).unwrap();
     assert_eq!(next.attributes(file, None).unwrap(), place.share.attributes(file, None).unwrap());
     assert_eq!(next.attributes(gone, None), Err(Errno::STALE));
@@ -308,8 +346,10 @@ fn what_a_guest_knows_is_saved_and_found_again() {
     next.sync(listing, false).unwrap();
     assert_eq!(next.save().nodes, saved.nodes);
     assert!(next.open_file(file, READ).unwrap() > listing, "numbers are not used again");
+    next.restore(&SavedShare::default()).unwrap();
+    assert!(next.lookup(ROOT, &name("dir")).unwrap().node > ROOT, "the root's number is nobody else's");
     // A share that may only be read opens nothing for writing, whatever was open before.
-    let reader = Share::open(&place.path(""), Access::ReadOnly).unwrap();
+    let reader = Share::open(&place.path(""), Access::ReadOnly, 1).unwrap();
     reader.restore(&saved).unwrap();
     assert_eq!(reader.sync(open, false), Err(Errno::BADF));
     next.clear();
@@ -341,7 +381,7 @@ fn attributes_of_users_only() {
 fn what_cannot_be_shared_is_refused_in_a_sentence() {
     let place = place(Access::ReadOnly);
     fs::write(place.path("file"), "x").unwrap();
-    let says = |path: &Path| Share::open(path, Access::ReadOnly).unwrap_err().to_string();
+    let says = |path: &Path| Share::open(path, Access::ReadOnly, 1).unwrap_err().to_string();
     assert!(says(&place.path("file")).contains("not a directory"));
     assert!(says(&place.path("none")).contains("cannot share"));
 }

@@ -93,7 +93,7 @@ fn device(
     access: Access,
     memory: &Arc<GuestMemory>,
 ) -> (Arc<Mutex<VirtioPci>>, Vec<Worker>) {
-    let share = Share::open(directory, access).expect("a directory of our own");
+    let share = Share::open(directory, access, 1).expect("a directory of our own");
     let window = Window::new(Region::mmio(HOME, 0x10_0000));
     let socket = Socket {
         id: FunctionId::on_root(1),

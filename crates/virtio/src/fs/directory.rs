@@ -15,7 +15,7 @@ pub(super) fn list(call: &Call<'_>, asked: &ReadIn, plus: bool) -> Result<Vec<u8
     let room = index(u64::from(asked.size).min(call.room.bytes()).min(MOST));
     let (share, directory) = (&call.fs.share, call.header.node);
     let mut listed = Vec::new();
-    share.each_entry(directory, asked.handle, asked.offset, &mut |entry| {
+    let outcome = share.each_entry(directory, asked.handle, asked.offset, &mut |entry| {
         let name = entry.name.to_bytes();
         let before = if plus { size_of::<EntryOut>() } else { 0 };
         let len = before + (size_of::<DirEntry>() + name.len()).next_multiple_of(8);
@@ -37,8 +37,12 @@ pub(super) fn list(call: &Call<'_>, asked: &ReadIn, plus: bool) -> Result<Vec<u8
         listed.extend_from_slice(name);
         listed.resize(end, 0);
         true
-    })?;
-    Ok(listed)
+    });
+    match outcome {
+        // What is listed has been looked up; the next request begins where this one failed.
+        Err(error) if listed.is_empty() => Err(error),
+        _ => Ok(listed),
+    }
 }
 
 fn head(entry: &Entry<'_>) -> DirEntry {

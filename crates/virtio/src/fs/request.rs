@@ -11,6 +11,7 @@ use memory::MemoryError;
 use x86::bits::{index, low32};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::session::MOST_DATA;
 use super::wire::*;
 use super::{Fs, Validity, directory};
 use crate::queue::Buffers;
@@ -311,7 +312,7 @@ impl Call<'_> {
 
     fn read(&self, mut arguments: Arguments<'_>) -> Outcome {
         let ReadIn { handle, offset, size, .. } = take(&mut arguments)?;
-        let wanted = u64::from(size).min(self.room.bytes());
+        let wanted = u64::from(size.min(MOST_DATA)).min(self.room.bytes());
         let (room, _) = self.room.split_at(wanted).ok_or(Errno::INVAL)?;
         let read = self.request.memory.receive(room.ranges(), |to| self.fs.share.read(handle, offset, to));
         Ok(Reply::InPlace(read.map_err(no_memory)??))
@@ -322,6 +323,9 @@ impl Call<'_> {
         let mut bytes = [0; size_of::<WriteIn>()];
         head.read(self.request.memory, &mut bytes).map_err(no_memory)?;
         let WriteIn { handle, offset, size, .. } = take(&mut Arguments(&bytes))?;
+        if size > MOST_DATA {
+            return Err(Errno::INVAL);
+        }
         let (data, _) = data.split_at(size.into()).ok_or(Errno::INVAL)?;
         let written =
             self.request.memory.provide(data.ranges(), |from| self.fs.share.write(handle, offset, from));

@@ -17,7 +17,7 @@ struct FsState {
 
 impl Saved for FsState {
     const NAME: &'static str = "virtio-fs";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 pub(super) fn save(fs: &Fs) -> Record {

@@ -22,8 +22,8 @@ const OFFERED: u32 = feature::ASYNC_READ
 
 /// The most pages of a request's data: 1 MiB, and what fits into the descriptors of a queue.
 const MOST_PAGES: u16 = 256;
-/// The most bytes that are written by one request.
-const MOST_WRITE: u32 = 1 << 20;
+/// The most bytes that are read or written by one request, whose buffers may be the same memory over and over.
+pub(super) const MOST_DATA: u32 = 1 << 20;
 /// How many requests for which nobody waits may be under way.
 const BACKGROUND: u16 = 64;
 
@@ -88,7 +88,7 @@ impl Session {
             flags: OFFERED & asked.flags,
             max_background: BACKGROUND,
             congestion_threshold: BACKGROUND / 4 * 3,
-            max_write: MOST_WRITE,
+            max_write: MOST_DATA,
             time_granularity: 1,
             max_pages: MOST_PAGES,
             ..InitOut::default()

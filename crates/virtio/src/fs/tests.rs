@@ -40,7 +40,7 @@ fn bench(access: Access, validity: Validity) -> Bench {
 }
 
 fn rig_of(dir: &tempfile::TempDir, access: Access, validity: Validity) -> Rig {
-    let share = Share::open(dir.path(), access).unwrap();
+    let share = Share::open(dir.path(), access, 1).unwrap();
     let rig = Rig::new(Box::new(Fs::new(share, "tag", validity, 1)));
     rig.enable(true);
     rig
@@ -153,6 +153,40 @@ fn a_file_is_made_written_read_and_listed() {
     assert_eq!(guest.raw(28, ROOT, list.as_bytes(), 31).unwrap(), b"", "not even one fits");
     assert_eq!(guest.raw(18, ROOT, ReleaseIn { handle, ..ReleaseIn::default() }.as_bytes(), 0).unwrap(), b"");
     assert_eq!(guest.raw(15, made.entry.node, read(0, 1).as_bytes(), ROOM), Err(EBADF));
+}
+
+/// A chain may name the same memory over and over, and a request may say any size.
+#[test]
+fn one_request_moves_a_mebibyte_at_most() {
+    const PIECE: u32 = 0x8_0000;
+    let bench = bench(Access::ReadWrite, Validity::Changing);
+    let path = bench.dir.path().join("file");
+    fs::File::create(&path).unwrap().set_len(8 << 20).unwrap();
+    let mut guest = Guest::new(&bench.rig);
+    let file = guest.lookup(ROOT, "file").unwrap().node;
+    let handle = guest.open(file, 2).unwrap().handle;
+    let mut ask = |operation, arguments: &[u8], in_pieces: bool| {
+        let header = InHeader { operation, node: file, ..InHeader::default() };
+        let bytes = [header.as_bytes(), arguments].concat();
+        bench.rig.memory.write(Gpa(REQUEST), &bytes).unwrap();
+        let pieces = [(0x4_0000, PIECE, in_pieces); 4];
+        let (request, answer) = ((REQUEST, bytes.len() as u32, false), (ANSWER, 16, true));
+        let buffers = match in_pieces {
+            true => [&[request, answer][..], &pieces].concat(),
+            false => [&[request][..], &pieces, &[answer]].concat(),
+        };
+        let written = bench.rig.round(&mut guest.driver, &buffers).expect("an answer");
+        let mut answer = [0; size_of::<OutHeader>()];
+        bench.rig.memory.read(Gpa(ANSWER), &mut answer).unwrap();
+        (written, OutHeader::read_from_bytes(&answer).unwrap().error)
+    };
+    let read = ReadIn { handle, size: u32::MAX, ..ReadIn::default() };
+    assert_eq!(ask(15, read.as_bytes(), true), (16 + (1 << 20), 0));
+    let write = |size| WriteIn { handle, offset: 8 << 20, size, ..WriteIn::default() };
+    assert_eq!(ask(16, write((1 << 20) + 1).as_bytes(), false), (16, -EINVAL));
+    assert_eq!(fs::metadata(&path).unwrap().len(), 8 << 20);
+    assert_eq!(ask(16, write(1 << 20).as_bytes(), false).1, -EIO, "no room for what was written");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 9 << 20);
 }
 
 #[test]

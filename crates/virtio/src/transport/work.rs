@@ -68,7 +68,10 @@ impl Worker {
         if batch.is_empty() {
             return false;
         }
-        while let Some(chain) = batch.next() {
+        // Whoever pauses or resets the device waits for one request, not for a batch.
+        while queues.may_serve(self.queue)
+            && let Some(chain) = batch.next()
+        {
             let request = Request {
                 queue: self.queue,
                 features: batch.features(),
@@ -89,6 +92,11 @@ impl<'a> Queues<'a> {
     /// Where buffers are.
     pub fn memory(&self) -> &'a GuestMemory {
         &self.0.memory
+    }
+
+    /// Whether nobody wants the device quiet, and the queue is of use.
+    fn may_serve(&self, queue: u16) -> bool {
+        self.0.lock().serves(queue)
     }
 
     /// Takes chains from a queue, `most` at most; none while the device is paused, being reset, or in need of it. When there

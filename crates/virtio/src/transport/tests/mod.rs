@@ -302,6 +302,35 @@ fn a_paused_device_is_quiet_and_goes_on_elsewhere() {
     }
 }
 
+/// One request may be long; a pause must not wait for all that were taken with it.
+#[test]
+fn a_pause_waits_for_one_request_of_a_batch() {
+    for features in [0, PACKED | EVENT_INDEX] {
+        let (rig, gate, thread) = busy();
+        let mut driver = rig.start(features);
+        for _ in 0..3 {
+            driver.offer(&BUFFERS, false).unwrap();
+        }
+        rig.notify();
+        gate.began.recv_timeout(PATIENCE).expect(PATIENT);
+        let shared = rig.device.lock().unwrap().0.clone();
+        shared.lock().enter(Phase::Paused);
+        gate.permit.send(()).unwrap();
+        rig.device.lock().unwrap().pause();
+        let mut back = || std::iter::from_fn(|| driver.collect()).count();
+        assert_eq!((back(), gate.began.try_recv().is_err()), (1, true), "{features:#x}");
+        rig.device.lock().unwrap().resume();
+        for _ in 0..2 {
+            gate.began.recv_timeout(PATIENCE).expect(PATIENT);
+            gate.permit.send(()).unwrap();
+        }
+        rig.device.lock().unwrap().pause();
+        assert_eq!(back(), 2, "the others were put back");
+        rig.device.lock().unwrap().end();
+        thread.join().unwrap();
+    }
+}
+
 #[test]
 fn records_of_others_and_damaged_ones_are_refused() {
     let rig = echo();
