@@ -111,6 +111,11 @@ impl PlacedSite {
         mnemonic: Mnemonic::INVALID,
     };
     const STALE: Self = Self { exit: Exit::Stale, ..Self::UNFORESEEN };
+
+    /// Where its code begins.
+    const fn start(&self) -> u32 {
+        self.behind - Site::BYTES
+    }
 }
 
 pub(crate) struct Cache {
@@ -256,7 +261,7 @@ impl Cache {
         let number = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
         let start = self.used.next_multiple_of(ALIGNMENT);
         for site in &block.sites {
-            site.complete(&mut block.code, offset32(start), &self.routines.exits);
+            site.complete(&mut block.code, offset32(start), self.routines.exit(site.way));
             let behind = offset32(start) + site.at + Site::BYTES;
             let mnemonic = match site.exit {
                 Exit::Interpret | Exit::Transfer { .. } => {
@@ -281,13 +286,11 @@ impl Cache {
             host_leads_to_memory: block.host_leads_to_memory,
             stale: false,
         });
+        // One across two pages is good only where the second follows the first.
+        let found = self.open && second.is_none();
+        let code = if found { offset32(start) + block.entry_jump } else { 0 };
         // Of several variants the first leads to the others.
-        if self.index.get(key.number()).is_none() {
-            // One across two pages is good only where the second follows the first.
-            let found = self.open && second.is_none();
-            let code = if found { offset32(start) + block.entry_jump } else { 0 };
-            self.index.insert(Entrance { key: key.number(), block: number, code });
-        }
+        self.index.insert(Entrance { key: key.number(), block: number, code });
         for mfn in [Some(key.mfn), second].into_iter().flatten() {
             self.frames.entry(mfn.0).or_default().push(number);
         }
@@ -318,6 +321,12 @@ impl Cache {
         self.block(number).filter(|block| !block.stale).map(|block| self.address(block, offset))
     }
 
+    /// Where the code of a site is, unless its block is stale.
+    pub(crate) fn again(&self, site: &PlacedSite) -> Option<u64> {
+        let good = self.block(site.block).is_some_and(|block| !block.stale);
+        good.then(|| self.base() + u64::from(site.start()))
+    }
+
     /// Where the jump cache leads.
     pub(crate) fn jump_entry(&self, block: &Placed) -> u64 {
         self.address(block, block.entry_jump)
@@ -346,13 +355,11 @@ impl Cache {
         self.code.write(at as usize, &target.wrapping_sub(at + 4).to_le_bytes())
     }
 
-    /// Lets the site at `from` of block `of`, whose flags are in memory, lead to block `to`.
-    pub(crate) fn lead(&mut self, of: u32, from: u32, to: u32) -> Result<(), HostError> {
-        let (Some(of), Some(to)) = (self.block(of).copied(), self.block(to).copied()) else {
-            return Ok(());
-        };
+    /// Lets a site, whose flags are in memory, lead to block `to`.
+    pub(crate) fn lead(&mut self, site: &PlacedSite, to: u32) -> Result<(), HostError> {
+        let Some(to) = self.block(to).copied() else { return Ok(()) };
         self.stats.links += 1;
-        self.divert(JMP, of.start + from, to.start + to.entry_memory)
+        self.divert(JMP, site.start(), to.start + to.entry_memory)
     }
 
     /// The code of a frame has been written: its blocks are stale, and `tell` hears of each.

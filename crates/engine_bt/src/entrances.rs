@@ -39,14 +39,13 @@ impl Entrances {
         self.slots.get(self.find(key)?).map(|entrance| entrance.block)
     }
 
-    /// A place gets a block; there is room.
+    /// A place gets a block if it has none; there is room.
     pub(crate) fn insert(&mut self, entrance: Entrance) {
-        let found = self.find(entrance.key);
-        let free = || self.free_from(entrance_slot(entrance.key, self.last));
-        let Some(slot) = found.or_else(free) else { return };
-        self.used += usize::from(found.is_none());
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = entrance;
+        if self.find(entrance.key).is_none()
+            && let Some(slot) = self.free_from(entrance_slot(entrance.key, self.last))
+        {
+            self.used += 1;
+            self.put(slot, entrance);
         }
     }
 

@@ -77,7 +77,7 @@ impl Bt {
         Self { options }
     }
 
-    /// As [`Bt::eager`], and all blocks check themselves: what is else reserved for pages that are written too often.
+    /// An engine whose blocks all check themselves: what is else reserved for pages that are written too often.
     pub fn checking() -> Self {
         Self::new(Options { checking: true, ..Options::default() })
     }

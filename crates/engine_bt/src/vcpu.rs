@@ -302,7 +302,7 @@ impl BtVcpu {
                 self.cache.forget(number);
                 return Ok(None);
             };
-            self.views.note_code_page(table, next, &there);
+            self.views.note_code_page(table, next, None, &there);
         }
         let code = self.cache.jump_entry(&block);
         if rip != 0 {
@@ -521,9 +521,9 @@ impl BtVcpu {
                 self.stats.misses += 1;
                 self.miss(rax, write, site.block, resume)
             }
-            Exit::Transfer { mode, resume } => {
+            Exit::Transfer { mode } => {
                 self.stats.lookups += 1;
-                let code = self.transfer_code(rax, mode, site.block, resume)?;
+                let code = self.transfer_code(rax, mode, &site)?;
                 Ok(code.map_or_else(|| self.leave(&site), Next::Resume))
             }
             Exit::Lend { resume } => Ok(self.lend(&site, resume)),
@@ -538,11 +538,11 @@ impl BtVcpu {
                 self.look_up(rax)
             }
             Exit::Attention => Ok(Next::Dispatch),
-            Exit::Plain { from } => {
+            Exit::Plain => {
                 self.stats.plain += 1;
                 let plain = self.plain_block(site.block, rip)?;
                 if let Some(plain) = plain {
-                    self.cache.lead(site.block, from, plain)?;
+                    self.cache.lead(&site, plain)?;
                 }
                 Ok(self.resume_at(plain, Next::Interpret))
             }
@@ -551,9 +551,9 @@ impl BtVcpu {
                 self.views.forget_code(self.mode.table(), rip);
                 self.stale(site.block, rip)
             }
-            Exit::Changed { from } => {
+            Exit::Changed => {
                 self.stats.changed += 1;
-                let revised = self.revise(site.block, from, rip)?;
+                let revised = self.revise(&site, rip)?;
                 Ok(self.resume_at(revised, Next::Interpret))
             }
             Exit::Rewritten => Ok(Next::Dispatch),
@@ -666,8 +666,7 @@ impl BtVcpu {
         &mut self,
         target: u64,
         mode: Mode,
-        block: u32,
-        resume: u32,
+        site: &PlacedSite,
     ) -> Result<Option<u64>, HostError> {
         let (here, drops) = (self.mode, self.views.drops());
         let flushes = self.cache.stats.flushes;
@@ -676,11 +675,11 @@ impl BtVcpu {
         self.mode = mode;
         let found = if known { self.find_code(target)? } else { None };
         self.mode = here;
-        let kept = drops == self.views.drops() && self.has_kept(block, flushes);
+        let kept = drops == self.views.drops() && self.has_kept(site.block, flushes);
         if found.is_none() || target == 0 || !kept {
             return Ok(None);
         }
-        Ok(self.cache.resumption(block, resume))
+        Ok(self.cache.again(site))
     }
 
     /// The plain translation of the rest of a block.

@@ -430,8 +430,8 @@ impl Views {
         self.jump_book(table)?.look_up(base, va)
     }
 
-    /// Caches where the code at a linear address is,
-    /// and, by the key of its page's first byte, where other code of the page can be found.
+    /// Caches where the code at a linear address is, and, by the key of its page's first byte, where other code of the page
+    /// can be found.
     pub(crate) fn insert_code(
         &mut self,
         table: Table,
@@ -440,20 +440,20 @@ impl Views {
         key: Option<u64>,
         resolved: &Resolved,
     ) {
+        self.note_code_page(table, va, key, resolved);
         let base = self.base();
-        self.global_user |= resolved.global && table == Table::User;
         if let Some(book) = self.jump_book(table) {
-            book.note_page(base, va, key, resolved);
             book.insert(base, va, code);
         }
     }
 
-    /// Code that is cached depends on the page of `va` too.
-    pub(crate) fn note_code_page(&mut self, table: Table, va: u64, resolved: &Resolved) {
+    /// Code that is cached depends on the page of `va`; by the key of the page's first byte, if there is one, other code
+    /// there can be found.
+    pub(crate) fn note_code_page(&mut self, table: Table, va: u64, key: Option<u64>, resolved: &Resolved) {
         let base = self.base();
         self.global_user |= resolved.global && table == Table::User;
         if let Some(book) = self.jump_book(table) {
-            book.note_page(base, va, None, resolved);
+            book.note_page(base, va, key, resolved);
         }
     }
 

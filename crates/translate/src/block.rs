@@ -162,14 +162,13 @@ impl Site {
     /// Bytes of a site's code.
     pub const BYTES: u32 = 5;
 
-    /// Completes the site's code: the distance to the shared exit if the block's first byte lies at `start`, counted as
-    /// [`crate::Routines::exits`] are.
-    pub fn complete(&self, code: &mut [u8], start: u32, exits: &[u32; Way::COUNT]) {
+    /// Completes the site's code: the distance to its shared exit, which begins at `exit`, if the block's first byte lies at
+    /// `start`, both counted as [`crate::Routines::exit`] does.
+    pub fn complete(&self, code: &mut [u8], start: u32, exit: u32) {
         let from = start.wrapping_add(self.at).wrapping_add(Self::BYTES);
-        let distance = exits[self.way.number()].wrapping_sub(from);
         let at = self.at as usize + 1;
         if let Some(slot) = code.get_mut(at..at + 4) {
-            slot.copy_from_slice(&distance.to_le_bytes());
+            slot.copy_from_slice(&exit.wrapping_sub(from).to_le_bytes());
         }
     }
 }
@@ -192,7 +191,7 @@ impl Way {
     /// It leaves at once.
     pub const BARE: Self = Self::Leave { tag: None, flags: false };
     /// How many there are.
-    pub const COUNT: usize = 17;
+    pub(crate) const COUNT: usize = 17;
 
     /// As this one, the flags going into memory.
     #[must_use]
@@ -248,29 +247,21 @@ pub enum Exit {
     /// RAX is the linear address at which to go on.
     Lookup,
     /// As [`Exit::Lookup`], but the instruction that goes there has not changed anything yet: if the code there can be put
-    /// into the jump cache the code goes on at `resume`, RAX the same; else the instruction is interpreted.
+    /// into the jump cache the code goes on at the site, RAX the same; else the instruction is interpreted.
     Transfer {
         /// The mode of the code there.
         mode: Mode,
-        /// Where the jump cache is asked again.
-        resume: u32,
     },
     /// Somebody wants attention; the instruction has not begun.
     Attention,
     /// The rest of the block is to be translated plainly: the instruction is the first of a group of accesses that are not
     /// all in one cached page. The flags are in memory; the site's code may be made a jump to that translation.
-    Plain {
-        /// Where the site's code begins.
-        from: u32,
-    },
+    Plain,
     /// The block is not to be entered any more: this is no site of its code, but what its entries have become.
     Stale,
     /// The guest's code is not what the block is a translation of. The flags are in memory; the site's code may be made a
     /// jump to a translation of what it is now.
-    Changed {
-        /// Where the site's code begins.
-        from: u32,
-    },
+    Changed,
     /// An instruction has changed code that follows it in the block; the guest goes on there by a look-up.
     Rewritten,
 }

@@ -293,8 +293,7 @@ impl<'a> Emitter<'a> {
     /// address of the code. The instruction has not changed anything yet; it is interpreted if there is no code. RAX, RCX
     /// and flags are lost.
     pub(crate) fn find_or_interpret(&mut self, mode: Mode) {
-        let resume = self.asm.here();
-        self.find(mode, Exit::Transfer { mode, resume });
+        self.find(mode, Exit::Transfer { mode });
     }
 
     /// The same between instructions: the engine sees to it that there is code.
@@ -315,7 +314,7 @@ impl<'a> Emitter<'a> {
 
     /// The jump leaves because the code of the block has changed. Flags are in memory.
     pub(crate) fn changed_from(&mut self, hole: Hole) {
-        self.leave_by(hole, self.source.offset, Exit::Changed { from: 0 }, Way::BARE);
+        self.leave_by(hole, self.source.offset, Exit::Changed, Way::BARE);
     }
 
     /// The jump leaves behind the current instruction, because the code there has changed.
@@ -625,12 +624,12 @@ impl<'a> Emitter<'a> {
         if self.streaming {
             let anchor = self.new_anchor(write);
             let bytes = usize::try_from(span).map_err(|_| Unsupported)?;
-            self.anchored(anchor, bytes, write, Exit::Plain { from: 0 }, Across::Neighbours)?;
+            self.anchored(anchor, bytes, write, Exit::Plain, Across::Neighbours)?;
             self.asm.gs_op(Op::Add, Gpr::RAX, anchor + at::ANCHOR_BASE);
             self.come_back();
         } else {
             let other = self.hashed(4096 - span, write);
-            self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::BARE);
+            self.leave_by(other, self.at, Exit::Plain, Way::BARE);
             self.add_page();
         }
         self.asm.mov(Gpr::RCX, Gpr::RAX);
@@ -642,7 +641,7 @@ impl<'a> Emitter<'a> {
         let anchor =
             if base == Gpr::RSP { self.anchor(0, group.write) } else { self.new_anchor(group.write) };
         let span = usize::try_from(group.high - group.low).map_err(|_| Unsupported)?;
-        self.anchored(anchor, span, group.write, Exit::Plain { from: 0 }, Across::Neighbours)?;
+        self.anchored(anchor, span, group.write, Exit::Plain, Across::Neighbours)?;
         self.come_back();
         // Now, not later: the next access through this anchor may give it another page.
         self.asm.gs_load(Gpr::RCX, anchor + at::ANCHOR_DELTA);
@@ -653,7 +652,7 @@ impl<'a> Emitter<'a> {
     fn reach_hashed(&mut self, group: &Group, base: Gpr, low: i32) -> Result {
         let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
         let other = self.hashed(room, group.write);
-        self.leave_by(other, self.at, Exit::Plain { from: 0 }, Way::BARE);
+        self.leave_by(other, self.at, Exit::Plain, Way::BARE);
         self.add_page();
         let base = self.read(base, Gpr::RCX);
         if self.is_compat() {
@@ -694,12 +693,10 @@ impl<'a> Emitter<'a> {
     }
 
     fn leave(&mut self, mut site: Site, block: &mut Block) {
-        if let Exit::Plain { from } | Exit::Changed { from } = &mut site.exit {
-            // What it may become a jump to wants the flags in memory.
-            if std::mem::replace(&mut site.way, Way::BARE) == Way::BARE.with_flags() {
-                self.save_flags();
-            }
-            *from = self.asm.here();
+        // What it may become a jump to wants the flags in memory.
+        let diverted = matches!(site.exit, Exit::Plain | Exit::Changed);
+        if diverted && std::mem::replace(&mut site.way, Way::BARE) == Way::BARE.with_flags() {
+            self.save_flags();
         }
         site.at = self.asm.here();
         block.sites.push(site);

@@ -45,11 +45,11 @@ pub struct Routines {
     /// Where the look-ups begin: by [`Table`], reads and writes.
     pub look_ups: [[u32; 2]; 3],
     /// Where the exits begin, by [`Way`].
-    pub exits: [u32; Way::COUNT],
+    exits: [u32; Way::COUNT],
 }
 
 impl Routines {
-    /// Where an exit begins.
+    /// Where a shared exit begins.
     pub const fn exit(&self, way: Way) -> u32 {
         self.exits[way.number()]
     }

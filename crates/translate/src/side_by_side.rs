@@ -82,9 +82,9 @@ fn purpose(site: &Site, page: u64) -> String {
         Exit::Lookup => "jump to RAX".to_owned(),
         Exit::Transfer { .. } => "jump to RAX, or interpret".to_owned(),
         Exit::Attention => format!("attention, at {place}"),
-        Exit::Plain { .. } => format!("no one page for all, at {place}"),
+        Exit::Plain => format!("no one page for all, at {place}"),
         Exit::Stale => "the block is stale".to_owned(),
-        Exit::Changed { .. } => "the guest's code has changed".to_owned(),
+        Exit::Changed => "the guest's code has changed".to_owned(),
         Exit::Rewritten => format!("the block's code has changed, on at {place}"),
     }
 }

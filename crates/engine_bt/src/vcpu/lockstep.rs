@@ -337,7 +337,7 @@ impl LockstepVcpu {
             }
             // Turns that are not compared may have linked the two.
             let block = self.bt.cache.block(site.block);
-            plain |= matches!(site.exit, Exit::Plain { .. })
+            plain |= matches!(site.exit, Exit::Plain)
                 || block.is_some_and(|block| block.key.mode.has(Mode::PLAIN));
             if let Some(next) = self.resumption(site, rax, rip)? {
                 code = next;
@@ -357,16 +357,16 @@ impl LockstepVcpu {
                 }
                 Ok(self.bt.cache.resumption(site.block, resume))
             }
-            Exit::Plain { .. } => {
+            Exit::Plain => {
                 let plain = self.bt.plain_block(site.block, rip)?;
                 Ok(plain.and_then(|number| self.bt.cache.entry_of(number)))
             }
-            Exit::Changed { from } => {
-                let revised = self.bt.revise(site.block, from, rip)?;
+            Exit::Changed => {
+                let revised = self.bt.revise(&site, rip)?;
                 Ok(revised.and_then(|number| self.bt.cache.entry_of(number)))
             }
-            Exit::Transfer { mode, resume } if self.engine.closeness.chained => {
-                self.bt.transfer_code(va, mode, site.block, resume)
+            Exit::Transfer { mode } if self.engine.closeness.chained => {
+                self.bt.transfer_code(va, mode, &site)
             }
             Exit::Lend { resume } if x87::lend(&mut self.bt.slow, self.bt.views.context()) => {
                 Ok(self.bt.cache.resumption(site.block, resume))

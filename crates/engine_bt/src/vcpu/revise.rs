@@ -7,7 +7,7 @@ use translate::SelfCheck;
 use x86::{Mfn, PAGE_SIZE};
 
 use super::BtVcpu;
-use crate::cache::Key;
+use crate::cache::{Key, PlacedSite};
 use crate::variants::{Remedy, Variant};
 
 impl BtVcpu {
@@ -53,9 +53,10 @@ impl BtVcpu {
         Ok(Some(number))
     }
 
-    /// A block has found that the code, at `rip`, is not what it is a translation of; the site that says so lies at `from`.
+    /// A block has found that the code, at `rip`, is not what it is a translation of; `site` says so.
     /// The block to go on with, if there is one: a known translation of the code as it is, or a new one.
-    pub(super) fn revise(&mut self, number: u32, from: u32, rip: u64) -> Result<Option<u32>, HostError> {
+    pub(super) fn revise(&mut self, site: &PlacedSite, rip: u64) -> Result<Option<u32>, HostError> {
+        let number = site.block;
         let flushes = self.cache.stats.flushes;
         self.catch_up()?;
         let Some(block) = self.cache.block(number).copied().filter(|_| self.has_kept(number, flushes)) else {
@@ -80,7 +81,7 @@ impl BtVcpu {
         match next {
             // Only onwards: so a chain of variants has an end.
             Some(next) if next > number && self.has_kept(number, flushes) => {
-                self.cache.lead(number, from, next)?;
+                self.cache.lead(site, next)?;
             }
             Some(_) => {}
             None => {
