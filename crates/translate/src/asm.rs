@@ -701,6 +701,12 @@ impl Asm {
         Hole(self.here() - 4)
     }
 
+    /// Makes a jump lead here.
+    pub(crate) fn land(&mut self, hole: Hole) {
+        let here = self.here();
+        self.fill(hole, here);
+    }
+
     /// Lets a hole's jump arrive at `target`.
     pub(crate) fn fill(&mut self, hole: Hole, target: u32) {
         let at = hole.0 as usize;

@@ -182,8 +182,7 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
         }
         leave_to(e, target, transfer)?;
         e.set_flags(flags);
-        let here = e.asm.here();
-        e.asm.fill(not_taken, here);
+        e.asm.land(not_taken);
         return Ok(Flow::Next);
     };
     if target > i64::from(e.at) {
@@ -202,8 +201,7 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     } else {
         let over = e.asm.jmp();
         end_poll(e, &poll, form)?;
-        let here = e.asm.here();
-        e.asm.fill(over, here);
+        e.asm.land(over);
         go_to(e, next)?;
     }
     Ok(Flow::End)
@@ -258,8 +256,7 @@ fn on_zero(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
     go_to(e, target)?;
     // The two paths meet with the flags as they were: saving them on one changes nothing on the other.
     e.set_flags(flags);
-    let here = e.asm.here();
-    e.asm.fill(not_taken, here);
+    e.asm.land(not_taken);
     Ok(Flow::Next)
 }
 
@@ -270,13 +267,11 @@ fn branch_to(e: &mut Emitter<'_>, hole: Hole, target: i64) -> Result {
         return Ok(());
     }
     let over = e.asm.jmp();
-    let here = e.asm.here();
-    e.asm.fill(hole, here);
+    e.asm.land(hole);
     let flags = e.flags();
     go_to(e, target)?;
     e.set_flags(flags);
-    let here = e.asm.here();
-    e.asm.fill(over, here);
+    e.asm.land(over);
     Ok(())
 }
 
@@ -342,8 +337,7 @@ fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     e.asm.op_imm(Op::And, Gpr::RAX, -4096);
     e.asm.gs_store(at::PAGE, Gpr::RAX);
     e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::JUMP_CODE);
-    let here = e.asm.here();
-    e.asm.fill(unknown, here);
+    e.asm.land(unknown);
     transfer(e);
     Ok(Flow::End)
 }
@@ -424,8 +418,7 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let popped = insn.stack_pointer_increment();
     e.add(stack, stack, popped);
     e.asm.ret();
-    let here = e.asm.here();
-    e.asm.fill(unforeseen, here);
+    e.asm.land(unforeseen);
     let user = e.mode.has(Mode::USER);
     e.asm.gs_load(Gpr::RSP, at::SHADOW_TOP + if user { 8 } else { 0 });
     poll_freely(e);

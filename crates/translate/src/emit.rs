@@ -711,8 +711,7 @@ impl<'a> Emitter<'a> {
         block.sites.reserve(colds.len() + self.tools.finders.len());
         block.sites.append(&mut self.tools.finders);
         for cold in &colds {
-            let start = self.asm.here();
-            self.asm.fill(cold.from, start);
+            self.asm.land(cold.from);
             if let Some(look_up) = &cold.look_up {
                 self.look_up(look_up);
             }

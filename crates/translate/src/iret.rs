@@ -52,8 +52,7 @@ pub(crate) fn iret(e: &mut Emitter<'_>) -> Result<Flow> {
         let other = e.asm.jcc(Condition::NOT_EQUAL);
         compare_descriptors(e, to)?;
         return_to(e, to)?;
-        let here = e.asm.here();
-        e.asm.fill(other, here);
+        e.asm.land(other);
     }
     e.interpret();
     Ok(Flow::End)

@@ -152,22 +152,17 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     };
     restore(asm);
     asm.ret();
-    let here = asm.here();
-    asm.fill(beyond, here);
+    asm.land(beyond);
     let (apart, mut misses) = neighbours(asm, table, tag);
     let both = asm.jmp();
     asm.fill(both, found);
-    let here = asm.here();
-    asm.fill(apart, here);
+    asm.land(apart);
     if tag == at::READ {
         misses.push(bounce(asm, table));
         restore(asm);
         asm.ret();
     }
-    let here = asm.here();
-    for miss in misses {
-        asm.fill(miss, here);
-    }
+    misses.into_iter().for_each(|miss| asm.land(miss));
     restore(asm);
     asm.pop(Gpr::RAX);
     asm.lea(Gpr::RAX, Gpr::RAX, TEST_AND_JUMP);
@@ -260,8 +255,7 @@ fn finder(asm: &mut Asm, table: Table) -> u32 {
     asm.op_imm(Op::And, Gpr::RAX, -4096);
     asm.gs_store(at::TEMP, Gpr::RAX);
     asm.ret();
-    let here = asm.here();
-    asm.fill(unknown, here);
+    asm.land(unknown);
     let [kept_rax, kept_rdx, kept_rbx] = [0, 8, 16].map(|offset| at::KEPT + offset);
     asm.gs_store(kept_rax, Gpr::RAX);
     asm.gs_store(kept_rdx, Gpr::RDX);
@@ -278,8 +272,7 @@ fn finder(asm: &mut Asm, table: Table) -> u32 {
     asm.gs_load(Gpr::RBX, kept_rbx);
     let known = asm.jmp();
     asm.fill(known, found);
-    let here = asm.here();
-    nowhere.into_iter().for_each(|hole| asm.fill(hole, here));
+    nowhere.into_iter().for_each(|hole| asm.land(hole));
     asm.gs_load(Gpr::RAX, kept_rax);
     asm.gs_load(Gpr::RDX, kept_rdx);
     asm.gs_load(Gpr::RBX, kept_rbx);
@@ -320,8 +313,7 @@ fn entrance(asm: &mut Asm, jumps: i32) -> [Hole; 3] {
     asm.lea(Gpr::RBX, Gpr::RBX, 16);
     let again = asm.jmp();
     asm.fill(again, next);
-    let here = asm.here();
-    asm.fill(found, here);
+    asm.land(found);
     asm.load32(Gpr::RDX, Gpr::RBX, at::ENTRANCE_CODE);
     asm.op_imm(Op::Cmp, Gpr::RDX, 0);
     let closed = asm.jcc(Condition::EQUAL);

@@ -290,8 +290,7 @@ pub(crate) fn close<'a>(
         let before = groups.len();
         join_groups(e, steady)?;
         let survey = jump_back(e, last)?;
-        let here = e.asm.here();
-        e.asm.fill(survey, here);
+        e.asm.land(survey);
         e.at = x86::bits::low16(run[0].ip());
         e.spare_flags();
         let flags = e.flags();
@@ -308,8 +307,7 @@ pub(crate) fn close<'a>(
         e.asm.gs_op(Op::Cmp, counter, at::LAST_TURN);
         let over = e.asm.jcc(Condition::EQUAL);
         e.asm.fill(over, again);
-        let here = e.asm.here();
-        e.asm.fill(start, here);
+        e.asm.land(start);
         e.begin_turn(before);
         for (number, insn) in run[..run.len() - 1].iter().enumerate() {
             map.push((e.asm.here(), x86::bits::low16(insn.ip())));
@@ -317,10 +315,7 @@ pub(crate) fn close<'a>(
         }
         let ended = jump_to_top(e, last, flags, top);
         e.set_flags(flags);
-        let here = e.asm.here();
-        for miss in misses {
-            e.asm.fill(miss, here);
-        }
+        misses.into_iter().for_each(|miss| e.asm.land(miss));
         // No use to ask again soon; and what is counted must not wrap.
         e.asm.gs_store_imm32(at::TURNS, FIRST_TURNS.wrapping_neg());
         next_turn(e, head);
@@ -461,8 +456,7 @@ fn count_turns(e: &mut Emitter<'_>, stream: &Stream, room: i32, counted: bool) {
     e.asm.gs_op(Op::Cmp, Gpr::RAX, at::TEMP);
     let more = e.asm.jcc(Condition::ABOVE_EQUAL);
     e.asm.gs_store(at::TEMP, Gpr::RAX);
-    let here = e.asm.here();
-    e.asm.fill(more, here);
+    e.asm.land(more);
 }
 
 /// The next turn is the first translation's.

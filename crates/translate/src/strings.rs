@@ -227,9 +227,8 @@ fn repeated(e: &mut Emitter<'_>, op: StringOp, repeat: Repeat) -> Result {
             e.asm.op_imm(Op::Cmp, count, 0);
             let done = e.asm.jcc(Condition::EQUAL);
             go_on(e, again);
-            let here = e.asm.here();
-            e.asm.fill(none, here);
-            e.asm.fill(done, here);
+            e.asm.land(none);
+            e.asm.land(done);
             return Ok(());
         }
         (_, Repeat::WhileEqual) => Condition::NOT_EQUAL,
@@ -241,11 +240,9 @@ fn repeated(e: &mut Emitter<'_>, op: StringOp, repeat: Repeat) -> Result {
     e.asm.mov(Gpr::RCX, count);
     let done = e.asm.jrcxz();
     go_on(e, again);
-    let here = e.asm.here();
-    e.asm.fill(none, here);
+    e.asm.land(none);
     e.load_flags();
-    let here = e.asm.here();
-    e.asm.fill(stopped, here);
+    e.asm.land(stopped);
     if !e.asm.fill_short(done) {
         return Err(Unsupported);
     }
