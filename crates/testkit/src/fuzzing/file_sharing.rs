@@ -10,17 +10,17 @@ use std::sync::{Arc, Mutex};
 
 use arbitrary::{Result, Unstructured};
 use backend::share::{Access, Share};
-use bus::pci::{Function, FunctionId};
-use bus::{Device, Latch, Lifecycle, NoIrq, Region, SharedDevice, Window};
+use bus::pci::Function;
+use bus::{Device, Lifecycle};
 use memory::{GuestMemory, RamRange};
 use virtio::fs::{Fs, Validity};
-use virtio::transport::{Socket, VirtioPci, Worker};
+use virtio::transport::{VirtioPci, Worker};
 use x86::Gpa;
 
 use super::board::lock;
+use super::plugged::plug;
 
 const RAM: u64 = 0x2_0000;
-const HOME: u64 = 0xc000_0000;
 
 // A ring of two descriptors.
 const DESCRIPTORS: u64 = 0x1000;
@@ -94,21 +94,7 @@ fn device(
     memory: &Arc<GuestMemory>,
 ) -> (Arc<Mutex<VirtioPci>>, Vec<Worker>) {
     let share = Share::open(directory, access, 1).expect("a directory of our own");
-    let window = Window::new(Region::mmio(HOME, 0x10_0000));
-    let socket = Socket {
-        id: FunctionId::on_root(1),
-        opening: window.opening(),
-        home: HOME,
-        line: Arc::new(Latch::default()),
-        messages: Arc::new(NoIrq),
-        memory: memory.clone(),
-    };
-    let device = VirtioPci::new(Box::new(Fs::new(share, "fuzz", Validity::Changing, 1)), socket);
-    let workers = device.workers();
-    let device = Arc::new(Mutex::new(device));
-    let shared: SharedDevice = device.clone();
-    lock(&device).connect(&shared);
-    (device, workers)
+    plug(Box::new(Fs::new(share, "fuzz", Validity::Changing, 1)), memory)
 }
 
 impl Bench {

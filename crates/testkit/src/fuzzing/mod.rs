@@ -22,6 +22,7 @@ mod kernels;
 mod loaders;
 mod native_unit;
 mod page_tables;
+mod plugged;
 mod records;
 mod specs;
 mod tweak;

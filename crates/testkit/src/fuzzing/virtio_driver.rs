@@ -7,21 +7,21 @@
 use std::sync::{Arc, Mutex};
 
 use arbitrary::{Result, Unstructured};
-use bus::pci::{Function, FunctionId};
-use bus::{Device, Latch, Lifecycle, NoIrq, Region, SharedDevice, Window};
+use bus::pci::Function;
+use bus::{Device, Lifecycle};
 use memory::{FrameKind, GuestMemory, RamRange};
 use virtio::blk::Blk;
 use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::service::Service;
-use virtio::transport::{BAR_BYTES, Socket, VirtioPci, Worker};
+use virtio::transport::{BAR_BYTES, VirtioPci, Worker};
 use x86::{Gfn, Gpa};
 
 use super::board::{LoopNetwork, MemoryDisk, lock};
+use super::plugged::plug;
 
 /// Guest memory; all addresses that make sense have 16 bits.
 const RAM: u64 = 0x1_0000;
-const HOME: u64 = 0xc000_0000;
 
 // Offsets of registers.
 const SELECT: u64 = 0x08;
@@ -61,25 +61,12 @@ struct Bench {
 
 impl Bench {
     fn new(kind: Kind, memory: Arc<GuestMemory>) -> Self {
-        let window = Window::new(Region::mmio(HOME, 0x10_0000));
         let service: Box<dyn Service> = match kind {
             Kind::Disk => Box::new(Blk::new(Arc::new(MemoryDisk::new()), "fuzz", 2)),
             Kind::Entropy => Box::new(Rng),
             Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),
         };
-        let socket = Socket {
-            id: FunctionId::on_root(1),
-            opening: window.opening(),
-            home: HOME,
-            line: Arc::new(Latch::default()),
-            messages: Arc::new(NoIrq),
-            memory: memory.clone(),
-        };
-        let device = VirtioPci::new(service, socket);
-        let workers = device.workers();
-        let device = Arc::new(Mutex::new(device));
-        let shared: SharedDevice = device.clone();
-        lock(&device).connect(&shared);
+        let (device, workers) = plug(service, &memory);
         let areas = [0x1000, 0x2000, 0x3000];
         Self { memory, device, workers, kind, areas, size: 8, packed: false, avail: 0 }
     }
