@@ -1,9 +1,6 @@
 //! Which engine executes a VM's instructions.
 
-use std::fmt;
-use std::str::FromStr;
-
-use crate::SpecError;
+use crate::choice::by_name;
 
 /// An engine by name. Which one runs is data: nothing else in the description depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -34,26 +31,12 @@ impl EngineChoice {
     }
 }
 
-impl FromStr for EngineChoice {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        Self::ALL
-            .into_iter()
-            .find(|choice| choice.name() == text)
-            .ok_or_else(|| SpecError::UnknownEngine { text: text.to_owned() })
-    }
-}
-
-impl fmt::Display for EngineChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+by_name!(EngineChoice, UnknownEngine);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SpecError;
 
     #[test]
     fn names_parse_back() {

@@ -6,6 +6,7 @@
 //!
 //! No I/O happens here: paths are names until a front door opens them.
 
+mod choice;
 mod cpus;
 mod disk;
 mod engine;

@@ -1,9 +1,6 @@
 //! How guest-virtual addresses become machine frames.
 
-use std::fmt;
-use std::str::FromStr;
-
-use crate::SpecError;
+use crate::choice::by_name;
 
 /// A technique of memory virtualization by name. All of them show a guest the same memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -44,20 +41,7 @@ impl MmuChoice {
     }
 }
 
-impl FromStr for MmuChoice {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let found = Self::ALL.into_iter().find(|choice| choice.name() == text);
-        found.ok_or_else(|| SpecError::UnknownMmu { text: text.to_owned() })
-    }
-}
-
-impl fmt::Display for MmuChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+by_name!(MmuChoice, UnknownMmu);
 
 #[cfg(test)]
 mod tests {
