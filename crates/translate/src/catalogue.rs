@@ -262,6 +262,16 @@ pub(crate) fn count_register(insn: &Instruction, i: u32) -> bool {
         )
 }
 
+/// Whether it has an operand in memory.
+pub(crate) fn names_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+}
+
+/// The displacement of its memory operand, if 32 bits hold it, sign-extended.
+pub(crate) fn displacement(insn: &Instruction) -> Option<i32> {
+    i32::try_from(insn.memory_displacement64().cast_signed()).ok()
+}
+
 /// Address bits that must be clear: #GP otherwise.
 pub(crate) fn alignment_mask(insn: &Instruction) -> Option<u8> {
     instruction::required_alignment(insn).checked_sub(1).filter(|&mask| mask != 0)

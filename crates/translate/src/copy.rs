@@ -81,7 +81,7 @@ impl Plan {
 pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     let general = catalogue::without_accumulator(insn);
     let effect = effect(&general);
-    let has_memory = (0..general.op_count()).any(|i| general.op_kind(i) == OpKind::Memory);
+    let has_memory = catalogue::names_memory(&general);
     let carried = e.delta.take();
     if let Some(member) = e.member.filter(|_| has_memory)
         && copy_member(e, &general, effect, member, carried).is_ok()
@@ -212,8 +212,7 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
             match group.key {
                 Key::Register(base) => (plan.base, plan.scale) = (Some(base), 1),
                 Key::Stream(Folded::Page) => {
-                    let displacement = insn.memory_displacement64().cast_signed();
-                    plan.offset = i32::try_from(displacement).map_err(|_| Unsupported)?;
+                    plan.offset = catalogue::displacement(insn).ok_or(Unsupported)?;
                 }
                 Key::Stream(folded) => (plan.base, plan.scale) = unfolded(insn, folded)?,
                 Key::Indexed { .. } | Key::Page(_) => {
@@ -266,8 +265,7 @@ fn unfolded(insn: &Instruction, folded: Folded) -> Result<(Option<Gpr>, u32)> {
 /// Where the operand is in the range of its group.
 fn offset_in(group: &Group, member: Member, insn: &Instruction) -> Option<i32> {
     let origin = if let Key::Page(page) = group.key { page << 12 } else { group.low };
-    let displacement = i32::try_from(insn.memory_displacement64().cast_signed()).ok()?;
-    displacement.checked_add(member.shift)?.checked_sub(origin)
+    catalogue::displacement(insn)?.checked_add(member.shift)?.checked_sub(origin)
 }
 
 /// Whether it makes a register zero, whatever it was.

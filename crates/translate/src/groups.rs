@@ -309,7 +309,7 @@ fn access(insn: &Instruction, mode: Mode) -> Option<Access> {
         _ => {}
     }
     catalogue::implicit(insn)?;
-    if !(0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory) {
+    if !catalogue::names_memory(insn) {
         return None;
     }
     if matches!(insn.memory_segment(), Register::FS | Register::GS) {
@@ -350,7 +350,7 @@ fn displacement(insn: &Instruction, compat: bool) -> Option<i32> {
     if compat {
         return Some(compat::displacement(insn));
     }
-    i32::try_from(insn.memory_displacement64().cast_signed()).ok()
+    catalogue::displacement(insn)
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ impl Steady {
 
     /// Adds an access to a stream; the loop writes the registers in `written`, a bit each.
     fn join(&mut self, insn: &Instruction, sum: Sum, step: i32, written: u16) -> Option<Member> {
-        let shift = sum.constant.checked_sub(displacement(insn)?)?;
+        let shift = sum.constant.checked_sub(catalogue::displacement(insn)?)?;
         let place = Place { base: sum.base, index: sum.index, folded: folded(insn, written)? };
         let low = sum.constant;
         let high = low.checked_add(i32::try_from(insn.memory_size().size()).ok()?)?;
@@ -178,8 +178,7 @@ impl Steady {
 /// Whether an instruction has an operand in memory that it reads or writes in the copied way.
 fn accessed(insn: &Instruction) -> Option<()> {
     let copied = catalogue::implicit(insn).is_some() && insn.memory_size().size() > 0;
-    let memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
-    (copied && memory).then_some(())
+    (copied && catalogue::names_memory(insn)).then_some(())
 }
 
 /// Whether a steady loop may contain an instruction.
@@ -195,16 +194,12 @@ fn is_simple(insn: &Instruction) -> bool {
     }
 }
 
-fn displacement(insn: &Instruction) -> Option<i32> {
-    i32::try_from(insn.memory_displacement64().cast_signed()).ok()
-}
-
 /// The address that a memory operand names, by the values of registers.
 fn address(insn: &Instruction, values: &[Option<Sum>; 16]) -> Option<Sum> {
     if matches!(insn.memory_segment(), Register::FS | Register::GS) {
         return None;
     }
-    let constant = displacement(insn)?;
+    let constant = catalogue::displacement(insn)?;
     let (base, index) = (insn.memory_base(), insn.memory_index());
     if base == Register::RIP {
         return Some(Sum { base: None, index: None, constant });

@@ -2,10 +2,10 @@
 //!
 //! A block is a run of instructions within one page, from a point that something jumped to up to an instruction that
 //! ends it: an unconditional transfer, a backward conditional one, one that is left to the interpreter, or the end of
-//! the page. A forward conditional jump does not end it. The code depends on nothing but the bytes, their place in the
+//! the page. Forward conditional jumps end it only behind the second, or not at all in a loop. The code depends on nothing but the bytes, their place in the
 //! page and the mode, so one translation serves every mapping of its page.
 
-use iced_x86::{DecoderError, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{DecoderError, FlowControl, Instruction, Mnemonic};
 
 use crate::block::{Block, Form, Mode, Source};
 use crate::branch::{Flow, branch, enter_by_jump_cache, go_to, target_of};
@@ -265,8 +265,8 @@ fn begin(e: &mut Emitter<'_>, form: Form, block: &mut Block) {
 fn first_form(run: &[Instruction]) -> Form {
     for insn in run {
         let effect = effect(insn);
-        let plain =
-            catalogue::implicit(insn).is_some() && !names_memory(insn) || insn.mnemonic() == Mnemonic::Lea;
+        let plain = catalogue::implicit(insn).is_some() && !catalogue::names_memory(insn)
+            || insn.mnemonic() == Mnemonic::Lea;
         if insn.is_jcc_short_or_near() {
             return Form::Host;
         }
@@ -284,10 +284,6 @@ fn first_form(run: &[Instruction]) -> Form {
 /// Whether its accesses have to lie in one page each: atomic ones, and the elements of strings, which are counted so.
 fn needs_one_page(insn: &Instruction) -> bool {
     insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg || insn.is_string_instruction()
-}
-
-fn names_memory(insn: &Instruction) -> bool {
-    (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
 }
 
 /// Whether an instruction that is not copied is translated to nothing.
