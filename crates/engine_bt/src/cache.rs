@@ -4,8 +4,8 @@
 //! change of mapping cannot run the wrong code. Code is laid down one block after the other; when there is no room
 //! left, everything is dropped at once, which costs a moment of interpretation and no bookkeeping at all.
 //!
-//! When a frame's code has been written, its blocks are *stale*: they are no longer found, and both their entries
-//! become jumps to code of their own that leaves. Whoever had been linked to them goes there; nothing need be unlinked.
+//! When a frame's code has been written, its blocks are *stale*: they are no longer found, and their entries
+//! become calls of an exit. Whoever had been linked to them leaves there; nothing need be unlinked.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

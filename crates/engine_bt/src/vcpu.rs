@@ -279,16 +279,13 @@ impl BtVcpu {
     /// Puts the code at a linear address into the jump cache, translated if it is time; its host address.
     fn find_code(&mut self, rip: u64) -> Result<Option<u64>, HostError> {
         let table = self.mode.table();
-        // Cold code comes by here each time: a walk is only for what the interpreter's TLB does not know.
-        let known = self.known_frame(rip);
-        let first = if known.is_none() { self.resolve_code(rip) } else { None };
-        let Some(mfn) = known.or(first.and_then(|first| first.frame())) else { return Ok(None) };
+        let Some(first) = self.resolve_code(rip) else { return Ok(None) };
+        let Some(mfn) = first.frame() else { return Ok(None) };
         let drops = self.views.drops();
         let Some(number) = self.block_at(mfn, rip)? else { return Ok(None) };
         self.catch_up()?;
         // To translate may have changed what was resolved.
-        let first = first.filter(|_| drops == self.views.drops());
-        let resolved = first.or_else(|| self.resolve_code(rip));
+        let resolved = if drops == self.views.drops() { Some(first) } else { self.resolve_code(rip) };
         let (Some(resolved), Some(block)) = (resolved, self.cache.block(number).copied()) else {
             return Ok(None);
         };
@@ -313,19 +310,10 @@ impl BtVcpu {
 
     /// Where code is fetched from.
     fn resolve_code(&mut self, rip: u64) -> Option<Resolved> {
+        // 32-bit code does not go on past 4 GiB.
+        let last = self.mode.has(Mode::COMPAT) && rip >= LAST_PAGE;
         let privilege = self.code_privilege();
-        if self.may_be_code(rip) { self.slow.resolve_code(rip, privilege) } else { None }
-    }
-
-    /// The machine frame that code is fetched from, if the interpreter's TLB has it.
-    fn known_frame(&mut self, rip: u64) -> Option<Mfn> {
-        let privilege = self.code_privilege();
-        if self.may_be_code(rip) { self.slow.tlb().lookup_exec(Gva(rip), privilege) } else { None }
-    }
-
-    /// Whether code can be fetched from an address; 32-bit code does not go on past 4 GiB.
-    fn may_be_code(&self, rip: u64) -> bool {
-        Gva(rip).is_canonical() && !(self.mode.has(Mode::COMPAT) && rip >= LAST_PAGE)
+        if last || !Gva(rip).is_canonical() { None } else { self.slow.resolve_code(rip, privilege) }
     }
 
     /// The machine frame that code is fetched from.
@@ -397,12 +385,24 @@ impl BtVcpu {
         if !there || !watched((key.mfn, version)) || !second.is_none_or(watched) {
             return Ok(None);
         }
+        self.place(key, second.map(|(mfn, _)| mfn), code, block, rip).map(Some)
+    }
+
+    /// Puts a translation in place, if need be instead of all others.
+    fn place(
+        &mut self,
+        key: Key,
+        second: Option<Mfn>,
+        code: &[u8],
+        block: translate::Block,
+        rip: u64,
+    ) -> Result<u32, HostError> {
         if !self.cache.has_room(block.code.len()) {
             self.drop_code();
         }
-        let number = self.cache.place(key, second.map(|(mfn, _)| mfn), code, block)?;
+        let number = self.cache.place(key, second, code, block)?;
         self.names.placed(&self.cache, number, rip);
-        Ok(Some(number))
+        Ok(number)
     }
 
     /// The frame of the page at `va`, watched, for an instruction that reaches into it, and its version.
@@ -565,10 +565,7 @@ impl BtVcpu {
         let key = self.cache.block(block).map(|block| block.key);
         let Some(key) = key.filter(|key| key.mode.has(Mode::PLAIN)) else { return Ok(Next::Dispatch) };
         self.catch_up()?;
-        let plain = match self.cache.find(key) {
-            Some(number) => Some(number),
-            None => self.translate(key, rip)?,
-        };
+        let plain = self.find_or_translate(key, rip)?;
         Ok(self.resume_at(plain, Next::Interpret))
     }
 
@@ -689,11 +686,16 @@ impl BtVcpu {
         let key = Key { mfn: block.key.mfn, offset: low16(rip & PAGE_MASK), mode };
         let flushes = self.cache.stats.flushes;
         self.catch_up()?;
-        let number = match self.cache.find(key) {
-            Some(number) => Some(number),
-            None => self.translate(key, rip)?,
-        };
+        let number = self.find_or_translate(key, rip)?;
         Ok(number.filter(|_| self.has_kept(from, flushes)))
+    }
+
+    /// The block of a place, translated if it has none yet.
+    fn find_or_translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
+        match self.cache.find(key) {
+            Some(number) => Ok(Some(number)),
+            None => self.translate(key, rip),
+        }
     }
 
     /// Whether a block is still in the cache, which had been flushed `flushes` times, and not stale.

@@ -41,13 +41,9 @@ impl BtVcpu {
         let Some(mut block) = self.translation(key, code, Some(&check)).filter(|_| page != 0) else {
             return Ok(None);
         };
-        if !self.cache.has_room(block.code.len()) {
-            self.drop_code();
-        }
         let fields = std::mem::take(&mut block.fields);
         let bytes = code.get(..block.checked_bytes.into()).unwrap_or_default().into();
-        let number = self.cache.place(key, None, code, block)?;
-        self.names.placed(&self.cache, number, rip);
+        let number = self.place(key, None, code, block, rip)?;
         let SelfCheck { loose, .. } = check;
         self.cache.variants.add(key, Variant { number, offset: key.offset, bytes, fields, loose });
         Ok(Some(number))
