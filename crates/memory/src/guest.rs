@@ -337,24 +337,26 @@ impl GuestMemory {
         allowed
     }
 
-    /// To be called after bytes of a frame were written other than by this type's own methods: logs the frame, and if it
-    /// holds code, raises its version and ends the watch.
+    /// To be called after bytes of a frame were written other than by this type's own methods: logs the frame; if it is
+    /// traced, says so to the tracer; and if it holds code, raises its version and ends the watch.
     pub fn note_write(&self, gfn: Gfn, mfn: Mfn) {
-        // The write has to be visible before "is anybody watching?" is read, or a watcher that starts in between could
-        // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
-        fence(Ordering::SeqCst);
-        self.log_write(gfn);
-        self.trace_write(gfn, mfn, u64::MAX);
-        self.code_written(mfn, None);
+        self.note(gfn, mfn, None);
     }
 
     /// As [`GuestMemory::note_write`], for who knows which bytes of the frame were written.
     pub fn note_write_at(&self, gfn: Gfn, mfn: Mfn, offset: u64, len: u64) {
-        // As in `note_write`.
+        self.note(gfn, mfn, Some((offset, len)));
+    }
+
+    /// `range` is offset and length of what was written, if known.
+    #[inline]
+    fn note(&self, gfn: Gfn, mfn: Mfn, range: Option<(u64, u64)>) {
+        // The write has to be visible before "is anybody watching?" is read, or a watcher that starts in between could
+        // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
         fence(Ordering::SeqCst);
         self.log_write(gfn);
-        self.trace_write(gfn, mfn, granules(offset, len));
-        self.code_written(mfn, Some((offset, len)));
+        self.trace_write(gfn, mfn, range);
+        self.code_written(mfn, range);
     }
 
     fn code_written(&self, mfn: Mfn, range: Option<(u64, u64)>) {
@@ -372,8 +374,9 @@ impl GuestMemory {
     }
 
     #[inline]
-    fn trace_write(&self, gfn: Gfn, mfn: Mfn, granules: u64) {
+    fn trace_write(&self, gfn: Gfn, mfn: Mfn, range: Option<(u64, u64)>) {
         if let Some(settled) = self.code.traced(mfn) {
+            let granules = range.map_or(u64::MAX, |(offset, len)| granules(offset, len));
             self.traces.log(gfn, mfn, granules, settled, || self.code.untrace(mfn));
         }
     }
