@@ -246,46 +246,25 @@ impl GuestMemory {
         self.write(gpa, word)
     }
 
-    /// Atomically replaces a word by `new` if it is `expected`; the inner `Err` holds what was found instead.
+    /// Atomically replaces a word by `new` if it is `expected`; the inner `Err` holds what was found instead. This is how a
+    /// page walk sets accessed and dirty bits (SDM vol. 3A, 5.8), and who traces page tables is not told of them: it does
+    /// these walks itself, and what it made of an entry without such a bit is none the worse for the bit.
     ///
     /// # Errors
     /// As for [`GuestMemory::write`], and if the word crosses frames.
-    pub fn compare_exchange<W: Word>(
-        &self,
-        gpa: Gpa,
-        expected: W,
-        new: W,
-    ) -> Result<Result<W, W>, MemoryError> {
-        let (mfn, outcome) = self.exchange(gpa, expected, new)?;
-        if outcome.is_ok() {
-            self.note_write_at(gpa.frame(), mfn, gpa.offset(), W::BYTES as u64);
-        }
-        Ok(outcome)
-    }
-
-    /// As [`GuestMemory::compare_exchange`], for the accessed and dirty bits that a page walk sets (SDM vol. 3A, 5.8): who
-    /// traces page tables is not told of them. It does these walks itself, and what it made of an entry without such a bit
-    /// is none the worse for the bit.
-    ///
-    /// # Errors
-    /// As for [`GuestMemory::compare_exchange`].
     pub fn mark_entry<W: Word>(&self, gpa: Gpa, expected: W, new: W) -> Result<Result<W, W>, MemoryError> {
-        let (mfn, outcome) = self.exchange(gpa, expected, new)?;
+        if !inside_one_frame(gpa, W::BYTES) {
+            return Err(MemoryError::Crossing { gpa });
+        }
+        let mfn = self.writable(gpa)?;
+        let outcome = self.frames.compare_exchange(mfn, gpa.offset(), expected, new);
         if outcome.is_ok() {
-            // As in `note_write`.
+            // As in `note`.
             fence(Ordering::SeqCst);
             self.log_write(gpa.frame());
             self.code_written(mfn, Some((gpa.offset(), W::BYTES as u64)));
         }
         Ok(outcome)
-    }
-
-    fn exchange<W: Word>(&self, gpa: Gpa, expected: W, new: W) -> Result<(Mfn, Result<W, W>), MemoryError> {
-        if !inside_one_frame(gpa, W::BYTES) {
-            return Err(MemoryError::Crossing { gpa });
-        }
-        let mfn = self.writable(gpa)?;
-        Ok((mfn, self.frames.compare_exchange(mfn, gpa.offset(), expected, new)))
     }
 
     /// The machine frame to write to, taken back from the balloon if need be.
