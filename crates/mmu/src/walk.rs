@@ -122,18 +122,14 @@ pub(crate) trait Physical {
 impl Physical for &GuestMemory {
     #[inline]
     fn read<W: Word>(&mut self, at: Gpa) -> u64 {
-        self.read_word::<W>(at).map_or(ones::<W>(), Word::into_u64)
+        let ones = mask_of(low32(W::BYTES as u64));
+        self.read_word::<W>(at).map_or(ones, Word::into_u64)
     }
 
     fn mark<W: Word>(&mut self, at: Gpa, expected: u64, new: u64) -> Option<Result<(), u64>> {
         let outcome = self.mark_entry(at, W::from_u64(expected), W::from_u64(new)).ok()?;
         Some(outcome.map(|_| ()).map_err(Word::into_u64))
     }
-}
-
-/// What an empty bus reads as.
-pub(crate) fn ones<W: Word>() -> u64 {
-    mask_of(low32(W::BYTES as u64))
 }
 
 /// Translates one address and sets accessed and dirty bits.
