@@ -87,23 +87,18 @@ impl HostTable {
         self.tables.make_room(4);
         let mut number = match self.root {
             Some(root) if self.tables.what(root).is_some() => root,
-            _ => self.tables.add((), TOP_SHIFT, 1 << INDEX_BITS, false),
+            _ => self.tables.add((), TOP_SHIFT, 1 << INDEX_BITS),
         };
         self.root = Some(number);
         loop {
             let slot = self.tables.slot_of(number, gpa.0)?;
-            let shift = self.tables.shift(number);
-            if shift == page_shift {
+            if self.tables.shift(number) == page_shift {
                 self.tables.set_leaf(slot, word::ALL | write, gfn, mfn);
                 return Some(());
             }
             number = match self.tables.child(slot) {
                 Some(child) => child,
-                None => {
-                    let child = self.tables.add((), shift - INDEX_BITS, 1 << INDEX_BITS, true);
-                    self.tables.set_link(slot, word::ALL, child, Gfn(0));
-                    child
-                }
+                None => self.tables.add_below(slot, (), INDEX_BITS, word::ALL, Gfn(0)),
             };
         }
     }

@@ -429,7 +429,7 @@ impl Shadow {
                 && let Some(format) = self.formats.get(way.format)
             {
                 let node = Node::Table { gfn, level, format: way.format };
-                let page = self.tables.add(node, format.shift(level), format.table_entries(), false);
+                let page = self.tables.add(node, format.shift(level), format.table_entries());
                 if let Some(guest) = self.guests.get_mut(&gfn.0) {
                     guest.pages.push(page);
                 }
@@ -502,23 +502,19 @@ impl Shadow {
         let first = page_base(size, entry).frame();
         let (mut at, mut link) = (at, (flags | word::WHOLE, first));
         let mut shift = size.shift();
+        let bits = miss.context.regime.format.index_bits();
         loop {
             let (present, target) = self.tables.get(at);
             let same = present & word::WHOLE == link.0 & word::WHOLE && target == link.1;
-            let (down, entries) = if shift == 22 { (10, 1024) } else { (9, 512) };
             let child = match self.tables.child(at).filter(|_| same) {
                 Some(child) => {
                     self.tables.set_flags(at, link.0);
                     child
                 }
-                None => {
-                    let child = self.tables.add(Node::Part, shift - down, entries, true);
-                    self.tables.set_link(at, link.0, child, link.1);
-                    child
-                }
+                None => self.tables.add_below(at, Node::Part, bits, link.0, link.1),
             };
             let Some(next) = self.tables.slot_of(child, miss.va.0) else { return };
-            shift -= down;
+            shift -= bits;
             if shift == PAGE_SHIFT {
                 return self.tables.set_leaf(next, word::ALL | write, gfn, mfn);
             }

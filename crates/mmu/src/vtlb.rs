@@ -77,15 +77,14 @@ impl Vtlb {
         self.forget_removed();
         let space = if translation.global { Space::Global } else { Space::Own(miss.context.pcid()) };
         let format = &miss.context.regime.format;
-        let entries = format.table_entries();
-        let (top, bits) = match format.mode {
+        let top = match format.mode {
             PagingMode::Off => return None,
-            PagingMode::Legacy32 => (22, 10),
-            PagingMode::Pae => (30, 9),
-            PagingMode::FourLevel => (39, 9),
+            PagingMode::Legacy32 => 2,
+            PagingMode::Pae => 3,
+            PagingMode::FourLevel => 4,
         };
-        let tables = &mut self.tables;
-        let root = *self.roots.entry(space).or_insert_with(|| tables.add(space, top, entries, false));
+        let new_root = || self.tables.add(space, format.shift(top), format.table_entries());
+        let root = *self.roots.entry(space).or_insert_with(new_root);
         let size = translation.page_size;
         let whole = |shift: u32| {
             if shift <= size.shift() && size != PageSize::Kib4 { word::WHOLE | size_bits(size) } else { 0 }
@@ -112,9 +111,8 @@ impl Vtlb {
             number = match self.tables.child(slot).filter(|_| present & kind == whole(shift)) {
                 Some(child) => child,
                 None => {
-                    let child = self.tables.add(space, shift - bits, entries, true);
-                    self.tables.set_link(slot, word::ALL | whole(shift), child, Gfn(0));
-                    child
+                    let flags = word::ALL | whole(shift);
+                    self.tables.add_below(slot, space, format.index_bits(), flags, Gfn(0))
                 }
             };
         }
