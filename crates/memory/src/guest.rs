@@ -246,46 +246,25 @@ impl GuestMemory {
         self.write(gpa, word)
     }
 
-    /// Atomically replaces a word by `new` if it is `expected`; the inner `Err` holds what was found instead.
+    /// Atomically replaces a word by `new` if it is `expected`; the inner `Err` holds what was found instead. This is how a
+    /// page walk sets accessed and dirty bits (SDM vol. 3A, 5.8), and who traces page tables is not told of them: it does
+    /// these walks itself, and what it made of an entry without such a bit is none the worse for the bit.
     ///
     /// # Errors
     /// As for [`GuestMemory::write`], and if the word crosses frames.
-    pub fn compare_exchange<W: Word>(
-        &self,
-        gpa: Gpa,
-        expected: W,
-        new: W,
-    ) -> Result<Result<W, W>, MemoryError> {
-        let (mfn, outcome) = self.exchange(gpa, expected, new)?;
-        if outcome.is_ok() {
-            self.note_write_at(gpa.frame(), mfn, gpa.offset(), W::BYTES as u64);
-        }
-        Ok(outcome)
-    }
-
-    /// As [`GuestMemory::compare_exchange`], for the accessed and dirty bits that a page walk sets (SDM vol. 3A, 5.8): who
-    /// traces page tables is not told of them. It does these walks itself, and what it made of an entry without such a bit
-    /// is none the worse for the bit.
-    ///
-    /// # Errors
-    /// As for [`GuestMemory::compare_exchange`].
     pub fn mark_entry<W: Word>(&self, gpa: Gpa, expected: W, new: W) -> Result<Result<W, W>, MemoryError> {
-        let (mfn, outcome) = self.exchange(gpa, expected, new)?;
+        if !inside_one_frame(gpa, W::BYTES) {
+            return Err(MemoryError::Crossing { gpa });
+        }
+        let mfn = self.writable(gpa)?;
+        let outcome = self.frames.compare_exchange(mfn, gpa.offset(), expected, new);
         if outcome.is_ok() {
-            // As in `note_write`.
+            // As in `note`.
             fence(Ordering::SeqCst);
             self.log_write(gpa.frame());
             self.code_written(mfn, Some((gpa.offset(), W::BYTES as u64)));
         }
         Ok(outcome)
-    }
-
-    fn exchange<W: Word>(&self, gpa: Gpa, expected: W, new: W) -> Result<(Mfn, Result<W, W>), MemoryError> {
-        if !inside_one_frame(gpa, W::BYTES) {
-            return Err(MemoryError::Crossing { gpa });
-        }
-        let mfn = self.writable(gpa)?;
-        Ok((mfn, self.frames.compare_exchange(mfn, gpa.offset(), expected, new)))
     }
 
     /// The machine frame to write to, taken back from the balloon if need be.
@@ -337,24 +316,26 @@ impl GuestMemory {
         allowed
     }
 
-    /// To be called after bytes of a frame were written other than by this type's own methods: logs the frame, and if it
-    /// holds code, raises its version and ends the watch.
+    /// To be called after bytes of a frame were written other than by this type's own methods: logs the frame; if it is
+    /// traced, says so to the tracer; and if it holds code, raises its version and ends the watch.
     pub fn note_write(&self, gfn: Gfn, mfn: Mfn) {
-        // The write has to be visible before "is anybody watching?" is read, or a watcher that starts in between could
-        // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
-        fence(Ordering::SeqCst);
-        self.log_write(gfn);
-        self.trace_write(gfn, mfn, u64::MAX);
-        self.code_written(mfn, None);
+        self.note(gfn, mfn, None);
     }
 
     /// As [`GuestMemory::note_write`], for who knows which bytes of the frame were written.
     pub fn note_write_at(&self, gfn: Gfn, mfn: Mfn, offset: u64, len: u64) {
-        // As in `note_write`.
+        self.note(gfn, mfn, Some((offset, len)));
+    }
+
+    /// `range` is offset and length of what was written, if known.
+    #[inline]
+    fn note(&self, gfn: Gfn, mfn: Mfn, range: Option<(u64, u64)>) {
+        // The write has to be visible before "is anybody watching?" is read, or a watcher that starts in between could
+        // read the old bytes while this read the old answer. x86 reorders exactly that (SDM vol. 3A, 10.2.3.4).
         fence(Ordering::SeqCst);
         self.log_write(gfn);
-        self.trace_write(gfn, mfn, granules(offset, len));
-        self.code_written(mfn, Some((offset, len)));
+        self.trace_write(gfn, mfn, range);
+        self.code_written(mfn, range);
     }
 
     fn code_written(&self, mfn: Mfn, range: Option<(u64, u64)>) {
@@ -372,8 +353,9 @@ impl GuestMemory {
     }
 
     #[inline]
-    fn trace_write(&self, gfn: Gfn, mfn: Mfn, granules: u64) {
+    fn trace_write(&self, gfn: Gfn, mfn: Mfn, range: Option<(u64, u64)>) {
         if let Some(settled) = self.code.traced(mfn) {
+            let granules = range.map_or(u64::MAX, |(offset, len)| granules(offset, len));
             self.traces.log(gfn, mfn, granules, settled, || self.code.untrace(mfn));
         }
     }

@@ -160,8 +160,8 @@ impl P2m {
         for gfn in frames.filter(|gfn| inside(gfn) != new) {
             if let Some(word) = self.words.get(leaf.at + index(gfn % LEAF_ENTRIES)) {
                 let value = if new { 0 } else { entry(gfn) };
-                let before = word.swap(value ^ leaf.initial(gfn), Ordering::Relaxed);
                 let after = value ^ leaf.initial(gfn);
+                let before = word.swap(after, Ordering::Relaxed);
                 if let Some(special) = self.special.get(leaf.at / index(LEAF_ENTRIES)) {
                     special.fetch_add(u32::from(after != 0), Ordering::Relaxed);
                     special.fetch_sub(u32::from(before != 0), Ordering::Relaxed);

@@ -65,12 +65,12 @@ impl GuestMemory {
         self.each_part(ranges, "write", |part| {
             // SAFETY: as in `provide`; the mapping is also writable.
             unsafe { targets.push(part.start, part.len) };
-            parts.push((part.gfn, part.mfn, part.offset, part.len as u64));
+            parts.push(part);
         })?;
         let result = act(&targets);
         // The frames that were written, whatever the P2M says by now.
-        for (gfn, mfn, offset, len) in parts {
-            self.note_write_at(gfn, mfn, offset, len);
+        for Part { gfn, mfn, offset, len, .. } in parts {
+            self.note_write_at(gfn, mfn, offset, len as u64);
         }
         Ok(result)
     }

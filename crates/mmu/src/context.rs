@@ -165,9 +165,14 @@ impl Format {
         PAGE_SIZE / self.entry_bytes()
     }
 
+    /// log2 of the entries of a table.
+    pub(crate) const fn index_bits(&self) -> u32 {
+        self.table_entries().trailing_zeros()
+    }
+
     /// log2 of the bytes that an entry of a level spans.
     pub(crate) const fn shift(&self, level: u32) -> u32 {
-        PAGE_SHIFT + level.saturating_sub(1) * self.table_entries().trailing_zeros()
+        PAGE_SHIFT + level.saturating_sub(1) * self.index_bits()
     }
 
     /// Whether an entry of a level above the first maps a page.
@@ -219,6 +224,19 @@ pub(crate) struct Rights {
     pub(crate) user: bool,
     pub(crate) writable: bool,
     pub(crate) no_execute: bool,
+}
+
+impl Rights {
+    /// Everything.
+    pub(crate) const ALL: Self = Self { user: true, writable: true, no_execute: false };
+
+    /// Takes away what an entry does not allow. A set bit 63 is NX here: without EFER.NXE it was reserved.
+    #[inline(always)]
+    pub(crate) const fn restrict(&mut self, entry: u64) {
+        self.user &= entry & pte::US != 0;
+        self.writable &= entry & pte::RW != 0;
+        self.no_execute |= entry & pte::NX != 0;
+    }
 }
 
 type Formats = (u8, [u64; 4], [u64; 4]);

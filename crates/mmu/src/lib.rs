@@ -9,7 +9,7 @@
 
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
-mod changes;
+mod compose;
 mod context;
 mod nested;
 mod pdpte;

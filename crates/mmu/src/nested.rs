@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex};
 use memory::{FrameKind, GuestMemory, P2mEntry, Word};
 use x86::{Gfn, Gpa, Mfn, PAGE_SHIFT};
 
-use crate::changes::{Heard, hear};
+use crate::compose::{keep_up, run_around};
 use crate::strategy::{MmuFigures, MmuStats, Reached, Strategy, lock};
-use crate::tables::{Tables, size_bits, table_limit, word};
+use crate::tables::{Tables, table_limit, word};
 use crate::tlb::Invalidation;
-use crate::walk::{Miss, PageFault, PageSize, Physical, ones, walk_through};
+use crate::walk::{Miss, PageFault, PageSize, Physical, walk_through};
 
 /// What an entry of the top level spans.
 const TOP_SHIFT: u32 = 39;
@@ -61,11 +61,7 @@ impl HostTable {
 
     /// Acts on changes of the P2M.
     fn catch_up(&mut self) {
-        let tables = &mut self.tables;
-        hear(&self.memory, &mut self.seen, |heard| match heard {
-            Heard::Everything => tables.remove_all(),
-            Heard::Frame(gfn) => tables.drop_frame(gfn),
-        });
+        keep_up(&mut self.tables, &self.memory, &mut self.seen);
     }
 
     /// Translates; `None` if there is no memory to be had.
@@ -87,50 +83,32 @@ impl HostTable {
 
     /// Enters what the P2M says.
     fn enter(&mut self, gpa: Gpa) -> Option<()> {
-        let (size, gfn, mfn, writable) = self.page(gpa)?;
+        let (page_shift, (gfn, mfn, write)) = self.page(gpa.frame())?;
         self.tables.make_room(4);
         let mut number = match self.root {
             Some(root) if self.tables.what(root).is_some() => root,
-            _ => self.tables.add((), TOP_SHIFT, 1 << INDEX_BITS, false),
+            _ => self.tables.add((), TOP_SHIFT, 1 << INDEX_BITS),
         };
         self.root = Some(number);
         loop {
             let slot = self.tables.slot_of(number, gpa.0)?;
-            let shift = self.tables.shift(number);
-            if shift == size.shift() {
-                let write = if writable { word::P2M_WRITE } else { 0 };
-                self.tables.set_leaf(slot, word::ALL | write | size_bits(size), gfn, mfn);
+            if self.tables.shift(number) == page_shift {
+                self.tables.set_leaf(slot, word::ALL | write, gfn, mfn);
                 return Some(());
             }
             number = match self.tables.child(slot) {
                 Some(child) => child,
-                None => {
-                    let child = self.tables.add((), shift - INDEX_BITS, 1 << INDEX_BITS, true);
-                    self.tables.set_link(slot, word::ALL, child, Gfn(0));
-                    child
-                }
+                None => self.tables.add_below(slot, (), INDEX_BITS, word::ALL, Gfn(0)),
             };
         }
     }
 
-    /// The largest page around an address that the P2M allows: its first frames, and whether it may be written.
-    fn page(&self, gpa: Gpa) -> Option<(PageSize, Gfn, Mfn, bool)> {
-        let entry = self.memory.entry(gpa.frame());
-        let writable = match entry.kind {
-            FrameKind::Ram => true,
-            FrameKind::ReadOnly | FrameKind::Shared => false,
-            _ => return None,
-        };
-        for size in [PageSize::Gib1, PageSize::Mib2] {
-            let frames = 1 << (size.shift() - PAGE_SHIFT);
-            let first = Gfn(gpa.frame().0 & !(frames - 1));
-            if size <= self.largest
-                && let Some(mfn) = self.memory.run(first, frames)
-            {
-                return Some((size, first, mfn, true));
-            }
-        }
-        Some((PageSize::Kib4, gpa.frame(), entry.mfn, writable))
+    /// log2 of the size of the largest page around a frame that the P2M allows, and the page as a run of frames.
+    fn page(&self, gfn: Gfn) -> Option<(u32, (Gfn, Mfn, u64))> {
+        let around = |shift| Some((shift, run_around(&self.memory, gfn, shift)?));
+        let small = around(PAGE_SHIFT)?;
+        let large = [PageSize::Gib1, PageSize::Mib2].into_iter().filter(|&size| size <= self.largest);
+        large.map(PageSize::shift).find_map(around).or(Some(small))
     }
 }
 
@@ -168,7 +146,7 @@ impl Physical for SecondDimension<'_> {
         match self.reach(at) {
             Some(host) => self.memory.frames().read::<W>(host.mfn, at.offset()).into_u64(),
             // A frame of the balloon reads as zeros, and what is no memory as ones.
-            None => self.memory.read_word::<W>(at).map_or(ones::<W>(), Word::into_u64),
+            None => Physical::read::<W>(&mut { self.memory }, at),
         }
     }
 
@@ -184,12 +162,13 @@ impl Strategy for Nested {
         host.catch_up();
         let mut physical = SecondDimension { memory: &self.memory, host: &mut host, stats };
         let (translation, _) = walk_through(&mut physical, miss)?;
-        let entry = match physical.reach(translation.gpa) {
-            Some(Host { mfn, writable: true, .. }) => P2mEntry { kind: FrameKind::Ram, mfn },
+        Ok(match physical.reach(translation.gpa) {
+            Some(Host { mfn, writable: true, .. }) => {
+                Reached { translation, entry: P2mEntry { kind: FrameKind::Ram, mfn } }
+            }
             // What it is instead.
-            _ => self.memory.entry(translation.gpa.frame()),
-        };
-        Ok(Reached { translation, entry })
+            _ => Reached::looked_up(translation, &self.memory),
+        })
     }
 
     fn invalidate(&mut self, _: Invalidation) {}

@@ -43,12 +43,11 @@ use memory::{FrameKind, GuestMemory, TracedWrite};
 use x86::paging::pte;
 use x86::{Gfn, Gpa, Mfn, PAGE_SHIFT};
 
-use crate::changes::{Heard, hear};
+use crate::compose::{Heard, answer, hear, resolve, run_around};
 use crate::context::Format;
-use crate::strategy::{MmuFigures, MmuStats, Reached, Strategy, lock};
+use crate::strategy::{MmuFigures, MmuStats, Reached, Strategy, lock, walk_guest};
 use crate::tables::{Found, NumberMap, Slot, Tables, size_bits, slot, table_limit, word};
 use crate::tlb::Invalidation;
-use crate::vtlb::{count_hidden, reached, run_around, suffices};
 use crate::walk::{Miss, PageFault, PageSize, Path, Translation, page_base, start, walk_through};
 
 /// Granules of a table written, with no walk through its shadow in between, after which eager step gives it up.
@@ -430,7 +429,7 @@ impl Shadow {
                 && let Some(format) = self.formats.get(way.format)
             {
                 let node = Node::Table { gfn, level, format: way.format };
-                let page = self.tables.add(node, format.shift(level), format.table_entries(), false);
+                let page = self.tables.add(node, format.shift(level), format.table_entries());
                 if let Some(guest) = self.guests.get_mut(&gfn.0) {
                     guest.pages.push(page);
                 }
@@ -503,23 +502,19 @@ impl Shadow {
         let first = page_base(size, entry).frame();
         let (mut at, mut link) = (at, (flags | word::WHOLE, first));
         let mut shift = size.shift();
+        let bits = miss.context.regime.format.index_bits();
         loop {
             let (present, target) = self.tables.get(at);
             let same = present & word::WHOLE == link.0 & word::WHOLE && target == link.1;
-            let (down, entries) = if shift == 22 { (10, 1024) } else { (9, 512) };
             let child = match self.tables.child(at).filter(|_| same) {
                 Some(child) => {
                     self.tables.set_flags(at, link.0);
                     child
                 }
-                None => {
-                    let child = self.tables.add(Node::Part, shift - down, entries, true);
-                    self.tables.set_link(at, link.0, child, link.1);
-                    child
-                }
+                None => self.tables.add_below(at, Node::Part, bits, link.0, link.1),
             };
             let Some(next) = self.tables.slot_of(child, miss.va.0) else { return };
-            shift -= down;
+            shift -= bits;
             if shift == PAGE_SHIFT {
                 return self.tables.set_leaf(next, word::ALL | write, gfn, mfn);
             }
@@ -554,22 +549,19 @@ impl Strategy for Shadowed {
         let root = start(miss.context, miss.va).filter(|&(_, level)| level != 0);
         let Some((root, level)) = root else {
             // Paging is off, or faults before there is a table.
-            let (translation, _) = walk_through(&mut &*self.memory, miss)?;
-            return Ok(Reached { translation, entry: self.memory.entry(translation.gpa.frame()) });
+            let (translation, _) = walk_guest(&self.memory, miss, stats)?;
+            return Ok(Reached::looked_up(translation, &self.memory));
         };
         let mut shadow = lock(&self.shadow);
         shadow.catch_up();
         let format = shadow.format(&miss.context.regime.format);
         let found = shadow.find(root.frame(), level, format, miss.va.0);
-        if let Some(found) = found.filter(|found| suffices(Some(found), miss, stats)) {
-            stats.shadow_hits += 1;
-            return Ok(reached(&found, miss, &self.memory));
+        if let Some(reached) = found.and_then(|found| answer(&found, miss, &self.memory, stats)) {
+            return Ok(reached);
         }
-        let walked = walk_through(&mut &*self.memory, miss)?;
-        stats.guest_references += walked.1.entries().len() as u64;
-        count_hidden(found.as_ref(), miss, stats);
+        let walked = resolve(found.as_ref(), miss, &self.memory, stats)?;
         let translation = shadow.enter(miss, level, format, walked);
-        Ok(Reached { translation, entry: self.memory.entry(translation.gpa.frame()) })
+        Ok(Reached::looked_up(translation, &self.memory))
     }
 
     fn invalidate(&mut self, _: Invalidation) {

@@ -27,7 +27,7 @@ use crate::nested::{HostTable, Nested};
 use crate::shadow::{Shadow, Shadowed, Step};
 use crate::tlb::{Invalidation, Tlb};
 use crate::vtlb::Vtlb;
-use crate::walk::{Miss, PageFault, PageSize, Translation, walk_through};
+use crate::walk::{Miss, PageFault, PageSize, Path, Translation, walk_through};
 
 /// How guest-virtual addresses are translated to machine frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -65,6 +65,13 @@ pub struct Reached {
     pub translation: Translation,
     /// What the P2M says of the frame that it leads to.
     pub entry: P2mEntry,
+}
+
+impl Reached {
+    /// With what the P2M says now.
+    pub(crate) fn looked_up(translation: Translation, memory: &GuestMemory) -> Self {
+        Self { translation, entry: memory.entry(translation.gpa.frame()) }
+    }
 }
 
 /// One vCPU's end of a technique.
@@ -246,6 +253,18 @@ pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Walks the guest's table and counts the references; inlined as [`walk_through`] is.
+#[inline(always)]
+pub(crate) fn walk_guest(
+    memory: &GuestMemory,
+    miss: &Miss<'_>,
+    stats: &mut MmuStats,
+) -> Result<(Translation, Path), PageFault> {
+    let (translation, path) = walk_through(&mut { memory }, miss)?;
+    stats.guest_references += path.entries().len() as u64;
+    Ok((translation, path))
+}
+
 /// [`Technique::Walk`].
 struct Walk {
     memory: Arc<GuestMemory>,
@@ -253,9 +272,8 @@ struct Walk {
 
 impl Strategy for Walk {
     fn translate(&mut self, miss: &Miss<'_>, stats: &mut MmuStats) -> Result<Reached, PageFault> {
-        let (translation, path) = walk_through(&mut &*self.memory, miss)?;
-        stats.guest_references += path.entries().len() as u64;
-        Ok(Reached { translation, entry: self.memory.entry(translation.gpa.frame()) })
+        let (translation, _) = walk_guest(&self.memory, miss, stats)?;
+        Ok(Reached::looked_up(translation, &self.memory))
     }
 
     fn invalidate(&mut self, _: Invalidation) {}

@@ -112,6 +112,13 @@ impl Hasher for NumberHasher {
 /// A map by numbers that a guest may choose, but not so that it gains: collisions cost it its own time.
 pub(crate) type NumberMap<T> = HashMap<u64, T, BuildHasherDefault<NumberHasher>>;
 
+impl<W> Page<W> {
+    /// The index by which an address goes on from here.
+    fn index_of(&self, va: u64) -> u64 {
+        va >> self.shift & (self.entries.len() as u64 - 1)
+    }
+}
+
 /// What a walk found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
@@ -176,6 +183,11 @@ const fn frame_bits(number: u64) -> u64 {
     number << PAGE_SHIFT & pte::ADDRESS
 }
 
+/// The machine frame or page in a word.
+const fn target(word: u64) -> u64 {
+    (word & pte::ADDRESS) >> PAGE_SHIFT
+}
+
 /// The rights of an entry of the guest's.
 pub(crate) const fn rights_bits(rights: Rights) -> u64 {
     (if rights.user { word::US } else { 0 })
@@ -207,7 +219,19 @@ impl<W> Tables<W> {
     // ---- pages ---------------------------------------------------------------------------------------------------
 
     /// A new page of `entries` entries, at most 1024, that span `1 << shift` bytes each.
-    pub(crate) fn add(&mut self, what: W, shift: u32, entries: u64, owned: bool) -> u32 {
+    pub(crate) fn add(&mut self, what: W, shift: u32, entries: u64) -> u32 {
+        self.add_page(what, shift, entries, false)
+    }
+
+    /// A new page of `1 << bits` entries, owned by an entry that becomes the link to it.
+    pub(crate) fn add_below(&mut self, slot: Slot, what: W, bits: u32, flags: u64, gfn: Gfn) -> u32 {
+        let shift = self.shift(slot >> INDEX_BITS) - bits;
+        let child = self.add_page(what, shift, 1 << bits, true);
+        self.set_link(slot, flags, child, gfn);
+        child
+    }
+
+    fn add_page(&mut self, what: W, shift: u32, entries: u64, owned: bool) -> u32 {
         let entries = vec![ABSENT; index(entries.min(1 << INDEX_BITS))].into_boxed_slice();
         self.live += 1;
         self.bytes += size_of_val(&*entries) as u64;
@@ -309,7 +333,7 @@ impl<W> Tables<W> {
     /// The slot by which an address goes on from a page.
     pub(crate) fn slot_of(&self, page: u32, va: u64) -> Option<Slot> {
         let known = self.page(page)?;
-        Some(slot(page, va >> known.shift & (known.entries.len() as u64 - 1)))
+        Some(slot(page, known.index_of(va)))
     }
 
     /// log2 of what an entry of a page spans.
@@ -326,8 +350,7 @@ impl<W> Tables<W> {
     /// The page that a link leads to.
     pub(crate) fn child(&self, slot: Slot) -> Option<u32> {
         let word = self.entry(slot).word;
-        let number = (word & pte::ADDRESS) >> PAGE_SHIFT;
-        (word & (word::P | word::LEAF) == word::P).then(|| u32::try_from(number).ok()).flatten()
+        (word & (word::P | word::LEAF) == word::P).then(|| u32::try_from(target(word)).ok()).flatten()
     }
 
     /// Makes an entry a leaf, or a link, with these flags. `gfn` is of use in leaves and whole links.
@@ -364,7 +387,7 @@ impl<W> Tables<W> {
     /// The head of the list that an entry with this word belongs to.
     fn head(&mut self, slot: Slot, word: u64, gfn: u32) -> Option<&mut Slot> {
         if word & word::LEAF == 0 {
-            let child = u32::try_from((word & pte::ADDRESS) >> PAGE_SHIFT).ok()?;
+            let child = u32::try_from(target(word)).ok()?;
             return self.page_mut(child).map(|page| &mut page.parents);
         }
         let shift = self.shift(slot >> INDEX_BITS);
@@ -415,26 +438,22 @@ impl<W> Tables<W> {
 
     /// Where an address leads from a page on, if everything on the way is present.
     pub(crate) fn walk(&mut self, root: u32, va: u64) -> Option<Found> {
-        let mut rights = Rights { user: true, writable: true, no_execute: false };
+        let mut rights = Rights::ALL;
         let (mut dirty, mut global, mut size) = (true, true, None);
         let mut number = root;
         for references in 1..=LEVELS as u64 {
             let page = self.page_mut(number)?;
             (page.used, page.walked) = (true, true);
-            let at = index(va >> page.shift & (page.entries.len() as u64 - 1));
-            let &Entry { word, gfn, .. } = page.entries.get(at)?;
+            let &Entry { word, gfn, .. } = page.entries.get(index(page.index_of(va)))?;
             if word & word::P == 0 {
                 return None;
             }
-            rights.user &= word & word::US != 0;
-            rights.writable &= word & word::RW != 0;
-            rights.no_execute |= word & word::NX != 0;
+            rights.restrict(word);
             if word & (word::LEAF | word::WHOLE) != 0 {
                 dirty &= word & word::D != 0;
                 global &= word & word::G != 0;
                 size = size.or(Some(size_of_word(word)));
             }
-            let target = (word & pte::ADDRESS) >> PAGE_SHIFT;
             if word & word::LEAF != 0 {
                 let into = (va & ((1 << page.shift) - 1)) >> PAGE_SHIFT;
                 return Some(Found {
@@ -443,12 +462,12 @@ impl<W> Tables<W> {
                     global,
                     size: size.unwrap_or(PageSize::Kib4),
                     gfn: Gfn(u64::from(gfn) + into),
-                    mfn: Mfn(target + into),
+                    mfn: Mfn(target(word) + into),
                     p2m_write: word & word::P2M_WRITE != 0,
                     references,
                 });
             }
-            number = u32::try_from(target).ok()?;
+            number = u32::try_from(target(word)).ok()?;
         }
         None
     }

@@ -14,16 +14,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use memory::{FrameKind, GuestMemory, P2mEntry};
+use memory::GuestMemory;
 use x86::paging::PagingMode;
-use x86::{Gfn, Gva, Mfn, PAGE_SHIFT};
+use x86::{Gfn, Gva, PAGE_SHIFT};
 
-use crate::changes::{Heard, hear};
-use crate::context::Access;
+use crate::compose::{answer, keep_up, resolve, run_around};
 use crate::strategy::{MmuStats, Reached, Strategy};
-use crate::tables::{Found, Tables, address, rights_bits, size_bits, table_limit, word};
+use crate::tables::{Found, Tables, rights_bits, size_bits, table_limit, word};
 use crate::tlb::Invalidation;
-use crate::walk::{Miss, PageFault, PageSize, Translation, walk_through};
+use crate::walk::{Miss, PageFault, PageSize, Translation};
 
 /// A tree: of a PCID, or of global pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,65 +43,6 @@ pub(crate) struct Vtlb {
     seen: u64,
 }
 
-/// What a translation found means under the rules in force.
-pub(crate) fn translation(found: &Found, miss: &Miss<'_>) -> Translation {
-    Translation {
-        gpa: address(found, miss.va),
-        page_size: found.size,
-        global: miss.context.regime.global_pages && found.global,
-        dirty: found.dirty,
-        rights: found.rights,
-    }
-}
-
-/// What a found translation leads to.
-pub(crate) fn reached(found: &Found, miss: &Miss<'_>, memory: &GuestMemory) -> Reached {
-    let entry = if found.p2m_write {
-        P2mEntry { kind: FrameKind::Ram, mfn: found.mfn }
-    } else {
-        memory.entry(found.gfn)
-    };
-    Reached { translation: translation(found, miss), entry }
-}
-
-/// Whether what was found answers; if not, the hidden fault is counted, or the true one about to be found.
-pub(crate) fn suffices(found: Option<&Found>, miss: &Miss<'_>, stats: &mut MmuStats) -> bool {
-    let Some(found) = found else { return false };
-    stats.host_references += found.references;
-    if !miss.context.regime.permits(found.rights, miss.access, miss.privilege) {
-        return false;
-    }
-    found.dirty || miss.access != Access::Write
-}
-
-/// Counts the hidden fault that a guest's walk has just resolved.
-pub(crate) fn count_hidden(found: Option<&Found>, miss: &Miss<'_>, stats: &mut MmuStats) {
-    let clean = found.is_some_and(|found| {
-        !found.dirty && miss.context.regime.permits(found.rights, miss.access, miss.privilege)
-    });
-    if clean {
-        stats.hidden_dirty += 1;
-    } else {
-        stats.hidden_fill += 1;
-    }
-}
-
-/// The run of machine frames of `1 << shift` bytes around a guest-physical address, if the P2M allows that: its first
-/// frames, and P2M-write if it may be written.
-pub(crate) fn run_around(memory: &GuestMemory, gfn: Gfn, shift: u32) -> Option<(Gfn, Mfn, u64)> {
-    if shift == PAGE_SHIFT {
-        let entry = memory.entry(gfn);
-        return match entry.kind {
-            FrameKind::Ram => Some((gfn, entry.mfn, word::P2M_WRITE)),
-            FrameKind::ReadOnly | FrameKind::Shared => Some((gfn, entry.mfn, 0)),
-            _ => None,
-        };
-    }
-    let frames = 1 << (shift - PAGE_SHIFT);
-    let first = Gfn(gfn.0 & !(frames - 1));
-    Some((first, memory.run(first, frames)?, word::P2M_WRITE))
-}
-
 impl Vtlb {
     pub(crate) fn new(memory: Arc<GuestMemory>) -> Self {
         let tables = Tables::new(table_limit(&memory));
@@ -110,11 +50,7 @@ impl Vtlb {
     }
 
     fn catch_up(&mut self) {
-        let tables = &mut self.tables;
-        hear(&self.memory, &mut self.seen, |heard| match heard {
-            Heard::Everything => tables.remove_all(),
-            Heard::Frame(gfn) => tables.drop_frame(gfn),
-        });
+        keep_up(&mut self.tables, &self.memory, &mut self.seen);
         self.forget_removed();
     }
 
@@ -141,15 +77,14 @@ impl Vtlb {
         self.forget_removed();
         let space = if translation.global { Space::Global } else { Space::Own(miss.context.pcid()) };
         let format = &miss.context.regime.format;
-        let entries = format.table_entries();
-        let (top, bits) = match format.mode {
+        let top = match format.mode {
             PagingMode::Off => return None,
-            PagingMode::Legacy32 => (22, 10),
-            PagingMode::Pae => (30, 9),
-            PagingMode::FourLevel => (39, 9),
+            PagingMode::Legacy32 => 2,
+            PagingMode::Pae => 3,
+            PagingMode::FourLevel => 4,
         };
-        let tables = &mut self.tables;
-        let root = *self.roots.entry(space).or_insert_with(|| tables.add(space, top, entries, false));
+        let new_root = || self.tables.add(space, format.shift(top), format.table_entries());
+        let root = *self.roots.entry(space).or_insert_with(new_root);
         let size = translation.page_size;
         let whole = |shift: u32| {
             if shift <= size.shift() && size != PageSize::Kib4 { word::WHOLE | size_bits(size) } else { 0 }
@@ -176,9 +111,8 @@ impl Vtlb {
             number = match self.tables.child(slot).filter(|_| present & kind == whole(shift)) {
                 Some(child) => child,
                 None => {
-                    let child = self.tables.add(space, shift - bits, entries, true);
-                    self.tables.set_link(slot, word::ALL | whole(shift), child, Gfn(0));
-                    child
+                    let flags = word::ALL | whole(shift);
+                    self.tables.add_below(slot, space, format.index_bits(), flags, Gfn(0))
                 }
             };
         }
@@ -208,15 +142,12 @@ impl Strategy for Vtlb {
     fn translate(&mut self, miss: &Miss<'_>, stats: &mut MmuStats) -> Result<Reached, PageFault> {
         self.catch_up();
         let found = self.find(miss.context.pcid(), miss.va.0);
-        if let Some(found) = found.filter(|found| suffices(Some(found), miss, stats)) {
-            stats.shadow_hits += 1;
-            return Ok(reached(&found, miss, &self.memory));
+        if let Some(reached) = found.and_then(|found| answer(&found, miss, &self.memory, stats)) {
+            return Ok(reached);
         }
-        let (translation, path) = walk_through(&mut &*self.memory, miss)?;
-        stats.guest_references += path.entries().len() as u64;
-        count_hidden(found.as_ref(), miss, stats);
+        let (translation, _) = resolve(found.as_ref(), miss, &self.memory, stats)?;
         self.enter(miss, &translation);
-        Ok(Reached { translation, entry: self.memory.entry(translation.gpa.frame()) })
+        Ok(Reached::looked_up(translation, &self.memory))
     }
 
     fn invalidate(&mut self, what: Invalidation) {

@@ -122,18 +122,14 @@ pub(crate) trait Physical {
 impl Physical for &GuestMemory {
     #[inline]
     fn read<W: Word>(&mut self, at: Gpa) -> u64 {
-        self.read_word::<W>(at).map_or(ones::<W>(), Word::into_u64)
+        let ones = mask_of(low32(W::BYTES as u64));
+        self.read_word::<W>(at).map_or(ones, Word::into_u64)
     }
 
     fn mark<W: Word>(&mut self, at: Gpa, expected: u64, new: u64) -> Option<Result<(), u64>> {
         let outcome = self.mark_entry(at, W::from_u64(expected), W::from_u64(new)).ok()?;
         Some(outcome.map(|_| ()).map_err(Word::into_u64))
     }
-}
-
-/// What an empty bus reads as.
-pub(crate) fn ones<W: Word>() -> u64 {
-    mask_of(low32(W::BYTES as u64))
 }
 
 /// Translates one address and sets accessed and dirty bits.
@@ -274,14 +270,13 @@ pub(crate) fn start(context: &PagingContext, va: Gva) -> Option<(Gpa, u32)> {
 /// Follows the tables. `Err` is the error code's part about the translation: P and RSVD.
 fn look<M: Physical>(memory: &mut M, context: &PagingContext, va: Gva) -> Result<(Translation, Path), u32> {
     let regime = &context.regime;
-    let wide = pte::ADDRESS;
     let (Gpa(mut table), levels) = start(context, va).ok_or(0u32)?;
     if levels == 0 {
         return Ok((identity(va), Path::EMPTY));
     }
     let format = &regime.format;
     let bytes = format.entry_bytes();
-    let mut rights = Rights { user: true, writable: true, no_execute: false };
+    let mut rights = Rights::ALL;
     let mut path = Path::EMPTY;
     for level in (1..=levels).rev() {
         let shift = format.shift(level);
@@ -294,10 +289,7 @@ fn look<M: Physical>(memory: &mut M, context: &PagingContext, va: Gva) -> Result
         if entry & format.reserved(level, large) != 0 {
             return Err(pf::PRESENT | pf::RESERVED);
         }
-        rights.user &= entry & pte::US != 0;
-        rights.writable &= entry & pte::RW != 0;
-        // A set bit is NX here: without EFER.NXE it was reserved.
-        rights.no_execute |= entry & pte::NX != 0;
+        rights.restrict(entry);
         path.push(at, entry);
         if large || level == 1 {
             let page_size = PageSize::of_shift(shift);
@@ -311,7 +303,7 @@ fn look<M: Physical>(memory: &mut M, context: &PagingContext, va: Gva) -> Result
             };
             return Ok((translation, path));
         }
-        table = entry & wide;
+        table = entry & pte::ADDRESS;
     }
     // Not reached: level 1 always ends the walk.
     Err(0)
@@ -332,7 +324,7 @@ fn identity(va: Gva) -> Translation {
         page_size: PageSize::Everything,
         global: false,
         dirty: true,
-        rights: Rights { user: true, writable: true, no_execute: false },
+        rights: Rights::ALL,
     }
 }
 

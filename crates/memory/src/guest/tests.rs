@@ -117,7 +117,7 @@ fn errors_say_what_and_where() {
     assert_eq!(text(memory.write(Gpa(0xffe), &[0; 4])), "write at gpa:0x1000, a frame that is ReadOnly");
     assert_eq!(text(memory.read(Gpa(0x3fff), &mut [0; 2])), "read at gpa:0x4000, a frame that is Mmio");
     assert_eq!(
-        text(memory.compare_exchange(Gpa(0xffe), 0u32, 1).map(|_| ())),
+        text(memory.mark_entry(Gpa(0xffe), 0u32, 1).map(|_| ())),
         "a locked operation at gpa:0xffe crosses a page boundary"
     );
     assert_eq!(text(GuestMemory::new(&[]).map(|_| ())), "guest memory of 0 frames at gfn:0x0 is empty");

@@ -32,7 +32,7 @@ use x86::{Gfn, Gpa, Gva, PAGE_SHIFT};
 use super::{ALL as TECHNIQUES, Mmu, Technique};
 use crate::context::{Access, PagingContext, PagingFeatures, Privilege};
 use crate::tlb::{Invalidation, Invpcid, Target, Tlb};
-use crate::walk::{Miss, Physical, ones, walk_through};
+use crate::walk::{Miss, Physical, walk_through};
 use oracle::{Oracle, Outcome, Time};
 
 const FEATURES: PagingFeatures = PagingFeatures { phys_bits: 40, gib_pages: true, pse36: true, pat: true };
@@ -231,10 +231,7 @@ struct Aside<'a> {
 
 impl Physical for Aside<'_> {
     fn read<W: Word>(&mut self, at: Gpa) -> u64 {
-        self.marks
-            .get(&at.0)
-            .copied()
-            .unwrap_or_else(|| self.memory.read_word::<W>(at).map_or(ones::<W>(), Word::into_u64))
+        self.marks.get(&at.0).copied().unwrap_or_else(|| Physical::read::<W>(&mut { self.memory }, at))
     }
 
     fn mark<W: Word>(&mut self, at: Gpa, expected: u64, new: u64) -> Option<Result<(), u64>> {

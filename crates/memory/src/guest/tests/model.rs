@@ -126,7 +126,7 @@ fn exchange<W: Word>(memory: &GuestMemory, model: &mut Model, gpa: u64, new: u64
     let there = model.load_all(gpa, size).map(|bytes| word(&bytes));
     let expected = W::from_u64(there.unwrap_or(0) ^ u64::from(!right));
     let new = W::from_u64(new);
-    let outcome = memory.compare_exchange(Gpa(gpa), expected, new);
+    let outcome = memory.mark_entry(Gpa(gpa), expected, new);
     let writable = matches!(model.kind(gpa / 4096), FrameKind::Ram | FrameKind::Ballooned);
     if gpa % 4096 + size > 4096 || !writable {
         assert!(outcome.is_err());
