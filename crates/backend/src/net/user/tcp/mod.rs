@@ -284,9 +284,8 @@ impl Tcp {
                 continue;
             };
             let cut = Cut::of(link, flow, abilities);
-            let most = cut.most;
             let emitted =
-                flow.emit(most, cut.local_mss, now, &mut |segment| cut.frame(link, segment, deliver));
+                flow.emit(cut.most, cut.local_mss, now, &mut |segment| cut.frame(link, segment, deliver));
             if emitted == Emitted::NoRoom {
                 return true;
             }
