@@ -211,14 +211,9 @@ impl Share {
         Ok(Found { node, attributes: self.nodes.shown(&status) })
     }
 
-    fn check_writable(&self) -> Result<(), Errno> {
-        if self.access == Access::ReadOnly { Err(Errno::ROFS) } else { Ok(()) }
-    }
-
     /// Refuses to change what is only shown.
     fn check_changeable(&self, node: &Node) -> Result<(), Errno> {
-        self.check_writable()?;
-        if node.is_covered() { Err(Errno::ROFS) } else { Ok(()) }
+        if self.access == Access::ReadOnly || node.is_covered() { Err(Errno::ROFS) } else { Ok(()) }
     }
 
     /// Opens a node for what it is, if it is something that may be opened.
