@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::resolvers::DNS_PORT;
 use crate::net::Mac;
 
 /// The addresses on the guest's network.
@@ -81,16 +82,13 @@ pub struct UserConfig {
 pub(super) enum Route {
     /// There, on the host's side.
     To(SocketAddr),
-    /// To the host's name servers.
-    Resolvers,
+    /// To the host's name servers, of which this is the first.
+    Resolvers(SocketAddr),
     /// Nowhere: nobody listens.
     Refused,
     /// Nowhere: there is no such place, or it is none of the guest's business.
     None,
 }
-
-/// The port of name servers.
-const DNS_PORT: u16 = 53;
 
 impl UserConfig {
     /// Whether a frame of the guest may come from this address.
@@ -123,10 +121,9 @@ impl UserConfig {
             return if self.loopback { Route::To((loopback, port).into()) } else { Route::Refused };
         }
         if ip == IpAddr::V4(dns4) || ip == IpAddr::V6(dns6) {
-            return if port == DNS_PORT && !self.resolvers.is_empty() {
-                Route::Resolvers
-            } else {
-                Route::Refused
+            return match self.resolvers.first() {
+                Some(first) if port == DNS_PORT => Route::Resolvers(*first),
+                _ => Route::Refused,
             };
         }
         let possible = !self.is_inside(ip)
@@ -217,7 +214,7 @@ pub(super) mod tests {
         }
         assert_eq!(route(&config, "192.0.2.1:80"), Route::To("192.0.2.1:80".parse().unwrap()));
         assert_eq!(route(&config, "[2001:db8::1]:80"), Route::To("[2001:db8::1]:80".parse().unwrap()));
-        assert_eq!(route(&config, "10.0.2.3:53"), Route::Resolvers);
+        assert_eq!(route(&config, "10.0.2.3:53"), Route::Resolvers(config.resolvers[0]));
         assert_eq!(route(&config, "10.0.2.3:54"), Route::Refused);
     }
 
