@@ -149,11 +149,6 @@ impl Share {
         })
     }
 
-    /// What guests may do.
-    pub fn access(&self) -> Access {
-        self.access
-    }
-
     /// Forgets every node and closes every file: the guest begins anew.
     pub fn clear(&self) {
         self.handles.clear();
