@@ -1,10 +1,10 @@
 //! Sockets that std does not make: connections that are begun without waiting, echo requests without privileges.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, ipproto};
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
@@ -32,11 +32,7 @@ pub fn connect_tcp(to: SocketAddr) -> io::Result<TcpStream> {
 /// # Errors
 /// As connect(2).
 pub fn connect_udp(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.set_nonblocking(true)?;
-    socket.connect(to)?;
-    Ok(socket)
+    connect_datagrams(to, None)
 }
 
 /// A socket for echo requests to `to` and its replies (icmp(7)): messages begin with the ICMP header, whose identifier
@@ -46,10 +42,13 @@ pub fn connect_udp(to: SocketAddr) -> io::Result<UdpSocket> {
 /// As socket(2): [`io::ErrorKind::PermissionDenied`] if the host does not let this user (`net.ipv4.ping_group_range`).
 pub fn connect_ping(to: IpAddr) -> io::Result<UdpSocket> {
     let protocol = if to.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
-    let socket = rustix::net::socket_with(family(to), SocketType::DGRAM, FLAGS, Some(protocol))?;
-    let socket = UdpSocket::from(socket);
-    socket.connect((to, 0))?;
-    Ok(socket)
+    connect_datagrams((to, 0).into(), Some(protocol))
+}
+
+fn connect_datagrams(to: SocketAddr, protocol: Option<Protocol>) -> io::Result<UdpSocket> {
+    let socket = rustix::net::socket_with(family(to.ip()), SocketType::DGRAM, FLAGS, protocol)?;
+    rustix::net::connect(&socket, &to)?;
+    Ok(socket.into())
 }
 
 /// Makes closing the stream a reset for the other end.

@@ -40,13 +40,17 @@ pub(crate) fn run(settings: &Settings, console: &Console) -> Result<u8, Failure>
     Ok(status)
 }
 
+/// The account's shell.
+fn shell(account: &Account) -> &str {
+    if account.shell.is_empty() { SHELL } else { &account.shell }
+}
+
 /// The command, or a shell.
 fn words(settings: &Settings, account: &Account) -> Vec<OsString> {
     if !settings.command.is_empty() {
         return settings.command.clone();
     }
-    let shell = if account.shell.is_empty() { SHELL } else { account.shell.as_str() };
-    let mut words = vec![OsString::from(shell)];
+    let mut words = vec![OsString::from(shell(account))];
     if settings.terminal.is_some() {
         words.push("-l".into());
     }
@@ -68,13 +72,12 @@ fn directory(settings: &Settings, account: &Account) -> Result<PathBuf, Failure>
 
 /// The variables that every command has.
 fn environment(settings: &Settings, account: &Account) -> Vec<(&'static str, String)> {
-    let shell = if account.shell.is_empty() { SHELL } else { account.shell.as_str() };
     let mut variables = vec![
         ("PATH", PATH.to_owned()),
         ("HOME", account.home.clone()),
         ("USER", account.name.clone()),
         ("LOGNAME", account.name.clone()),
-        ("SHELL", shell.to_owned()),
+        ("SHELL", shell(account).to_owned()),
     ];
     if let Some(terminal) = &settings.terminal {
         variables.push(("TERM", terminal.kind.clone()));

@@ -22,7 +22,7 @@ use rustix::termios::{
     tcdrain, tcgetattr, tcsetattr, tcsetwinsize,
 };
 
-use crate::Failure;
+use crate::{Failure, OURS};
 
 /// What ends input, and what quotes that and itself.
 const EOF: u8 = 0x04;
@@ -149,7 +149,7 @@ impl Console {
     }
 
     /// Waits until everything has been sent.
-    pub(crate) fn drain(&self) {
+    fn drain(&self) {
         for port in [&self.main, &self.log, &self.control] {
             let _ = tcdrain(port);
         }
@@ -167,11 +167,11 @@ impl Console {
     }
 
     /// Says why there is no console at all.
-    pub(crate) fn emergency(why: &str, status: u8) {
+    pub(crate) fn emergency(why: &str) {
         match Self::open(None) {
             Ok(console) => {
                 console.complain(why);
-                console.report(status);
+                console.report(OURS);
             }
             Err(_) => eprintln!("umbra: in the guest: {why}"),
         }

@@ -95,7 +95,7 @@ impl Settings {
         put("root", self.root.as_ref());
         for Mount { tag, path, read_only } in &self.shares {
             let access = if *read_only { "ro" } else { "rw" };
-            put("share", &joined(&format!("{tag}:{access}:"), path.as_os_str()));
+            put("share", &[tag.as_ref(), access.as_ref(), path.as_os_str()].join(OsStr::new(":")));
         }
         if let Some(Network { addresses, routers, name_servers }) = &self.network {
             for (address, prefix) in addresses {
@@ -112,10 +112,7 @@ impl Settings {
             put("terminal", format!("{rows}:{columns}:{kind}").as_ref());
         }
         for (name, value) in &self.environment {
-            let mut pair = name.clone();
-            pair.push("=");
-            pair.push(value);
-            put("environment", &pair);
+            put("environment", &[name.as_os_str(), value].join(OsStr::new("=")));
         }
         match &self.directory {
             Directory::Home => {}
@@ -137,13 +134,8 @@ impl Settings {
     /// From text; `None` if that is no settings'.
     pub fn decode(text: &[u8]) -> Option<Self> {
         let mut settings = Self::default();
-        let (last, pairs) =
-            text.split(|byte| *byte == 0).collect::<Vec<_>>().split_last().map(|(l, p)| (*l, p.to_vec()))?;
-        if !last.is_empty() {
-            return None;
-        }
-        for pair in pairs {
-            let (key, value) = split(pair, b'=')?;
+        for pair in text.split_inclusive(|byte| *byte == 0) {
+            let (key, value) = split(pair.strip_suffix(b"\0")?, b'=')?;
             settings.take(key, value)?;
         }
         Some(settings)
@@ -192,12 +184,6 @@ impl Settings {
         }
         Some(())
     }
-}
-
-fn joined(first: &str, second: &OsStr) -> OsString {
-    let mut both = OsString::from(first);
-    both.push(second);
-    both
 }
 
 /// What is before and behind the first `mark`.

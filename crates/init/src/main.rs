@@ -56,27 +56,23 @@ fn main() {
 /// Is the first process. Whatever happens, the machine is powered off.
 fn run() {
     let prepared = prepare();
-    let quiet = prepared.as_ref().map_or(true, |(settings, _)| settings.quiet);
-    let console = match &prepared {
+    let quiet = match &prepared {
         Ok((settings, console)) => {
             let status = command::run(settings, console).unwrap_or_else(|Failure(why)| {
                 console.complain(&why);
                 OURS
             });
             console.report(status);
-            Some(console)
+            settings.quiet
         }
         Err(Failure(why)) => {
-            Console::emergency(why, OURS);
-            None
+            Console::emergency(why);
+            true
         }
     };
     if quiet {
         // "reboot: Power down" is nobody's output.
         let _ = std::fs::write("/proc/sys/kernel/printk", "0");
-    }
-    if let Some(console) = console {
-        console.drain();
     }
     rustix::fs::sync();
     let _ = rustix::system::reboot(RebootCommand::PowerOff);

@@ -3,7 +3,7 @@
 use memory::GuestMemory;
 use state::{Record, StateError};
 
-use crate::queue::Chain;
+use crate::queue::{Buffers, Chain};
 use crate::transport::Queues;
 
 /// What kind of device it is.
@@ -33,6 +33,20 @@ pub struct Request<'a> {
 /// A request from which it does not follow where an answer goes: the device needs a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
+
+/// What a device's requests begin with, copied out of a chain, and the buffers behind it.
+///
+/// # Errors
+/// If the chain has fewer bytes to read, or has them where there is no memory.
+pub(crate) fn header<const N: usize>(
+    memory: &GuestMemory,
+    chain: &Chain,
+) -> Result<([u8; N], Buffers), Malformed> {
+    let (head, rest) = chain.readable.split_at(N as u64).ok_or(Malformed)?;
+    let mut bytes = [0; N];
+    head.read(memory, &mut bytes).map_err(|_| Malformed)?;
+    Ok((bytes, rest))
+}
 
 /// A device that answers requests, each by itself. Any thread may call any method; the answers to requests that are out at
 /// the same time come in any order.

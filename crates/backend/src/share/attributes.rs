@@ -141,8 +141,9 @@ pub(super) fn group(gid: u32) -> Option<Gid> {
 
 /// Takes the set-ID bits from a file that is going to be written.
 pub(super) fn drop_set_ids(file: &OwnedFd) -> Result<(), Errno> {
-    let mode = u32::from(status(file)?.stx_mode);
-    if mode & 0o6000 != 0 && FileType::from_raw_mode(mode) == FileType::RegularFile {
+    let status = status(file)?;
+    let mode = u32::from(status.stx_mode);
+    if mode & 0o6000 != 0 && kind(&status) == FileType::RegularFile {
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode & 0o1777))?;
     }
     Ok(())

@@ -1,12 +1,12 @@
 //! Changes of the tree: what is made, removed, renamed and linked.
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
-use rustix::io::Errno;
-
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::attributes::{group, permissions, status, user};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::attributes::{group, kind, permissions, status, user};
 use super::node::{Node, open_child};
 use super::{Found, Name, OpenFlags, Share, number};
 
@@ -41,7 +41,7 @@ impl Share {
     fn finish(&self, parent: &Parent, name: &Name, mode: u32, owner: Owner) -> Result<Found, Errno> {
         let path = open_child(&*parent.path, name)?;
         let made = status(&path)?;
-        let kind = FileType::from_raw_mode(made.stx_mode.into());
+        let kind = kind(&made);
         if self.privileged {
             // In a directory with the set-group-ID bit, the group is the directory's (inode(7)).
             let inherits = status(&*parent.path)?.stx_mode & 0o2000 != 0;

@@ -149,11 +149,6 @@ impl Share {
         })
     }
 
-    /// What guests may do.
-    pub fn access(&self) -> Access {
-        self.access
-    }
-
     /// Forgets every node and closes every file: the guest begins anew.
     pub fn clear(&self) {
         self.handles.clear();
@@ -211,14 +206,9 @@ impl Share {
         Ok(Found { node, attributes: self.nodes.shown(&status) })
     }
 
-    fn check_writable(&self) -> Result<(), Errno> {
-        if self.access == Access::ReadOnly { Err(Errno::ROFS) } else { Ok(()) }
-    }
-
     /// Refuses to change what is only shown.
     fn check_changeable(&self, node: &Node) -> Result<(), Errno> {
-        self.check_writable()?;
-        if node.is_covered() { Err(Errno::ROFS) } else { Ok(()) }
+        if self.access == Access::ReadOnly || node.is_covered() { Err(Errno::ROFS) } else { Ok(()) }
     }
 
     /// Opens a node for what it is, if it is something that may be opened.

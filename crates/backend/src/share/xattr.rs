@@ -1,11 +1,10 @@
 //! Extended attributes: those of users. All others give rights or belong to the host's kernel, and do not exist here.
 
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
-
-use std::os::fd::OwnedFd;
 
 use super::Share;
 

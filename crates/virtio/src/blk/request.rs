@@ -12,7 +12,7 @@ use x86::bits::{index, low32};
 use super::config::{MOST_RANGE_SECTORS, MOST_RANGES};
 use super::{Blk, FLUSH, SECTOR};
 use crate::queue::Buffers;
-use crate::service::{Malformed, Request};
+use crate::service::{Malformed, Request, header};
 
 const HEADER: usize = 16;
 /// A range to discard or to make zero: sector, number of sectors, flags.
@@ -69,12 +69,10 @@ struct Parts<'a> {
 /// Serves a request.
 pub(super) fn serve(blk: &Blk, request: &Request<'_>) -> Result<u32, Malformed> {
     let chain = request.chain;
-    let (header, data_out) = chain.readable.split_at(HEADER as u64).ok_or(Malformed)?;
+    let (header, data_out) = header::<HEADER>(request.memory, chain)?;
     let data_bytes = chain.writable.bytes().checked_sub(1).ok_or(Malformed)?;
     let (data_in, status) = chain.writable.split_at(data_bytes).ok_or(Malformed)?;
-    let mut bytes = [0; HEADER];
-    header.read(request.memory, &mut bytes).map_err(|_| Malformed)?;
-    let word = u128::from_le_bytes(bytes);
+    let word = u128::from_le_bytes(header);
     let kind = low32(x86::bits::low64(word));
     let sector = x86::bits::high64(word);
     let parts = Parts { blk, request, kind, sector, data_out, data_in };

@@ -19,7 +19,7 @@ mod session;
 mod tests;
 mod wire;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backend::share::Share;
 use state::{Record, StateError};
@@ -51,6 +51,10 @@ impl Fs {
         }
         config.extend(u32::from(queues).to_le_bytes());
         Self { share, validity, queues, config, session: Mutex::default() }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

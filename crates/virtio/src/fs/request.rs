@@ -4,8 +4,6 @@
 //! is no memory, is malformed; all else that is wrong with a request is its error number. The length in the
 //! header is not looked at: the chain has one of its own.
 
-use std::sync::PoisonError;
-
 use backend::share::{Attributes, Errno, Found, Name, OpenFlags, Owner, Rename, SetAttributes, SetTime};
 use memory::MemoryError;
 use x86::bits::{index, low32};
@@ -15,7 +13,7 @@ use super::session::MOST_DATA;
 use super::wire::*;
 use super::{Fs, Validity, directory};
 use crate::queue::Buffers;
-use crate::service::{Malformed, Request};
+use crate::service::{Malformed, Request, header};
 
 const IN_HEADER: usize = size_of::<InHeader>();
 const OUT_HEADER: usize = size_of::<OutHeader>();
@@ -55,9 +53,7 @@ type Outcome = Result<Reply, Errno>;
 /// Serves a request.
 pub(super) fn serve(fs: &Fs, request: &Request<'_>) -> Result<u32, Malformed> {
     let chain = request.chain;
-    let (head, rest) = chain.readable.split_at(IN_HEADER as u64).ok_or(Malformed)?;
-    let mut bytes = [0; IN_HEADER];
-    head.read(request.memory, &mut bytes).map_err(|_| Malformed)?;
+    let (bytes, rest) = header::<IN_HEADER>(request.memory, chain)?;
     let header = InHeader::read_from_bytes(&bytes).map_err(|_| Malformed)?;
     let operation = Operation::of(header.operation);
     if operation.is_some_and(Operation::is_one_way) {
@@ -99,14 +95,12 @@ impl Call<'_> {
 
     fn perform(&self, operation: Option<Operation>) -> Outcome {
         let operation = operation.ok_or(Errno::NOSYS)?;
-        let begun = self.fs.session.lock().unwrap_or_else(PoisonError::into_inner).begun;
-        if !begun && operation != Operation::Init {
+        if !self.fs.session().begun && operation != Operation::Init {
             return Err(Errno::IO);
         }
-        if operation == Operation::Write {
-            return self.write();
-        }
-        let mut bytes = vec![0; index(self.rest.bytes()).min(MOST_ARGUMENTS)];
+        // Data to be written stays where it is.
+        let most = if operation == Operation::Write { size_of::<WriteIn>() } else { MOST_ARGUMENTS };
+        let mut bytes = vec![0; index(self.rest.bytes()).min(most)];
         self.rest.read(self.request.memory, &mut bytes).map_err(no_memory)?;
         self.perform_with(operation, Arguments(&bytes))
     }
@@ -143,7 +137,7 @@ impl Call<'_> {
                 Ok(Reply::DONE)
             }
             Operation::Read => self.read(arguments),
-            Operation::Write => self.write(),
+            Operation::Write => self.write(arguments),
             Operation::ReadDir | Operation::ReadDirPlus => {
                 let asked = take(&mut { arguments })?;
                 Ok(Reply::Bytes(directory::list(self, &asked, operation == Operation::ReadDirPlus)?))
@@ -167,8 +161,7 @@ impl Call<'_> {
         let asked = take(&mut arguments)?;
         // Whoever begins knows nothing.
         self.fs.share.clear();
-        let mut session = self.fs.session.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Reply::of(&session.begin(&asked)?))
+        Ok(Reply::of(&self.fs.session().begin(&asked)?))
     }
 
     fn forget(&self, operation: Operation, mut arguments: Arguments<'_>) -> Outcome {
@@ -318,14 +311,12 @@ impl Call<'_> {
         Ok(Reply::InPlace(read.map_err(no_memory)??))
     }
 
-    fn write(&self) -> Outcome {
-        let (head, data) = self.rest.split_at(size_of::<WriteIn>() as u64).ok_or(Errno::INVAL)?;
-        let mut bytes = [0; size_of::<WriteIn>()];
-        head.read(self.request.memory, &mut bytes).map_err(no_memory)?;
-        let WriteIn { handle, offset, size, .. } = take(&mut Arguments(&bytes))?;
+    fn write(&self, mut arguments: Arguments<'_>) -> Outcome {
+        let WriteIn { handle, offset, size, .. } = take(&mut arguments)?;
         if size > MOST_DATA {
             return Err(Errno::INVAL);
         }
+        let (_, data) = self.rest.split_at(size_of::<WriteIn>() as u64).ok_or(Errno::INVAL)?;
         let (data, _) = data.split_at(size.into()).ok_or(Errno::INVAL)?;
         let written =
             self.request.memory.provide(data.ranges(), |from| self.fs.share.write(handle, offset, from));

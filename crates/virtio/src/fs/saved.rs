@@ -1,7 +1,5 @@
 //! The device's own saved form, beside the transport's.
 
-use std::sync::PoisonError;
-
 use backend::share::SavedShare;
 use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
@@ -21,14 +19,13 @@ impl Saved for FsState {
 }
 
 pub(super) fn save(fs: &Fs) -> Record {
-    let session = *fs.session.lock().unwrap_or_else(PoisonError::into_inner);
-    Record::encode(&FsState { session, share: fs.share.save() })
+    Record::encode(&FsState { session: *fs.session(), share: fs.share.save() })
 }
 
 pub(super) fn restore(fs: &Fs, record: Option<&Record>) -> Result<(), StateError> {
     let damaged = |reason: &str| StateError::Damaged { name: FsState::NAME, reason: reason.to_owned() };
     let saved: FsState = record.ok_or_else(|| damaged("it is missing"))?.decode()?;
     fs.share.restore(&saved.share).map_err(damaged)?;
-    *fs.session.lock().unwrap_or_else(PoisonError::into_inner) = saved.session;
+    *fs.session() = saved.session;
     Ok(())
 }

@@ -124,7 +124,7 @@ pub(super) mod feature {
 pub(super) const KEEP_CACHE: u32 = 1 << 1;
 pub(super) const CACHE_DIR: u32 = 1 << 3;
 
-/// A flag of [`GetAttrIn`] and of [`SetAttrIn`]: there is a file handle.
+/// A flag of [`GetAttrIn`]: there is a file handle.
 pub(super) const GETATTR_HANDLE: u32 = 1 << 0;
 
 /// What of [`SetAttrIn`] is to be set.

@@ -3,7 +3,7 @@
 use super::header::{self, HEADER};
 use super::{Far, TRANSMIT};
 use crate::queue::Chain;
-use crate::service::Malformed;
+use crate::service::{self, Malformed};
 use crate::transport::Queues;
 
 /// The most frames taken at once: the guest hears of them together, and what they make others send is sent meanwhile.
@@ -27,9 +27,7 @@ pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
 /// Sends one frame. What is too long to be a frame, or asks for what was not offered, is lost.
 fn send(far: &mut Far, queues: &Queues<'_>, chain: &Chain) -> Result<(), Malformed> {
     let memory = queues.memory();
-    let (head, body) = chain.readable.split_at(HEADER as u64).ok_or(Malformed)?;
-    let mut bytes = [0; HEADER];
-    head.read(memory, &mut bytes).map_err(|_| Malformed)?;
+    let (bytes, body) = service::header::<HEADER>(memory, chain)?;
     let fits = body.bytes() <= far.frame.len() as u64;
     let (Some(offload), true) = (header::parse(&bytes), fits) else { return Ok(()) };
     let len = body.read(memory, &mut far.frame).map_err(|_| Malformed)?;

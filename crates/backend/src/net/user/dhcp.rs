@@ -126,8 +126,7 @@ fn reply(config: &UserConfig, message: &[u8], kind: u8, yours: Ipv4Addr) -> Vec<
     add(MESSAGE_TYPE, &[kind]);
     add(SERVER_IDENTIFIER, &plan.gateway4.octets());
     if kind != NAK {
-        let mask = u32::MAX.checked_shl(32 - u32::from(plan.prefix4.min(32))).unwrap_or(0);
-        add(SUBNET_MASK, &mask.to_be_bytes());
+        add(SUBNET_MASK, &plan.mask4().to_be_bytes());
         add(ROUTER, &plan.gateway4.octets());
         add(NAME_SERVER, &plan.dns4.octets());
         add(MTU, &config.mtu.to_be_bytes());

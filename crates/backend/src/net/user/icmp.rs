@@ -47,7 +47,12 @@ pub(super) enum Reason {
 /// Tells the guest that a packet of its cannot be delivered.
 pub(super) fn unreachable(link: &mut Link, packet: &Incoming<'_>, reason: Reason) {
     let data = packet.payload.get(..QUOTED).unwrap_or(packet.payload);
-    let gateway = link.config.plan;
+    // A host speaks of its own ports; of everything else the gateway does.
+    let from = if reason == Reason::Port {
+        packet.destination
+    } else {
+        link.config.plan.gateway(packet.destination)
+    };
     let (payload_len, hop_limit, next_header) = (packet.payload.len(), 64, packet.protocol);
     match (packet.source, packet.destination) {
         (IpAddr::V4(src_addr), IpAddr::V4(dst_addr)) => {
@@ -57,10 +62,7 @@ pub(super) fn unreachable(link: &mut Link, packet: &Incoming<'_>, reason: Reason
                 Reason::Prohibited => Icmpv4DstUnreachable::CommProhibited,
             };
             let header = Ipv4Repr { src_addr, dst_addr, next_header, payload_len, hop_limit };
-            // A host speaks of its own ports; of everything else the gateway does.
-            let from =
-                if reason == Icmpv4DstUnreachable::PortUnreachable { dst_addr } else { gateway.gateway4 };
-            send4(link, from.into(), packet.source, &Icmpv4Repr::DstUnreachable { reason, header, data });
+            send4(link, from, packet.source, &Icmpv4Repr::DstUnreachable { reason, header, data });
         }
         (IpAddr::V6(src_addr), IpAddr::V6(dst_addr)) => {
             let reason = match reason {
@@ -69,9 +71,7 @@ pub(super) fn unreachable(link: &mut Link, packet: &Incoming<'_>, reason: Reason
                 Reason::Prohibited => Icmpv6DstUnreachable::AdminProhibit,
             };
             let header = Ipv6Repr { src_addr, dst_addr, next_header, payload_len, hop_limit };
-            let from =
-                if reason == Icmpv6DstUnreachable::PortUnreachable { dst_addr } else { gateway.gateway6 };
-            send6(link, from.into(), packet.source, &Icmpv6Repr::DstUnreachable { reason, header, data });
+            send6(link, from, packet.source, &Icmpv6Repr::DstUnreachable { reason, header, data });
         }
         _ => {}
     }

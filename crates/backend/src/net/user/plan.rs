@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::resolvers::DNS_PORT;
 use crate::net::Mac;
 
 /// The addresses on the guest's network.
@@ -27,6 +28,18 @@ pub struct AddressPlan {
     pub guest_mac: Mac,
     /// That of everybody else.
     pub router_mac: Mac,
+}
+
+impl AddressPlan {
+    /// The mask of the IPv4 network.
+    pub(super) fn mask4(&self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix4.min(32))).unwrap_or(0)
+    }
+
+    /// The router's address of the family that another address has.
+    pub(super) fn gateway(&self, like: IpAddr) -> IpAddr {
+        if like.is_ipv4() { self.gateway4.into() } else { self.gateway6.into() }
+    }
 }
 
 /// What a port is forwarded for.
@@ -69,29 +82,21 @@ pub struct UserConfig {
 pub(super) enum Route {
     /// There, on the host's side.
     To(SocketAddr),
-    /// To the host's name servers.
-    Resolvers,
+    /// To the host's name servers, of which this is the first.
+    Resolvers(SocketAddr),
     /// Nowhere: nobody listens.
     Refused,
     /// Nowhere: there is no such place, or it is none of the guest's business.
     None,
 }
 
-/// The port of name servers.
-const DNS_PORT: u16 = 53;
-
 impl UserConfig {
     /// Whether a frame of the guest may come from this address.
     pub(super) fn is_inside(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(v4) => self.shares_prefix(v4),
+            IpAddr::V4(v4) => (v4.to_bits() ^ self.plan.gateway4.to_bits()) & self.plan.mask4() == 0,
             IpAddr::V6(v6) => v6.is_unicast_link_local() || network6(v6) == network6(self.plan.gateway6),
         }
-    }
-
-    fn shares_prefix(&self, address: Ipv4Addr) -> bool {
-        let mask = u32::MAX.checked_shl(32 - u32::from(self.plan.prefix4.min(32))).unwrap_or(0);
-        address.to_bits() & mask == self.plan.gateway4.to_bits() & mask
     }
 
     /// Whether the address is one of ours.
@@ -108,18 +113,17 @@ impl UserConfig {
     /// The host's loopback is reached by the gateway's address and no other: addresses that Linux takes for the host itself
     /// (0.0.0.0/8, IPv4 addresses in IPv6 ones) lead nowhere, as do groups and links.
     pub(super) fn route(&self, remote: SocketAddr) -> Route {
-        let AddressPlan { gateway4, dns4, gateway6, dns6, .. } = self.plan;
+        let AddressPlan { dns4, dns6, .. } = self.plan;
         let (ip, port) = (remote.ip(), remote.port());
-        if ip == IpAddr::V4(gateway4) || ip == IpAddr::V6(gateway6) {
+        if ip == self.plan.gateway(ip) {
             let loopback: IpAddr =
                 if ip.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
             return if self.loopback { Route::To((loopback, port).into()) } else { Route::Refused };
         }
         if ip == IpAddr::V4(dns4) || ip == IpAddr::V6(dns6) {
-            return if port == DNS_PORT && !self.resolvers.is_empty() {
-                Route::Resolvers
-            } else {
-                Route::Refused
+            return match self.resolvers.first() {
+                Some(first) if port == DNS_PORT => Route::Resolvers(*first),
+                _ => Route::Refused,
             };
         }
         let possible = !self.is_inside(ip)
@@ -138,16 +142,11 @@ impl UserConfig {
 
     /// How the guest sees somebody who has come in by a forwarded port.
     pub(super) fn visible(&self, peer: SocketAddr) -> SocketAddr {
-        let ip = match peer.ip().to_canonical() {
-            // Whoever is on the host has the gateway's address there.
-            IpAddr::V4(v4) if v4.is_loopback() => self.plan.gateway4.into(),
-            IpAddr::V6(v6) if v6.is_loopback() => self.plan.gateway6.into(),
-            // So has who has an address of this network on the host's: the guest would look for it on its link.
-            v4 @ IpAddr::V4(_) if self.is_inside(v4) => self.plan.gateway4.into(),
-            v6 @ IpAddr::V6(_) if self.is_inside(v6) => self.plan.gateway6.into(),
-            other => other,
-        };
-        (ip, peer.port()).into()
+        let ip = peer.ip().to_canonical();
+        // Whoever is on the host has the gateway's address there. So has who has an address of this network on the host's:
+        // the guest would look for it on its link.
+        let nearby = ip.is_loopback() || self.is_inside(ip);
+        (if nearby { self.plan.gateway(ip) } else { ip }, peer.port()).into()
     }
 
     /// The guest's end of a connection from `remote`.
@@ -215,7 +214,7 @@ pub(super) mod tests {
         }
         assert_eq!(route(&config, "192.0.2.1:80"), Route::To("192.0.2.1:80".parse().unwrap()));
         assert_eq!(route(&config, "[2001:db8::1]:80"), Route::To("[2001:db8::1]:80".parse().unwrap()));
-        assert_eq!(route(&config, "10.0.2.3:53"), Route::Resolvers);
+        assert_eq!(route(&config, "10.0.2.3:53"), Route::Resolvers(config.resolvers[0]));
         assert_eq!(route(&config, "10.0.2.3:54"), Route::Refused);
     }
 

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// The most that are used, as by the host's own resolver.
 const MOST: usize = 3;
-const PORT: u16 = 53;
+/// The port of name servers.
+pub(super) const DNS_PORT: u16 = 53;
 
 /// The name servers that a resolv.conf names; without any, the one on the host itself, as everybody takes it.
 pub fn resolvers(text: &str) -> Vec<SocketAddr> {
@@ -18,7 +19,7 @@ pub fn resolvers(text: &str) -> Vec<SocketAddr> {
     if servers.is_empty() {
         servers.push(Ipv4Addr::LOCALHOST.into());
     }
-    servers.into_iter().map(|ip| (ip, PORT).into()).collect()
+    servers.into_iter().map(|ip| (ip, DNS_PORT).into()).collect()
 }
 
 #[cfg(test)]

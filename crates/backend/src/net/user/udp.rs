@@ -130,7 +130,7 @@ impl Udp {
     fn begin(&mut self, link: &mut Link, ends: Ends, now: Instant) -> Result<u64, icmp::Reason> {
         let (to, resolver) = match link.config.route(ends.remote) {
             Route::To(to) => (to, None),
-            Route::Resolvers => (*link.config.resolvers.first().ok_or(icmp::Reason::Port)?, Some(0)),
+            Route::Resolvers(first) => (first, Some(0)),
             Route::Refused => return Err(icmp::Reason::Port),
             Route::None => return Err(icmp::Reason::NoRoute),
         };

@@ -268,7 +268,8 @@ impl Flow {
     fn write_kept(&mut self) {
         let before = self.kept.len();
         while self.can_write && !self.kept.is_empty() {
-            let count = self.write(self.kept.as_slices().0.len());
+            let outcome = self.stream.write(self.kept.as_slices().0);
+            let count = self.written(outcome);
             self.kept.drain(..count);
         }
         // A guest that was offered little hears when there is room again.
@@ -282,13 +283,7 @@ impl Flow {
         }
     }
 
-    /// Writes from the beginning of what is kept; how much was taken.
-    fn write(&mut self, most: usize) -> usize {
-        let bytes = self.kept.as_slices().0;
-        let outcome = self.stream.write(bytes.get(..most).unwrap_or(bytes));
-        self.written(outcome)
-    }
-
+    /// After writing to the socket: how much was taken.
     fn written(&mut self, outcome: io::Result<usize>) -> usize {
         match outcome {
             Ok(0) => self.can_write = false,

@@ -109,11 +109,7 @@ impl Tcp {
     /// The guest calls somebody.
     fn call(&mut self, link: &mut Link, packet: &Incoming<'_>, ends: Ends, call: &TcpRepr<'_>, now: Instant) {
         let to = match link.config.route(ends.remote) {
-            Route::To(to) => to,
-            Route::Resolvers => match link.config.resolvers.first() {
-                Some(to) => *to,
-                None => return refuse(link, ends, call),
-            },
+            Route::To(to) | Route::Resolvers(to) => to,
             Route::Refused => return refuse(link, ends, call),
             Route::None => return icmp::unreachable(link, packet, icmp::Reason::NoRoute),
         };
@@ -284,9 +280,8 @@ impl Tcp {
                 continue;
             };
             let cut = Cut::of(link, flow, abilities);
-            let most = cut.most;
             let emitted =
-                flow.emit(most, cut.local_mss, now, &mut |segment| cut.frame(link, segment, deliver));
+                flow.emit(cut.most, cut.local_mss, now, &mut |segment| cut.frame(link, segment, deliver));
             if emitted == Emitted::NoRoom {
                 return true;
             }
