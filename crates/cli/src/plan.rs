@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use init::{Directory, Mount, Network, Settings, Terminal};
-use spec::{BootSpec, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec};
+use spec::{BootSpec, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec};
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
 use crate::initramfs::Session;
@@ -89,8 +89,6 @@ const SHARED_MEMORY: &str = "1G";
 
 /// What the root is mounted by.
 const ROOT_TAG: &str = "root";
-/// What other shared directories are mounted by, with a number behind it.
-const SHARE_TAG: &str = "share";
 
 impl Plan {
     /// Decides.
@@ -110,7 +108,7 @@ impl Plan {
         let guest = if theirs {
             Guest::Theirs { initrds: args.initrd }
         } else if shared {
-            Guest::Shared(Box::new(settings(&args, &source, &shares, surroundings)))
+            Guest::Shared(Box::new(settings(&args, &source, surroundings)))
         } else {
             Guest::Ours { command: args.command, session: surroundings.session }
         };
@@ -216,6 +214,11 @@ fn command_line(args: &RunArgs, theirs: bool) -> String {
     args.append.as_ref().map_or_else(|| base.clone(), |append| format!("{base} {append}"))
 }
 
+/// What a volume is mounted by.
+fn share_tag(number: usize) -> String {
+    format!("share{number}")
+}
+
 /// The directories that are shared: the root first, which is only read and not expected to change.
 fn shares(source: &Source, session: &SessionArgs) -> Vec<ShareSpec> {
     let root = match source {
@@ -229,8 +232,8 @@ fn shares(source: &Source, session: &SessionArgs) -> Vec<ShareSpec> {
         read_only: true,
         settled: true,
     });
-    let volume = |(number, volume): (usize, &spec::VolumeSpec)| ShareSpec {
-        tag: format!("{SHARE_TAG}{number}"),
+    let volume = |(number, volume): (usize, &VolumeSpec)| ShareSpec {
+        tag: share_tag(number),
         directory: volume.host.clone(),
         read_only: volume.read_only,
         settled: false,
@@ -249,8 +252,12 @@ fn network() -> Network {
 }
 
 /// What the first process of a shared root is told.
-fn settings(args: &RunArgs, source: &Source, shares: &[ShareSpec], surroundings: Surroundings) -> Settings {
-    let mounts = shares.iter().filter(|share| share.tag != ROOT_TAG).zip(&args.session.volume);
+fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Settings {
+    let mount = |(number, volume): (usize, &VolumeSpec)| Mount {
+        tag: share_tag(number),
+        path: volume.guest.clone(),
+        read_only: volume.read_only,
+    };
     let directory = match (&args.session.workdir, source, surroundings.directory) {
         (Some(directory), ..) => Directory::Exactly(directory.clone()),
         (None, Source::Host, Some(directory)) => Directory::Rather(directory),
@@ -259,13 +266,7 @@ fn settings(args: &RunArgs, source: &Source, shares: &[ShareSpec], surroundings:
     Settings {
         hostname: args.machine.name.as_str().to_owned(),
         root: ROOT_TAG.to_owned(),
-        shares: mounts
-            .map(|(share, volume)| Mount {
-                tag: share.tag.clone(),
-                path: volume.guest.clone(),
-                read_only: share.read_only,
-            })
-            .collect(),
+        shares: args.session.volume.iter().enumerate().map(mount).collect(),
         network: (args.machine.net != NetSpec::None).then(network),
         terminal: match surroundings.session {
             Session::Terminal { size, term } => Some(Terminal { size, kind: term }),

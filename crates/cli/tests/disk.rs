@@ -7,10 +7,9 @@ mod common;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::Stdio;
 
-use common::{HANG, KERNELS, Place, complaint, debian_kernel, kernel, umbra};
+use common::{HANG, KERNELS, Place, complaint, debian_kernel_with_modules, kernel, umbra};
 
 /// Runs a script in a VM with these disks; its output, and umbra's status.
 fn run(kernel: &str, disks: &[&str], script: &str) -> (String, Option<i32>, String) {
@@ -60,10 +59,7 @@ dd if=/dev/zero of=/dev/vda bs=4k count=1 2>/dev/null || echo refused
 #[test]
 fn a_file_system_on_a_disk_outlives_the_guest_and_the_host_sees_what_was_flushed() {
     for package in KERNELS {
-        let Some(kernel) = debian_kernel(package) else { continue };
-        if !has_modules(&kernel) {
-            continue;
-        }
+        let Some(kernel) = debian_kernel_with_modules(package) else { continue };
         let place = Place::new();
         let (first, second) = (image(&place, "first", 32 << 20), image(&place, "second,1", 1 << 20));
         let (out, status, said) = run(&kernel, &[&first, &second.replace(',', ",,")], FILL);
@@ -88,10 +84,7 @@ fn a_file_system_on_a_disk_outlives_the_guest_and_the_host_sees_what_was_flushed
 /// Without messages the same disk works by its interrupt pin.
 #[test]
 fn a_guest_without_messages_uses_the_interrupt_pin() {
-    let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
-    if !has_modules(&kernel) {
-        return;
-    }
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     let place = Place::new();
     let disk = image(&place, "disk", 1 << 20);
     let script = "echo through | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null; grep -c IO-APIC.*virtio /proc/interrupts";
@@ -114,10 +107,7 @@ done
 
 #[test]
 fn what_was_flushed_is_there_after_a_kill() {
-    let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
-    if !has_modules(&kernel) {
-        return;
-    }
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     let place = Place::new();
     let disk = image(&place, "disk", 1 << 20);
     let args = ["run", "--kernel", &kernel, "--disk", &disk, "--timeout", "10m", "--", "sh", "-c", WRITE_ON];
@@ -135,20 +125,6 @@ fn what_was_flushed_is_there_after_a_kill() {
     }
     let (_, status, said) = run(&kernel, &[&disk], "true");
     assert_eq!(status, Some(0), "the dead process holds no lock: {said}");
-}
-
-/// Whether the kernel's modules are in the cache or can be fetched.
-fn has_modules(kernel: &str) -> bool {
-    let place = Place::new();
-    let disk = image(&place, "disk", 1 << 20);
-    if Path::new(kernel).with_file_name("drivers").is_dir() {
-        return true;
-    }
-    let (_, status, said) = run(kernel, &[&disk], "true");
-    if status != Some(0) {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: no modules for {kernel}: {said}");
-    }
-    status == Some(0)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KERNELS, complaint, debian_kernel, umbra};
+use common::{KERNELS, complaint, debian_kernel_with_modules, umbra};
 
 /// Runs a script in a VM; its output.
 fn run(kernel: &str, options: &[&str], script: &str) -> String {
@@ -19,22 +19,6 @@ fn run(kernel: &str, options: &[&str], script: &str) -> String {
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!((output.status.code(), complaint(&output).as_str()), (Some(0), ""), "{out}");
     out
-}
-
-/// Says past the capture of test output that something was not tested.
-fn skipped(what: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
-}
-
-/// A kernel and its modules, fetched if need be.
-fn kernel_with_network(package: &str) -> Option<String> {
-    let kernel = debian_kernel(package)?;
-    let output = umbra(&["run", "--kernel", &kernel, "--timeout", "10m", "--", "true"]).output().unwrap();
-    if output.status.success() {
-        return Some(kernel);
-    }
-    skipped(&format!("no modules for {kernel}: {}", complaint(&output)));
-    None
 }
 
 fn pattern(bytes: usize) -> Vec<u8> {
@@ -84,7 +68,7 @@ fn sink() -> (u16, thread::JoinHandle<Vec<u8>>) {
 #[test]
 fn data_goes_in_and_out_unchanged() {
     for package in KERNELS {
-        let Some(kernel) = kernel_with_network(package) else { continue };
+        let Some(kernel) = debian_kernel_with_modules(package) else { continue };
         let document = pattern(20 << 20);
         let server = http_server("127.0.0.1:0", document.clone());
         let (port, reader) = sink();
@@ -99,7 +83,7 @@ fn data_goes_in_and_out_unchanged() {
 
 #[test]
 fn the_network_is_there_as_documented() {
-    let Some(kernel) = kernel_with_network(KERNELS[0]) else { return };
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     let server = http_server("[::1]:0", b"by IPv6\n".to_vec());
     let script = format!(
         "ip -4 -o addr show eth0 | awk '{{print $4}}'
@@ -120,13 +104,13 @@ fn the_network_is_there_as_documented() {
 
 #[test]
 fn there_is_no_adapter_if_none_is_wanted() {
-    let Some(kernel) = kernel_with_network(KERNELS[0]) else { return };
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     assert_eq!(run(&kernel, &["--net", "none"], "ls /sys/class/net"), "lo\n");
 }
 
 #[test]
 fn names_are_asked_for_where_the_option_says() {
-    let Some(kernel) = kernel_with_network(KERNELS[0]) else { return };
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let option = format!("user,dns={}", server.local_addr().unwrap());
     thread::spawn(move || {
@@ -183,7 +167,7 @@ fn answer_from(port: u16) -> String {
 
 #[test]
 fn servers_in_the_guest_are_reached_by_ports_of_the_host() {
-    let Some(kernel) = kernel_with_network(KERNELS[0]) else { return };
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     let port = free_port();
     let option = format!("{port}:80");
     let script = "mkdir /www; echo hello from inside >/www/motd; httpd -f -h /www";
@@ -206,7 +190,7 @@ fn servers_in_the_guest_are_reached_by_ports_of_the_host() {
 
 #[test]
 fn a_port_of_somebody_else_is_refused_in_a_sentence() {
-    let Some(kernel) = kernel_with_network(KERNELS[0]) else { return };
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let option = format!("{}:80", taken.local_addr().unwrap().port());
     let output = umbra(&["run", "--kernel", &kernel, "-p", &option, "--", "true"]).output().unwrap();
@@ -217,7 +201,7 @@ fn a_port_of_somebody_else_is_refused_in_a_sentence() {
 
 #[test]
 fn the_hosts_loopback_is_out_of_reach_if_so_wished() {
-    let Some(kernel) = kernel_with_network(KERNELS[0]) else { return };
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
     let server = http_server(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).to_string(), b"secret\n".to_vec());
     let script = format!(
         "for host in 10.0.2.2 '[fec0::2]' 127.0.0.1; do

@@ -11,21 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::{KERNELS, Place, complaint, debian_kernel, umbra};
-
-/// The kernels that have a driver for shared directories.
-fn kernels() -> Vec<String> {
-    KERNELS.iter().filter_map(|package| debian_kernel(package)).filter(|kernel| has_driver(kernel)).collect()
-}
-
-fn has_driver(kernel: &str) -> bool {
-    let output = run(kernel, &["host"], &["true"]);
-    let lacks = complaint(&output).contains("no virtiofs driver");
-    if lacks {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {kernel} has no driver for shared directories");
-    }
-    !lacks
-}
+use common::{Place, complaint, is_installed, kernels_that_share, skipped, umbra};
 
 fn run(kernel: &str, options: &[&str], command: &[&str]) -> Output {
     let args = [&["run", "--kernel", kernel, "--timeout", "10m"], options, &["--"], command].concat();
@@ -38,8 +24,8 @@ fn text(output: &Output) -> String {
 
 #[test]
 fn the_hosts_programs_run_with_their_streams_and_status() {
-    for kernel in kernels() {
-        let output = run(&kernel, &["host", "--name", "guest"], &["uname", "-n"]);
+    for kernel in kernels_that_share() {
+        let output = run(kernel, &["host", "--name", "guest"], &["uname", "-n"]);
         assert_eq!(
             (text(&output).as_str(), output.status.code()),
             ("guest\n", Some(0)),
@@ -47,7 +33,7 @@ fn the_hosts_programs_run_with_their_streams_and_status() {
             complaint(&output)
         );
         let script = "cat; echo sent >&2; test -t 1 || echo a pipe; exit 7";
-        let args = ["run", "host", "--kernel", &kernel, "--", "sh", "-c", script];
+        let args = ["run", "host", "--kernel", kernel, "--", "sh", "-c", script];
         let mut vm =
             umbra(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Any byte, and an end.
@@ -58,12 +44,12 @@ fn the_hosts_programs_run_with_their_streams_and_status() {
         assert_eq!((complaint(&output).as_str(), output.status.code()), ("sent\n", Some(7)));
         for (command, status) in [("kill -9 $$", 137), ("/no/such/command", 127), ("exec /etc/passwd", 126)] {
             assert_eq!(
-                run(&kernel, &["host"], &["sh", "-c", command]).status.code(),
+                run(kernel, &["host"], &["sh", "-c", command]).status.code(),
                 Some(status),
                 "{command}"
             );
         }
-        let missing = run(&kernel, &["host"], &["no-such-command"]);
+        let missing = run(kernel, &["host"], &["no-such-command"]);
         assert_eq!(missing.status.code(), Some(127));
         assert!(complaint(&missing).contains("cannot run 'no-such-command'"));
     }
@@ -71,10 +57,10 @@ fn the_hosts_programs_run_with_their_streams_and_status() {
 
 #[test]
 fn a_command_runs_where_and_as_whom_it_should() {
-    for kernel in kernels() {
+    for kernel in kernels_that_share() {
         let script = "pwd; id -u; id -g; echo $HOME $GREETING; cat /proc/sys/kernel/hostname; cat /sys/class/net/lo/operstate; ls -A /umbra 2>&1";
         let options = ["host", "-w", "/usr", "-u", "65534:1", "-e", "GREETING=hello"];
-        let output = run(&kernel, &options, &["sh", "-c", script]);
+        let output = run(kernel, &options, &["sh", "-c", script]);
         let shown = text(&output);
         let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(lines[..3], ["/usr", "65534", "1"], "{}", complaint(&output));
@@ -85,7 +71,7 @@ fn a_command_runs_where_and_as_whom_it_should() {
             ("-w", "/no/where", "no directory '/no/where'"),
             ("-u", "no-such-user", "no user 'no-such-user'"),
         ] {
-            let output = run(&kernel, &["host", option, value], &["true"]);
+            let output = run(kernel, &["host", option, value], &["true"]);
             assert_eq!(output.status.code(), Some(125));
             assert!(complaint(&output).contains(says), "{}", complaint(&output));
         }
@@ -95,7 +81,7 @@ fn a_command_runs_where_and_as_whom_it_should() {
 /// What the guest changes stays in the guest, but for what is shared.
 #[test]
 fn changes_stay_in_the_guest_or_reach_the_host_as_they_should() {
-    for kernel in kernels() {
+    for kernel in kernels_that_share() {
         let place = Place::new();
         let (shared, kept) = (place.path().join("shared"), place.path().join("kept"));
         fs::create_dir(&shared).unwrap();
@@ -116,7 +102,7 @@ fn changes_stay_in_the_guest_or_reach_the_host_as_they_should() {
              sync && cat c/file && stat -c %a-%h link"
         );
         let options = ["host", "-v", &work, "-v", &look, "--append", "quiet"];
-        let output = run(&kernel, &options, &["sh", "-c", &script]);
+        let output = run(kernel, &options, &["sh", "-c", &script]);
         assert_eq!(output.status.code(), Some(0), "{}", complaint(&output));
         assert_eq!(text(&output), "gone\nmine\nsecret\nshared\nas it wasrefused\nrefused\ntext\n600-2\n");
         assert!(
@@ -131,12 +117,12 @@ fn changes_stay_in_the_guest_or_reach_the_host_as_they_should() {
 /// What a guest's root is prepared with is not written to what is shared.
 #[test]
 fn a_shared_directory_over_etc_stays_as_it_is() {
-    let Some(kernel) = kernels().into_iter().next() else { return };
+    let Some(kernel) = kernels_that_share().first() else { return };
     let place = Place::new();
     place.file("resolv.conf", b"the host's\n");
     for access in ["rw", "ro"] {
         let volume = format!("{}:/etc:{access}", place.path().display());
-        let output = run(&kernel, &["host", "-v", &volume], &["cat", "/etc/resolv.conf"]);
+        let output = run(kernel, &["host", "-v", &volume], &["cat", "/etc/resolv.conf"]);
         assert_eq!(text(&output), "the host's\n", "{access}: {}", complaint(&output));
     }
     assert_eq!(fs::read_to_string(place.path().join("resolv.conf")).unwrap(), "the host's\n");
@@ -145,7 +131,7 @@ fn a_shared_directory_over_etc_stays_as_it_is() {
 #[test]
 fn what_is_copied_in_and_out_is_the_same() {
     const BYTES: usize = 64 << 20;
-    for kernel in kernels() {
+    for kernel in kernels_that_share() {
         let place = Place::new();
         let mut state = 1_u64;
         let mut random = || {
@@ -157,7 +143,7 @@ fn what_is_copied_in_and_out_is_the_same() {
         let volume = format!("{}:/work", place.path().display());
         // In pages through the cache, odd pieces, and past the cache.
         let script = "cp in one && dd if=in of=two bs=12345 2>/dev/null && dd if=in of=three bs=1M oflag=direct 2>/dev/null && cat in | sha256sum && sha256sum <in";
-        let output = run(&kernel, &["host", "-v", &volume, "-w", "/work"], &["sh", "-c", script]);
+        let output = run(kernel, &["host", "-v", &volume, "-w", "/work"], &["sh", "-c", script]);
         assert_eq!(output.status.code(), Some(0), "{}", complaint(&output));
         for copy in ["one", "two", "three"] {
             assert!(fs::read(place.path().join(copy)).unwrap() == bytes, "{copy}");
@@ -170,12 +156,10 @@ fn what_is_copied_in_and_out_is_the_same() {
 
 #[test]
 fn a_project_is_built() {
-    let tools = ["make", "cc"].map(|tool| Command::new(tool).arg("--version").output().is_ok());
-    if tools.contains(&false) {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no make or cc on this host");
+    if !["make", "cc"].into_iter().all(is_installed) {
         return;
     }
-    let Some(kernel) = kernels().into_iter().next() else { return };
+    let Some(kernel) = kernels_that_share().first() else { return };
     let place = Place::new();
     place.file("Makefile", b"prog: main.o twice.o\n\t$(CC) -o $@ $^\nmain.o twice.o: twice.h\n");
     place.file("twice.h", b"int twice(int);\n");
@@ -185,23 +169,23 @@ fn a_project_is_built() {
         b"#include <stdio.h>\n#include \"twice.h\"\nint main(void) { return printf(\"%d\\n\", twice(21)) != 3; }\n",
     );
     let volume = format!("{}:/work", place.path().display());
-    let output = run(&kernel, &["host", "-v", &volume], &["sh", "-c", "cd /work && make -s && ./prog"]);
+    let output = run(kernel, &["host", "-v", &volume], &["sh", "-c", "cd /work && make -s && ./prog"]);
     assert_eq!((text(&output).as_str(), output.status.code()), ("42\n", Some(0)), "{}", complaint(&output));
     // What was built there runs here.
     assert_eq!(Command::new(place.path().join("prog")).output().unwrap().stdout, b"42\n");
-    let again = run(&kernel, &["host", "-v", &volume], &["make", "-C", "/work"]);
+    let again = run(kernel, &["host", "-v", &volume], &["make", "-C", "/work"]);
     assert!(text(&again).contains("up to date"), "times are the host's: {}", text(&again));
 }
 
 /// A root of a single program that needs no libraries.
 #[test]
 fn a_directory_is_a_root() {
-    let Some(kernel) = kernels().into_iter().next() else { return };
+    let Some(kernel) = kernels_that_share().first() else { return };
     // `umbra fetch` gets it beside the kernel.
-    let entries = Path::new(&kernel).parent().and_then(Path::parent).unwrap();
+    let entries = Path::new(kernel).parent().and_then(Path::parent).unwrap();
     let busybox = entries.join("busybox-static/busybox");
     if !busybox.is_file() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: busybox is not in the cache");
+        skipped("busybox is not in the cache");
         return;
     }
     let place = Place::new();
@@ -210,7 +194,7 @@ fn a_directory_is_a_root() {
     fs::copy(busybox, root.join("bin/busybox")).unwrap();
     symlink("busybox", root.join("bin/sh")).unwrap();
     let script = "busybox ls /; echo new >/file; busybox cat /file; busybox id -u";
-    let output = run(&kernel, &[root.to_str().unwrap()], &["sh", "-c", script]);
+    let output = run(kernel, &[root.to_str().unwrap()], &["sh", "-c", script]);
     assert_eq!(output.status.code(), Some(0), "{}", complaint(&output));
     assert_eq!(text(&output), "bin\ndev\nproc\nrun\nsys\ntmp\nnew\n0\n");
     assert_eq!(fs::read_dir(&root).unwrap().count(), 1, "the directory is as it was");
@@ -219,22 +203,21 @@ fn a_directory_is_a_root() {
 /// The guest's network is set up by what is known of it beforehand.
 #[test]
 fn the_hosts_programs_reach_the_network() {
-    if Command::new("bash").arg("--version").output().is_err() {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no bash on this host");
+    if !is_installed("bash") {
         return;
     }
-    let Some(kernel) = kernels().into_iter().next() else { return };
+    let Some(kernel) = kernels_that_share().first() else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server =
         std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"from the host\n").unwrap());
     let script = format!("cat </dev/tcp/10.0.2.2/{port}; cat /etc/resolv.conf");
-    let output = run(&kernel, &["host"], &["bash", "-c", &script]);
+    let output = run(kernel, &["host"], &["bash", "-c", &script]);
     assert_eq!(text(&output), "from the host\nnameserver 10.0.2.3\n", "{}", complaint(&output));
     server.join().unwrap();
     let only_v4 = ["host", "--append", "ipv6.disable=1"];
-    let output = run(&kernel, &only_v4, &["cat", "/etc/resolv.conf"]);
+    let output = run(kernel, &only_v4, &["cat", "/etc/resolv.conf"]);
     assert_eq!(text(&output), "nameserver 10.0.2.3\n", "{}", complaint(&output));
-    let none = run(&kernel, &["host", "--net", "none"], &["ls", "/sys/class/net"]);
+    let none = run(kernel, &["host", "--net", "none"], &["ls", "/sys/class/net"]);
     assert_eq!(text(&none), "lo\n", "{}", complaint(&none));
 }

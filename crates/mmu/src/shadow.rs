@@ -86,6 +86,16 @@ enum Trace {
     Lost,
 }
 
+impl Trace {
+    /// Begins a trace; to be called before the frame is read.
+    fn begin(memory: &GuestMemory, mfn: Mfn) -> Self {
+        match memory.trace(mfn) {
+            0 => Self::Settled,
+            epoch => Self::Awaited(epoch),
+        }
+    }
+}
+
 /// A guest frame that is used as a table.
 #[derive(Debug)]
 struct Guest {
@@ -183,6 +193,11 @@ impl Shadow {
                 guest.trace = Trace::Settled;
             }
         }
+        self.forget_settled();
+    }
+
+    /// What has settled is not behind.
+    fn forget_settled(&mut self) {
         let guests = &self.guests;
         self.behind.retain(|gfn| guests.get(&gfn.0).is_some_and(|guest| guest.trace != Trace::Settled));
     }
@@ -313,15 +328,12 @@ impl Shadow {
         for gfn in self.behind.clone() {
             let Some(guest) = self.guests.get_mut(&gfn.0) else { continue };
             if guest.trace == Trace::Lost {
-                // Before the table is read.
-                let epoch = self.memory.trace(guest.mfn);
-                guest.trace = if epoch == 0 { Trace::Settled } else { Trace::Awaited(epoch) };
+                guest.trace = Trace::begin(&self.memory, guest.mfn);
             }
             self.resyncs += 1;
             self.compare(gfn, u64::MAX);
         }
-        let guests = &self.guests;
-        self.behind.retain(|gfn| guests.get(&gfn.0).is_some_and(|guest| guest.trace != Trace::Settled));
+        self.forget_settled();
     }
 
     // ---- giving up -----------------------------------------------------------------------------------------------
@@ -417,8 +429,7 @@ impl Shadow {
                 break;
             }
             if !self.guests.contains_key(&gfn.0) {
-                let epoch = self.memory.trace(entry.mfn);
-                let trace = if epoch == 0 { Trace::Settled } else { Trace::Awaited(epoch) };
+                let trace = Trace::begin(&self.memory, entry.mfn);
                 self.guests.insert(gfn.0, Guest { mfn: entry.mfn, trace, writes: 0, pages: Vec::new() });
                 if trace != Trace::Settled {
                     self.behind.push(gfn);

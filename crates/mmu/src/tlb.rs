@@ -3,8 +3,8 @@
 //! # Entries
 //! A direct-mapped table per privilege, with separate tags for reads, writes and fetches: a tag matches only if that
 //! access by that privilege is allowed, needs no accessed or dirty bit set any more, and ends in memory. So a hit
-//! checks everything at once, and whatever is special (a fault, a first write, a device, a frame that holds decoded
-//! code) is a miss and goes to [`Tlb::fill`].
+//! checks everything at once, and whatever is special (a fault, a first write, a device, a write to a frame that holds
+//! decoded code or is traced) is a miss and goes to [`Tlb::fill`].
 //!
 //! # Address spaces
 //! A tag is the page's address with the **id** of an address space in its low twelve bits. To empty an address space is
@@ -101,7 +101,7 @@ pub enum Target {
         mfn: Mfn,
         /// The guest frame.
         gfn: Gfn,
-        /// The translation is cached. If a write's is not, the frame holds decoded code.
+        /// The translation is cached. If a write's is not, the frame holds decoded code, or is traced.
         ///
         /// Either way an engine calls [`GuestMemory::note_write`] after it has written through a target: a target is a
         /// translation in its hand, which the TLB cannot account for if the epoch changes before the write (an access
@@ -388,7 +388,8 @@ impl Tlb {
         self.seen
     }
 
-    /// Acts on changes of guest memory: compares its epoch, and if it has changed, drops everything. True if it did.
+    /// Acts on changes of guest memory: compares its epoch, and if it has changed, drops what that concerns. True if it
+    /// has.
     #[inline(always)]
     pub fn sync_epoch(&mut self) -> bool {
         let changed = self.memory.epoch() != self.seen;

@@ -69,19 +69,24 @@ pub(crate) fn build(contents: &Contents<'_>) -> Vec<u8> {
     archive.file("etc/hostname", format!("{}\n", contents.hostname).as_bytes());
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", b"root:x:0:\ntty:x:5:\n");
-    if !contents.modules.is_empty() {
-        archive.directory(script::MODULES.trim_start_matches('/'));
-    }
-    for (number, module) in contents.modules.iter().enumerate() {
-        let path = format!("{}/{number:02}-{}.ko", script::MODULES, module.name);
-        archive.file(path.trim_start_matches('/'), &module.bytes);
-    }
+    add_modules(&mut archive, script::MODULES, contents.modules);
     archive.program("init", script::init(contents.session).as_bytes());
     archive.program(
         script::COMMAND.trim_start_matches('/'),
         &command_script(contents.command, contents.session),
     );
     archive.finish()
+}
+
+/// Puts kernel modules, if there are any, into a directory, named so that their order there is theirs.
+fn add_modules(archive: &mut Archive, directory: &str, modules: &[Module]) {
+    let directory = directory.trim_start_matches('/');
+    if !modules.is_empty() {
+        archive.directory(directory);
+    }
+    for (number, module) in modules.iter().enumerate() {
+        archive.file(&format!("{directory}/{number:02}-{}.ko", module.name), &module.bytes);
+    }
 }
 
 /// A script that becomes the command with exactly these arguments, or a shell.

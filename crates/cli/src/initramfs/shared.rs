@@ -11,17 +11,14 @@ const INIT: &[u8] = include_bytes!(env!("UMBRA_INIT"));
 /// Makes the archive.
 pub(crate) fn build(settings: &Settings, modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
-    let relative = |path: &str| path.trim_start_matches('/').to_owned();
-    for directory in ["dev", "proc", "umbra", &relative(MODULES)] {
+    for directory in ["dev", "proc", "umbra"] {
         archive.directory(directory);
     }
     // What the first messages go to, before devtmpfs is there.
     archive.character_device("dev/console", 5, 1);
     archive.program("init", INIT);
-    archive.file(&relative(SETTINGS), &settings.encode());
-    for (number, module) in modules.iter().enumerate() {
-        archive.file(&relative(&format!("{MODULES}/{number:02}-{}.ko", module.name)), &module.bytes);
-    }
+    archive.file(SETTINGS.trim_start_matches('/'), &settings.encode());
+    super::add_modules(&mut archive, MODULES, modules);
     archive.finish()
 }
 

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 
 use tempfile::TempDir;
 
@@ -103,9 +104,51 @@ pub(crate) fn debian_kernel(package: &str) -> Option<String> {
     if cached.status.success() {
         return Some(String::from_utf8(cached.stdout).unwrap().trim().to_owned());
     }
-    // Past the capture of test output: a test that did not test must be seen.
-    let why = complaint(&cached);
-    let _ =
-        writeln!(std::io::stderr(), "SKIPPED: {package} cannot be had: {}", why.lines().last().unwrap_or(""));
+    skipped(&format!("{package} cannot be had: {}", complaint(&cached).lines().last().unwrap_or("")));
     None
+}
+
+/// Says past the capture of test output that something was not tested: that must be seen.
+pub(crate) fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
+}
+
+/// Whether the host has a program.
+pub(crate) fn is_installed(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        skipped(&format!("no {program} on this host"));
+    }
+    found
+}
+
+/// A kernel with its modules; both fetched if need be.
+pub(crate) fn debian_kernel_with_modules(package: &str) -> Option<String> {
+    let kernel = debian_kernel(package)?;
+    if Path::new(&kernel).with_file_name("drivers").is_dir() {
+        return Some(kernel);
+    }
+    let output = umbra(&["run", "--kernel", &kernel, "--timeout", "10m", "--", "true"]).output().unwrap();
+    if output.status.success() {
+        return Some(kernel);
+    }
+    skipped(&format!("no modules for {kernel}: {}", complaint(&output)));
+    None
+}
+
+/// The kernels that have a driver for shared directories.
+pub(crate) fn kernels_that_share() -> &'static [String] {
+    static KERNELS_THAT_SHARE: LazyLock<Vec<String>> = LazyLock::new(|| {
+        KERNELS.iter().filter_map(|package| debian_kernel(package)).filter(|kernel| shares(kernel)).collect()
+    });
+    &KERNELS_THAT_SHARE
+}
+
+fn shares(kernel: &str) -> bool {
+    let args = ["run", "host", "--kernel", kernel, "--timeout", "10m", "--", "true"];
+    let lacks = complaint(&umbra(&args).output().unwrap()).contains("no virtiofs driver");
+    if lacks {
+        skipped(&format!("{kernel} has no driver for shared directories"));
+    }
+    !lacks
 }
