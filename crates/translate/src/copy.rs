@@ -257,7 +257,9 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
 fn unfolded(insn: &Instruction, folded: Folded) -> Result<(Option<Gpr>, u32)> {
     let (base, index) = (Gpr::of(insn.memory_base()), Gpr::of(insn.memory_index()));
     match folded {
-        Folded::Register(register) if base == Some(register) => Ok((index, insn.memory_index_scale())),
+        Folded::Register(register) | Folded::Foreseen(register, _) if base == Some(register) => {
+            Ok((index, insn.memory_index_scale()))
+        }
         _ => Ok((Some(base.ok_or(Unsupported)?), 1)),
     }
 }

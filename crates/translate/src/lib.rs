@@ -44,6 +44,7 @@ mod special;
 mod stack;
 mod steady;
 mod strings;
+mod survey;
 mod system;
 mod translate;
 mod x87;

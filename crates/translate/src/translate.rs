@@ -19,7 +19,8 @@ use crate::groups::Groups;
 use crate::self_check::{self, MAX_STORES};
 use crate::special::special;
 use crate::stack::stack;
-use crate::steady::{Steady, close};
+use crate::steady::Steady;
+use crate::survey::{Head, close};
 use crate::system::system;
 use crate::x87;
 
@@ -78,7 +79,8 @@ fn block(source: &Source<'_>, tools: &mut Tools, run: &[Instruction], form: Form
     let plain = source.mode.has(Mode::PLAIN);
     let looping = is_loop(run) || plain;
     // A block that checks itself does so at each turn.
-    let head = steady.as_ref().filter(|_| source.check.is_none()).and_then(|steady| steady.head(&mut e));
+    let head =
+        steady.as_ref().filter(|_| source.check.is_none()).and_then(|steady| Head::begin(&mut e, steady));
     let mut flow = Flow::Next;
     for (number, insn) in run.iter().enumerate() {
         e.streaming = match &steady {
