@@ -88,7 +88,7 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
         Some(path) => path.clone(),
         None => debian::kernel(&Cache::of_user()?, Wanted::NewestKernel, Freshness::Cached)?,
     };
-    let kernel = files::read(&path, "kernel", limit)?;
+    let kernel = files::open(&path, "kernel", limit)?;
     let initrds = match &plan.guest {
         Guest::Ours { command, session } => {
             let busybox = debian::busybox(&Cache::of_user()?, Freshness::Cached)?;
@@ -100,16 +100,16 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
                 command,
                 session,
             });
-            vec![Initrd { name: "initramfs".to_owned(), bytes }]
+            vec![Initrd { name: "initramfs".to_owned(), image: bytes.into() }]
         }
         Guest::Shared(settings) => {
             let bytes = initramfs::shared::build(settings, &modules(plan, &path)?);
-            vec![Initrd { name: "initramfs".to_owned(), bytes }]
+            vec![Initrd { name: "initramfs".to_owned(), image: bytes.into() }]
         }
         Guest::Theirs { initrds } => {
             let read = |path: &PathBuf| {
-                let bytes = files::read(path, "initrd", limit)?;
-                Ok(Initrd { name: path.display().to_string(), bytes })
+                let image = files::open(path, "initrd", limit)?;
+                Ok(Initrd { name: path.display().to_string(), image })
             };
             initrds.iter().map(read).collect::<Result<_>>()?
         }

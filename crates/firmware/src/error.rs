@@ -91,6 +91,12 @@ pub enum LoadError {
         /// MiB that are free where this kernel allows an initrd.
         free_mib: u64,
     },
+    /// A file that was there when the machine was built cannot be read any more.
+    #[error("its file cannot be read any more: {error}; leave it as it is while the machine runs")]
+    Unreadable {
+        /// What the host says.
+        error: std::io::ErrorKind,
+    },
     /// The command line is longer than the kernel takes.
     #[error("the kernel command line has {len} bytes and this kernel takes {limit} at most; shorten it")]
     CommandLineTooLong {

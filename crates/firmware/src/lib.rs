@@ -31,4 +31,4 @@ mod tests;
 
 pub use error::LoadError;
 pub use layout::MemoryMap;
-pub use load::{Boot, BootRequest, Initrd, Protocol, load};
+pub use load::{Boot, BootRequest, Content, Initrd, Protocol, load};

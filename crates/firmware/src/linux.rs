@@ -12,7 +12,7 @@ use crate::bytes::put;
 use crate::elf::Elf;
 use crate::entry;
 use crate::layout::{self, MemoryMap};
-use crate::load::{FIRST_MIB, Loader};
+use crate::load::{Content, FIRST_MIB, Loader};
 
 /// Fields of the setup header (boot.rst, "The Real-Mode Kernel Header").
 pub(crate) mod hdr {
@@ -152,8 +152,8 @@ pub(crate) fn finish(
 /// Places all initrds as one, each padded to four bytes as the kernel's unpacker expects, as high as allowed.
 fn load_initrds(loader: &mut Loader<'_>, limits: &Limits) -> Result<Option<(Gpa, u64)>, LoadError> {
     let initrds = loader.request.initrds;
-    let padded = |len: usize| (len as u64).next_multiple_of(4);
-    let total: u64 = initrds.iter().map(|initrd| padded(initrd.data.len())).sum();
+    let padded = |data: &dyn Content| data.len().next_multiple_of(4);
+    let total: u64 = initrds.iter().map(|initrd| padded(initrd.data)).sum();
     if total == 0 {
         return Ok(None);
     }
@@ -165,8 +165,8 @@ fn load_initrds(loader: &mut Loader<'_>, limits: &Limits) -> Result<Option<(Gpa,
     let start = place.ok_or_else(|| loader.initrd_too_large(total, below))?;
     let mut at = start;
     for initrd in initrds {
-        loader.memory.write(at, initrd.data)?;
-        at = at + padded(initrd.data.len());
+        initrd.data.put(loader.memory, at)?;
+        at = at + padded(initrd.data);
     }
     Ok(Some((start, total)))
 }

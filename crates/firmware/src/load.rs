@@ -22,11 +22,38 @@ pub(crate) const MAX_COMMAND_LINE: u64 = 0xffff;
 /// Where initrds and modules may begin at the earliest: above the low memory that kernels use while they start.
 pub(crate) const FIRST_MIB: u64 = 1 << 20;
 
+/// Bytes that go into guest memory as they are, wherever they come from.
+pub trait Content: fmt::Debug {
+    /// How many.
+    fn len(&self) -> u64;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts them there.
+    ///
+    /// # Errors
+    /// If they cannot be read any more, or memory refuses them. Guest memory is then partly written.
+    fn put(&self, memory: &GuestMemory, at: Gpa) -> Result<(), LoadError>;
+}
+
+impl<T: AsRef<[u8]> + fmt::Debug> Content for T {
+    fn len(&self) -> u64 {
+        self.as_ref().len() as u64
+    }
+
+    fn put(&self, memory: &GuestMemory, at: Gpa) -> Result<(), LoadError> {
+        Ok(memory.write(at, self.as_ref())?)
+    }
+}
+
 /// An initial RAM disk; for Multiboot and PVH: a module.
 #[derive(Clone, Copy, Debug)]
 pub struct Initrd<'a> {
     /// The bytes.
-    pub data: &'a [u8],
+    pub data: &'a dyn Content,
     /// The module's string, where the protocol has one; customarily the file's name and arguments.
     pub command_line: &'a str,
 }

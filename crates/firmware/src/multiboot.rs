@@ -192,10 +192,10 @@ fn load_modules(loader: &mut Loader<'_>, kernel_end: u64) -> Result<Vec<u8>, Loa
     let mut list = Vec::new();
     let mut from = kernel_end.max(FIRST_MIB);
     for initrd in loader.request.initrds {
-        let (len, limit) = (initrd.data.len() as u64, layout::MMIO_HOLE.0);
+        let (len, limit) = (initrd.data.len(), layout::MMIO_HOLE.0);
         let place = loader.arena.lowest(len, PAGE_SIZE, from, limit);
         let place = place.ok_or_else(|| loader.initrd_too_large(len, limit))?;
-        loader.memory.write(place, initrd.data)?;
+        initrd.data.put(loader.memory, place)?;
         let command_line = loader.store_text(initrd.command_line)?;
         from = place.0 + len;
         let mut record = [0; MODULE_BYTES];

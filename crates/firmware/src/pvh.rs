@@ -68,10 +68,10 @@ fn memory_map(loader: &Loader<'_>) -> Vec<u8> {
 fn load_modules(loader: &mut Loader<'_>) -> Result<Option<Gpa>, LoadError> {
     let mut list = Vec::new();
     for initrd in loader.request.initrds {
-        let (len, limit) = (initrd.data.len() as u64, layout::MMIO_HOLE.0);
+        let (len, limit) = (initrd.data.len(), layout::MMIO_HOLE.0);
         let place = loader.arena.highest(len, PAGE_SIZE, FIRST_MIB, limit);
         let place = place.ok_or_else(|| loader.initrd_too_large(len, limit))?;
-        loader.memory.write(place, initrd.data)?;
+        initrd.data.put(loader.memory, place)?;
         let command_line = loader.store_text(initrd.command_line)?;
         let mut entry = [0; MODULE_BYTES];
         put(&mut entry, 0, &place.0.to_le_bytes());

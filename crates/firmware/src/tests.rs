@@ -11,7 +11,7 @@ mod multiboot;
 use memory::GuestMemory;
 use x86::Gpa;
 
-use crate::{Boot, BootRequest, Initrd, LoadError, MemoryMap, load};
+use crate::{Boot, BootRequest, Content, Initrd, LoadError, MemoryMap, load};
 
 pub(super) const MIB: u64 = 1 << 20;
 
@@ -138,7 +138,7 @@ pub(super) fn multiboot_header(flags: u32, addresses: &[u32]) -> Vec<u8> {
 }
 
 /// A module without a string.
-pub(super) fn initrd(data: &[u8]) -> Initrd<'_> {
+pub(super) fn initrd(data: &dyn Content) -> Initrd<'_> {
     Initrd { data, command_line: "" }
 }
 

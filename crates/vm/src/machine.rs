@@ -4,13 +4,14 @@
 //! router's, drives reset, pause, save and restore; the few things that are not devices (clock, RAM, vCPUs) stand
 //! before it.
 
+use std::io;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus::{Clock, Router};
 use chipset::acpi_pm::AcpiPm;
 use engine::{Counter, VcpuId};
-use firmware::MemoryMap;
+use firmware::{LoadError, MemoryMap};
 use memory::GuestMemory;
 use mmu::{Mmu, PagingFeatures};
 use state::Record;
@@ -24,32 +25,33 @@ use crate::dump::Dump;
 use crate::events::EventSink;
 use crate::functions::Workers;
 use crate::handle::{Message, OnReset, Stats, VmHandle};
+use crate::image::Image;
 use crate::saved_ram::SavedRam;
 use crate::serial::{SerialInput, SerialPort};
 use crate::vcpu_thread::VcpuCell;
 use crate::{VmError, driver};
 
-/// The bytes of the files that a VM boots. They are kept: a machine reset loads them again.
-#[derive(Clone, Debug, Default)]
+/// What a VM boots. It is kept: a machine reset loads it again.
+#[derive(Debug)]
 pub struct BootImages {
     /// The kernel.
-    pub kernel: Vec<u8>,
+    pub kernel: Image,
     /// Initial RAM disks or Multiboot modules, in order.
     pub initrds: Vec<Initrd>,
 }
 
 /// An initial RAM disk, or a Multiboot module.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Initrd {
     /// The module's string, customarily the file's name and arguments.
     pub name: String,
-    /// The bytes.
-    pub bytes: Vec<u8>,
+    /// What is in it.
+    pub image: Image,
 }
 
 /// How to get from an empty RAM to a kernel's first instruction, any number of times.
 pub(crate) struct BootPlan {
-    /// The files' bytes.
+    /// The files.
     pub(crate) images: BootImages,
     /// The kernel's name in messages.
     pub(crate) kernel_file: String,
@@ -73,17 +75,18 @@ impl BootPlan {
             .images
             .initrds
             .iter()
-            .map(|initrd| firmware::Initrd { data: &initrd.bytes, command_line: &initrd.name })
+            .map(|initrd| firmware::Initrd { data: &initrd.image, command_line: &initrd.name })
             .collect();
+        let kernel = |error| VmError::Kernel { file: self.kernel_file.clone(), error };
+        let unreadable = |error: io::Error| kernel(LoadError::Unreadable { error: error.kind() });
         let request = firmware::BootRequest {
-            kernel: &self.images.kernel,
+            kernel: &self.images.kernel.read().map_err(unreadable)?,
             kernel_name: &self.kernel_name,
             initrds: &initrds,
             command_line: &self.command_line,
             map: self.map,
             cpus: self.cpus,
         };
-        let kernel = |error| VmError::Kernel { file: self.kernel_file.clone(), error };
         Ok(firmware::load(memory, &request).map_err(kernel)?.cpu)
     }
 }

@@ -101,7 +101,7 @@ fn with_disk(image: &std::path::Path, read_only: bool) -> (Builder, Screen) {
     let mut spec = spec();
     spec.disks = vec![DiskSpec { file: image.to_owned(), read_only }];
     let screen = Screen::default();
-    let images = BootImages { kernel: copies_a_sector(), initrds: Vec::new() };
+    let images = BootImages { kernel: copies_a_sector().into(), initrds: Vec::new() };
     (Builder::new(&spec, images).serial(0, Box::new(screen.clone())), screen)
 }
 

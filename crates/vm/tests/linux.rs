@@ -114,8 +114,8 @@ fn debian(kernel: &Path, engine: EngineChoice, mmu: MmuChoice) -> (Builder, Scre
     spec.boot.command_line = "console=ttyS0 panic=-1".into();
     let screen = Screen::default();
     let images = BootImages {
-        kernel: std::fs::read(kernel).unwrap(),
-        initrds: vec![Initrd { name: "initramfs".into(), bytes: initramfs() }],
+        kernel: std::fs::read(kernel).unwrap().into(),
+        initrds: vec![Initrd { name: "initramfs".into(), image: initramfs().into() }],
     };
     let builder = Builder::new(&spec, images).serial(0, Box::new(screen.clone())).on_reset(OnReset::Stop);
     (builder, screen)

@@ -52,8 +52,9 @@ fn a_linked_entry_point_is_translated() {
 fn pvh_gets_its_start_info_in_flat_protected_mode() {
     for is_64bit in [true, false] {
         let machine = Machine::new(64 * MIB);
+        let data = [b"one".as_slice(), b"second"];
         let modules =
-            [Initrd { data: b"one", command_line: "first" }, Initrd { data: b"second", command_line: "" }];
+            [Initrd { data: &data[0], command_line: "first" }, Initrd { data: &data[1], command_line: "" }];
         let boot = machine.load(&pvh_kernel(is_64bit), &modules, "console=hvc0").unwrap();
         let cpu = &boot.cpu;
         assert_eq!((boot.protocol, cpu.mode(), cpu.rip), (Protocol::Pvh, Mode::Protected32, 16 * MIB + 2));
@@ -69,7 +70,7 @@ fn pvh_gets_its_start_info_in_flat_protected_mode() {
         for (i, module) in modules.iter().enumerate() {
             let entry = list + 32 * i as u64;
             let (at, len) = (machine.long(entry), machine.long(entry + 8));
-            assert_eq!((machine.read(at, len as usize), at % 4096), (module.data.to_vec(), 0));
+            assert_eq!((machine.read(at, len as usize), at % 4096), (data[i].to_vec(), 0));
             assert_eq!(machine.text(machine.long(entry + 16)), module.command_line);
         }
         let (map, count) = (machine.long(info + 40), machine.word(info + 48));

@@ -46,8 +46,11 @@ fn the_kludge_loads_what_its_addresses_say() {
 #[test]
 fn the_information_structure_tells_everything() {
     let machine = Machine::new(16 * MIB);
-    let modules =
-        [Initrd { data: b"module", command_line: "mod arg" }, Initrd { data: b"", command_line: "empty" }];
+    let data = [b"module".as_slice(), b""];
+    let modules = [
+        Initrd { data: &data[0], command_line: "mod arg" },
+        Initrd { data: &data[1], command_line: "empty" },
+    ];
     let boot = machine.load(&elf_image(), &modules, "a b").unwrap();
     let info = info_of(&boot);
     assert_eq!(boot.cpu.rip, 4 * MIB + 12);
@@ -60,7 +63,7 @@ fn the_information_structure_tells_everything() {
     for (i, module) in modules.iter().enumerate() {
         let record = list + 16 * i as u64;
         let (start, end) = (machine.word(record), machine.word(record + 4));
-        assert_eq!(machine.read(start.into(), (end - start) as usize), module.data);
+        assert_eq!(machine.read(start.into(), (end - start) as usize), data[i]);
         assert_eq!(start % 4096, 0);
         assert!(u64::from(start) >= 4 * MIB + 0x5000, "behind the kernel");
         assert_eq!(machine.text(machine.word(record + 8).into()), module.command_line);

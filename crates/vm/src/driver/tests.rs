@@ -121,8 +121,8 @@ fn builder(script: impl Fn(&Cpu<'_>) -> Option<Exit> + Send + Sync + 'static) ->
     // A Multiboot kernel of nothing but its header.
     let (magic, flags, base) = (0x1bad_b002_u32, 0x1_0000_u32, 0x10_0000_u32);
     let header = [magic, flags, 0u32.wrapping_sub(magic).wrapping_sub(flags), base, base, 0, 0, base];
-    let kernel = header.iter().flat_map(|word| word.to_le_bytes()).collect();
-    Builder::new(&spec(), BootImages { kernel, initrds: Vec::new() })
+    let kernel: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    Builder::new(&spec(), BootImages { kernel: kernel.into(), initrds: Vec::new() })
         .engine(Arc::new(Scripted(Arc::new(script))))
 }
 
@@ -295,7 +295,7 @@ fn every_part_survives_a_save() {
 
 #[test]
 fn files_and_hosts_that_do_not_do_are_told_in_a_sentence() {
-    let images = BootImages { kernel: b"just text\n".to_vec(), initrds: Vec::new() };
+    let images = BootImages { kernel: b"just text\n".to_vec().into(), initrds: Vec::new() };
     let error = Builder::new(&spec(), images).engine(Arc::new(Scripted(Arc::new(|_| None)))).build();
     let text = error.err().unwrap().to_string();
     assert!(text.starts_with("guest: ") && text.contains("text") && !text.contains('\n'), "{text}");

@@ -207,7 +207,7 @@ pub(crate) fn spec() -> spec::VmSpec {
 /// A VM with a screen on COM1, about to be built.
 pub(crate) fn builder(kernel: Vec<u8>) -> (Builder, Screen) {
     let screen = Screen::default();
-    let images = BootImages { kernel, initrds: Vec::new() };
+    let images = BootImages { kernel: kernel.into(), initrds: Vec::new() };
     (Builder::new(&spec(), images).serial(0, Box::new(screen.clone())), screen)
 }
 
