@@ -12,13 +12,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
 use host::{CodeMemory, HostError};
-use iced_x86::Mnemonic;
 use translate::context::Entrance;
-use translate::{Block, Exit, Form, Mode, Routines, Site, UNFORESEEN, Way};
+use translate::{Block, Form, Mode, Routines, UNFORESEEN, Way};
 use x86::Mfn;
 
 use crate::entrances::Entrances;
-use crate::left::mnemonic;
+use crate::sites::{PlacedSite, Sites};
 use crate::stats::CacheStats;
 use crate::variants::Variants;
 
@@ -68,53 +67,47 @@ impl Key {
 /// A bit that no mode has, so that no key is zero.
 const IN_USE: u64 = 1 << 15;
 
-/// A block in place.
+/// A block in place. Places in it are told by 16 bits ([`translate::MOST_CODE`]).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
     pub(crate) key: Key,
-    /// The frame that its only instruction reaches into.
-    pub(crate) second: Option<Mfn>,
     /// Where its code begins in the cache.
     pub(crate) start: u32,
-    pub(crate) bytes: u32,
-    entry_host: u32,
-    entry_memory: u32,
-    entry_jump: u32,
+    /// The number of its first site.
+    pub(crate) sites: u32,
+    bytes: u16,
+    entry_host: u16,
+    entry_memory: u16,
+    entry_jump: u16,
     host_is_free: bool,
     host_leads_to_memory: bool,
+    /// Its only instruction reaches into the frame that [`Cache::second`] says.
+    pub(crate) is_across: bool,
     pub(crate) stale: bool,
 }
 
-/// An exit in place.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PlacedSite {
-    /// Where its code ends.
-    behind: u32,
-    /// Which block's.
-    pub(crate) block: u32,
-    /// Page offset of the guest instruction, or of the target.
-    pub(crate) guest: u16,
-    pub(crate) exit: Exit,
-    /// The mode there, [`Mode::PLAIN`] left out; no mode at all for the exit that no block has.
-    pub(crate) mode: Mode,
-    /// Of [`Exit::Interpret`] and [`Exit::Transfer`], which instruction is.
-    pub(crate) mnemonic: Mnemonic,
-}
+impl Placed {
+    /// The place of an offset in it.
+    const fn at(&self, offset: u16) -> u32 {
+        self.start + offset as u32
+    }
 
-impl PlacedSite {
-    const UNFORESEEN: Self = Self {
-        behind: 0,
-        block: u32::MAX,
-        guest: 0,
-        exit: Exit::Lookup,
-        mode: Mode::PLAIN,
-        mnemonic: Mnemonic::INVALID,
-    };
-    const STALE: Self = Self { exit: Exit::Stale, ..Self::UNFORESEEN };
-
-    /// Where its code begins.
-    const fn start(&self) -> u32 {
-        self.behind - Site::BYTES
+    /// One of this mode with no code, whose sites begin with number `sites`.
+    #[cfg(test)]
+    pub(crate) const fn empty(mode: Mode, start: u32, sites: u32) -> Self {
+        Self {
+            key: Key { mfn: Mfn(0), offset: 0, mode },
+            start,
+            sites,
+            bytes: 0,
+            entry_host: 0,
+            entry_memory: 0,
+            entry_jump: 0,
+            host_is_free: false,
+            host_leads_to_memory: false,
+            is_across: false,
+            stale: false,
+        }
     }
 }
 
@@ -122,9 +115,9 @@ pub(crate) struct Cache {
     code: CodeMemory,
     used: usize,
     blocks: Vec<Placed>,
-    sites: Vec<PlacedSite>,
-    /// Numbers of sites that have left lately, by where they end.
-    lately: Box<[u32; LATELY]>,
+    sites: Sites,
+    /// By block: the frame that its only instruction reaches into.
+    seconds: NumberMap<Mfn>,
     index: Entrances,
     frames: NumberMap<Vec<u32>>,
     /// The latest stale block of each key.
@@ -141,8 +134,8 @@ pub(crate) struct Cache {
 const ALIGNMENT: usize = 4;
 /// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
 const LEAST_CODE: usize = 192;
-/// Sites that are found at once.
-const LATELY: usize = 1 << 12;
+/// How many sites a block has, on average and roughly.
+const SITES_OF_BLOCK: usize = 5;
 /// JMP rel32.
 const JMP: u8 = 0xe9;
 /// CALL rel32.
@@ -153,13 +146,15 @@ const DIVERSION: u32 = 5;
 impl Cache {
     /// Of `bytes` bytes; translated code finds other code by itself if it is `open`.
     pub(crate) fn new(bytes: u64, bmi2: bool, open: bool) -> Result<Self, HostError> {
+        let places = x86::bits::index(bytes) / LEAST_CODE;
         let mut cache = Self {
             code: CodeMemory::new(bytes.max(1 << 20))?,
             used: 0,
-            blocks: Vec::new(),
-            sites: Vec::new(),
-            lately: Box::new([0; LATELY]),
-            index: Entrances::new(x86::bits::index(bytes) / LEAST_CODE),
+            // Room that is not used costs nothing, and to make more of it later would leave holes.
+            blocks: Vec::with_capacity(places),
+            sites: Sites::with_room(places * SITES_OF_BLOCK),
+            seconds: NumberMap::default(),
+            index: Entrances::new(places),
             frames: NumberMap::default(),
             replaceable: NumberMap::default(),
             variants: Variants::default(),
@@ -199,8 +194,7 @@ impl Cache {
         self.used = self.routines.code.len();
         self.blocks.clear();
         self.sites.clear();
-        self.lately.fill(0);
-        self.sites.push(PlacedSite::UNFORESEEN);
+        self.seconds.clear();
         self.index.clear();
         self.frames.clear();
         self.replaceable.clear();
@@ -224,68 +218,49 @@ impl Cache {
     /// The site behind which `from` is, a host address as [`translate::Context::site`] has it.
     pub(crate) fn site(&mut self, from: u64) -> Option<PlacedSite> {
         if from == UNFORESEEN {
-            return self.sites.first().copied();
+            return Some(PlacedSite::UNFORESEEN);
         }
         let behind = offset32(x86::bits::index(from.wrapping_sub(self.base())));
-        let lately = self.lately.get_mut(behind as usize % LATELY)?;
-        if let Some(site) = self.sites.get(*lately as usize).filter(|site| site.behind == behind) {
-            return Some(*site);
-        }
-        // Sites lie in the order of their blocks, and of their code in these.
-        let number = self.sites.partition_point(|site| site.behind < behind);
-        match self.sites.get(number).filter(|site| site.behind == behind) {
-            Some(site) => {
-                *lately = offset32(number);
-                Some(*site)
-            }
-            None => self.stale_entry(behind),
-        }
+        self.sites.find(&self.blocks, behind).or_else(|| self.stale_entry(behind))
     }
 
     /// What an entry of a stale block has become, `behind` which that is.
     fn stale_entry(&self, behind: u32) -> Option<PlacedSite> {
-        let block = self.blocks.partition_point(|block| block.start < behind).checked_sub(1)?;
-        let Placed { key, stale: true, .. } = *self.blocks.get(block)? else { return None };
-        let (guest, mode) = (key.offset, key.mode.without(Mode::PLAIN));
-        Some(PlacedSite { behind, block: offset32(block), guest, mode, ..PlacedSite::STALE })
+        let number = self.blocks.partition_point(|block| block.start < behind).checked_sub(1)?;
+        let block = self.blocks.get(number).filter(|block| block.stale)?;
+        Some(PlacedSite::stale(behind, offset32(number), block))
     }
 
-    /// Puts the translation of `code`, which goes on to the end of its page, in place; there is room.
+    /// Puts a translation in place; there is room.
     pub(crate) fn place(
         &mut self,
         key: Key,
         second: Option<Mfn>,
-        code: &[u8],
         mut block: Block,
     ) -> Result<u32, HostError> {
         let number = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
         let start = self.used.next_multiple_of(ALIGNMENT);
         for site in &block.sites {
             site.complete(&mut block.code, offset32(start), self.routines.exit(site.way));
-            let behind = offset32(start) + site.at + Site::BYTES;
-            let mnemonic = match site.exit {
-                Exit::Interpret | Exit::Transfer { .. } => {
-                    mnemonic(key.mode, code, usize::from(site.guest.wrapping_sub(key.offset)))
-                }
-                _ => Mnemonic::INVALID,
-            };
-            let (guest, exit, mode) = (site.guest, site.exit, site.mode.without(Mode::PLAIN));
-            self.sites.push(PlacedSite { behind, block: number, guest, exit, mode, mnemonic });
         }
         self.code.write(start, &block.code)?;
         self.used = start + block.code.len();
         self.blocks.push(Placed {
             key,
-            second,
             start: offset32(start),
-            bytes: offset32(block.code.len()),
-            entry_host: block.entry_host,
-            entry_memory: block.entry_memory,
-            entry_jump: block.entry_jump,
+            sites: self.sites.add(&block.sites),
+            bytes: x86::bits::low16(block.code.len() as u64),
+            entry_host: x86::bits::low16(block.entry_host.into()),
+            entry_memory: x86::bits::low16(block.entry_memory.into()),
+            entry_jump: x86::bits::low16(block.entry_jump.into()),
             host_is_free: block.host_is_free,
             host_leads_to_memory: block.host_leads_to_memory,
+            is_across: second.is_some(),
             stale: false,
         });
+        if let Some(second) = second {
+            self.seconds.insert(number.into(), second);
+        }
         // One across two pages is good only where the second follows the first.
         let found = self.open && second.is_none();
         let code = if found { offset32(start) + block.entry_jump } else { 0 };
@@ -301,6 +276,11 @@ impl Cache {
         Ok(number)
     }
 
+    /// The frame that a block's only instruction reaches into, if it does.
+    pub(crate) fn second(&self, number: u32) -> Option<Mfn> {
+        self.seconds.get(&number.into()).copied()
+    }
+
     /// The host address of an offset in a block.
     pub(crate) fn address(&self, block: &Placed, offset: u32) -> u64 {
         self.code.exec_ptr(block.start as usize + offset as usize) as u64
@@ -308,7 +288,7 @@ impl Cache {
 
     /// Where a block is entered with the flags in memory.
     pub(crate) fn entry(&self, block: &Placed) -> u64 {
-        self.address(block, block.entry_memory)
+        self.address(block, block.entry_memory.into())
     }
 
     /// The same for a block by its number, unless it is stale.
@@ -329,7 +309,7 @@ impl Cache {
 
     /// Where the jump cache leads.
     pub(crate) fn jump_entry(&self, block: &Placed) -> u64 {
-        self.address(block, block.entry_jump)
+        self.address(block, block.entry_jump.into())
     }
 
     /// The block is not to be found any more: it reaches into a page that is another one now.
@@ -350,7 +330,7 @@ impl Cache {
             Form::Both if to.host_is_free => to.entry_host,
             _ => to.entry_memory,
         };
-        let (at, target) = (from.start + jump, to.start + entry);
+        let (at, target) = (from.start + jump, to.at(entry));
         self.stats.links += 1;
         self.code.write(at as usize, &target.wrapping_sub(at + 4).to_le_bytes())
     }
@@ -359,7 +339,7 @@ impl Cache {
     pub(crate) fn lead(&mut self, site: &PlacedSite, to: u32) -> Result<(), HostError> {
         let Some(to) = self.block(to).copied() else { return Ok(()) };
         self.stats.links += 1;
-        self.divert(JMP, site.start(), to.start + to.entry_memory)
+        self.divert(JMP, site.start(), to.at(to.entry_memory))
     }
 
     /// The code of a frame has been written: its blocks are stale, and `tell` hears of each.
@@ -394,12 +374,12 @@ impl Cache {
         self.stats.stale += 1;
         self.replaceable.insert(block.key.number(), number);
         let [memory, host] = [Way::BARE, Way::BARE.with_flags()].map(|way| self.routines.exit(way));
-        self.divert(CALL, block.start + block.entry_memory, memory)?;
+        self.divert(CALL, block.at(block.entry_memory), memory)?;
         if !block.host_leads_to_memory {
-            self.divert(CALL, block.start + block.entry_host, host)?;
+            self.divert(CALL, block.at(block.entry_host), host)?;
         }
         if block.entry_jump != block.entry_memory {
-            self.divert(CALL, block.start + block.entry_jump, memory)?;
+            self.divert(CALL, block.at(block.entry_jump), memory)?;
         }
         Ok(())
     }
@@ -411,12 +391,12 @@ impl Cache {
         let (Some(old), Some(new)) = (self.block(old).copied(), self.block(by).copied()) else {
             return Ok(());
         };
-        if old.second.is_none() && new.second.is_some() {
+        if !old.is_across && new.is_across {
             return Ok(());
         }
-        self.divert(JMP, old.start + old.entry_memory, new.start + new.entry_memory)?;
+        self.divert(JMP, old.at(old.entry_memory), new.at(new.entry_memory))?;
         if !old.host_leads_to_memory {
-            self.divert(JMP, old.start + old.entry_host, new.start + new.entry_host)?;
+            self.divert(JMP, old.at(old.entry_host), new.at(new.entry_host))?;
         }
         Ok(())
     }
@@ -435,7 +415,7 @@ impl Cache {
 
     /// Where a block's code is executed.
     pub(crate) fn range(&self, block: &Placed) -> Range<u64> {
-        self.address(block, 0)..self.address(block, block.bytes)
+        self.address(block, 0)..self.address(block, block.bytes.into())
     }
 
     /// The code of a block, as it is now.
@@ -443,7 +423,7 @@ impl Cache {
         let start = self.code.exec_ptr(block.start as usize);
         // SAFETY: blocks lie inside the code memory, which is readable where it can be executed; only `write`, which
         // needs this cache exclusively, changes it.
-        unsafe { std::slice::from_raw_parts(start, block.bytes as usize) }.to_vec()
+        unsafe { std::slice::from_raw_parts(start, block.bytes.into()) }.to_vec()
     }
 }
 

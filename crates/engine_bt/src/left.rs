@@ -41,9 +41,8 @@ impl Left {
     }
 }
 
-/// The mnemonic of the instruction at `offset` of code of a mode.
-pub(crate) fn mnemonic(mode: Mode, code: &[u8], offset: usize) -> Mnemonic {
-    let code = code.get(offset..).unwrap_or_default();
+/// The mnemonic of the instruction that `code` begins with.
+pub(crate) fn mnemonic(mode: Mode, code: &[u8]) -> Mnemonic {
     mode.decoder(code, 0).decode().mnemonic()
 }
 
@@ -58,13 +57,13 @@ mod tests {
         let few = Mnemonic::values().skip(1000).take(NAMED + 10);
         few.for_each(|mnemonic| left.count(mnemonic));
         for _ in 0..5 {
-            left.count(mnemonic(Mode::new(), &[0x90, 0x0f, 0xa2], 1));
+            left.count(mnemonic(Mode::new(), &[0x0f, 0xa2]));
         }
         let counters = left.counters();
         assert_eq!((counters[0].name.as_ref(), counters[0].value), ("left.cpuid", 5));
         assert_eq!(counters.iter().map(|counter| counter.value).sum::<u64>(), NAMED as u64 + 15);
         assert_eq!((counters.len(), counters[NAMED].name.as_ref()), (NAMED + 1, "left.others"));
-        assert_eq!(mnemonic(Mode::new(), &[0x90], 7), Mnemonic::INVALID);
-        assert_eq!(mnemonic(Mode::COMPAT, &[0x40], 0), Mnemonic::Inc);
+        assert_eq!(mnemonic(Mode::new(), &[]), Mnemonic::INVALID);
+        assert_eq!(mnemonic(Mode::COMPAT, &[0x40]), Mnemonic::Inc);
     }
 }

@@ -27,6 +27,7 @@ mod left;
 mod modes;
 mod names;
 mod shadow;
+mod sites;
 mod stats;
 mod status;
 mod variants;

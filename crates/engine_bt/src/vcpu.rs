@@ -31,14 +31,15 @@ use x86::bits::{low16, low32};
 use x86::exception::Exception;
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
-use crate::cache::{Cache, Key, PlacedSite};
+use crate::cache::{Cache, Key, Placed};
 use crate::enter::{Gate, set_gs};
 use crate::fluid::Fluid;
 use crate::heat::Heat;
-use crate::left::Left;
+use crate::left::{self, Left};
 use crate::modes::{supervisor_mode, translatable, user_mode};
 use crate::names::Names;
 use crate::shadow::Shadows;
+use crate::sites::PlacedSite;
 use crate::views::{Go, Stale, Views};
 use crate::{BtStats, Options, x87};
 
@@ -292,7 +293,7 @@ impl BtVcpu {
         if block.stale || resolved.frame() != Some(block.key.mfn) {
             return Ok(None);
         }
-        if let Some(second) = block.second {
+        if let Some(second) = self.cache.second(number).filter(|_| block.is_across) {
             let next = (rip | PAGE_MASK).wrapping_add(1);
             let there = self.resolve_code(next);
             let Some(there) = there.filter(|there| there.frame() == Some(second)) else {
@@ -385,7 +386,7 @@ impl BtVcpu {
         if !there || !watched((key.mfn, version)) || !second.is_none_or(watched) {
             return Ok(None);
         }
-        self.place(key, second.map(|(mfn, _)| mfn), code, block, rip).map(Some)
+        self.place(key, second.map(|(mfn, _)| mfn), block, rip).map(Some)
     }
 
     /// Puts a translation in place, if need be instead of all others.
@@ -393,14 +394,13 @@ impl BtVcpu {
         &mut self,
         key: Key,
         second: Option<Mfn>,
-        code: &[u8],
         block: translate::Block,
         rip: u64,
     ) -> Result<u32, HostError> {
         if !self.cache.has_room(block.code.len()) {
             self.drop_code();
         }
-        let number = self.cache.place(key, second, code, block)?;
+        let number = self.cache.place(key, second, block)?;
         self.names.placed(&self.cache, number, rip);
         Ok(number)
     }
@@ -494,8 +494,8 @@ impl BtVcpu {
             self.empty_shadows(Stale { supervisor: !user, user });
         }
         // Between STI and HLT nobody may be let in: who wakes the guest has to find it asleep.
-        let halts = site.exit == Exit::Interpret && site.mnemonic == Mnemonic::Hlt;
-        if out && !halts && self.is_wanted() {
+        let halts = || site.exit == Exit::Interpret && self.mnemonic(&site) == Mnemonic::Hlt;
+        if out && !halts() && self.is_wanted() {
             self.stats.attentions += 1;
             return Ok(None);
         }
@@ -571,9 +571,19 @@ impl BtVcpu {
 
     /// An instruction that is left to the interpreter.
     fn leave(&mut self, site: &PlacedSite) -> Next {
-        self.left.count(site.mnemonic);
+        self.left.count(self.mnemonic(site));
         self.stats.callouts += 1;
         Next::Interpret
+    }
+
+    /// The instruction that leaves at a site. One across two pages is not looked at.
+    fn mnemonic(&self, site: &PlacedSite) -> Mnemonic {
+        let Some(Placed { key, .. }) = self.cache.block(site.block) else { return Mnemonic::INVALID };
+        let mut bytes = [0; LONGEST];
+        let left = usize::from(x86::bits::low16(PAGE_SIZE).saturating_sub(site.guest));
+        let code = bytes.get_mut(..left.min(LONGEST)).unwrap_or_default();
+        self.slow.memory().frames().copy_out(key.mfn, site.guest.into(), code);
+        left::mnemonic(key.mode, code)
     }
 
     /// The beginning of a block, entered with the flags in memory, if there is one.

@@ -70,6 +70,11 @@ impl Mode {
         Decoder::with_ip(bits, code, ip, DecoderOptions::NO_WBNOINVD)
     }
 
+    /// What [`Mode::bits`] gave.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// As a number.
     pub const fn bits(self) -> u16 {
         self.0
@@ -265,6 +270,9 @@ pub enum Exit {
     /// An instruction has changed code that follows it in the block; the guest goes on there by a look-up.
     Rewritten,
 }
+
+/// The most bytes of code that a block has: a few times what its instructions can become.
+pub const MOST_CODE: usize = u16::MAX as usize;
 
 /// Translated code, to be placed anywhere.
 #[derive(Clone, Debug, Default)]

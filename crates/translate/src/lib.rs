@@ -49,7 +49,7 @@ mod system;
 mod translate;
 mod x87;
 
-pub use block::{Block, Exit, Form, HostFeatures, Mode, SelfCheck, Site, Source, UNFORESEEN, Way};
+pub use block::{Block, Exit, Form, HostFeatures, MOST_CODE, Mode, SelfCheck, Site, Source, UNFORESEEN, Way};
 pub use context::Context;
 pub use routines::{Routines, routines};
 pub use side_by_side::side_by_side;

@@ -7,7 +7,7 @@
 
 use iced_x86::{DecoderError, FlowControl, Instruction, Mnemonic};
 
-use crate::block::{Block, Form, Mode, Source};
+use crate::block::{Block, Form, MOST_CODE, Mode, Source};
 use crate::branch::{Flow, branch, enter_by_jump_cache, go_to, target_of};
 use crate::catalogue;
 use crate::compat;
@@ -42,9 +42,9 @@ pub struct Translator {
 
 impl Translator {
     /// Translates the block at the beginning of `source`; `None` if its first instruction does not lie in its bytes as a
-    /// whole.
+    /// whole, or it would become too large.
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Block> {
-        translate(source, &mut self.tools)
+        translate(source, &mut self.tools).filter(|block| block.code.len() <= MOST_CODE)
     }
 }
 

@@ -46,8 +46,8 @@ use translate::{Exit, Mode, UNFORESEEN};
 use x86::{CpuState, Gva, PAGE_MASK, PAGE_SIZE};
 
 use super::BtVcpu;
-use crate::cache::PlacedSite;
 use crate::modes::translatable;
+use crate::sites::PlacedSite;
 use crate::views::Stale;
 use crate::{Options, x87};
 

@@ -7,7 +7,8 @@ use translate::SelfCheck;
 use x86::{Mfn, PAGE_SIZE};
 
 use super::BtVcpu;
-use crate::cache::{Key, PlacedSite};
+use crate::cache::Key;
+use crate::sites::PlacedSite;
 use crate::variants::{Remedy, Variant};
 
 impl BtVcpu {
@@ -43,7 +44,7 @@ impl BtVcpu {
         };
         let fields = std::mem::take(&mut block.fields);
         let bytes = code.get(..block.checked_bytes.into()).unwrap_or_default().into();
-        let number = self.place(key, None, code, block, rip)?;
+        let number = self.place(key, None, block, rip)?;
         let SelfCheck { loose, .. } = check;
         self.cache.variants.add(key, Variant { number, offset: key.offset, bytes, fields, loose });
         Ok(Some(number))
