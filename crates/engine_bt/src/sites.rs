@@ -3,6 +3,8 @@
 
 use translate::{Exit, Form, MOST_CODE, Mode, Site};
 
+use x86::bits::low16;
+
 use crate::cache::Placed;
 
 /// An exit in place.
@@ -53,7 +55,7 @@ enum Kind {
     Attention,
     Plain,
     Changed,
-    Rewritten,
+    Onward,
 }
 
 /// An exit of a block, which says the rest.
@@ -70,15 +72,14 @@ struct Packed {
 }
 
 impl Packed {
-    /// None for an exit that no site has.
-    fn new(site: &Site) -> Option<Self> {
+    fn new(site: &Site) -> Self {
         let (kind, detail) = match site.exit {
             Exit::Miss { write: false, resume } => (Kind::Read, resume),
             Exit::Miss { write: true, resume } => (Kind::Write, resume),
             Exit::Lend { resume } => (Kind::Lend, resume),
             Exit::Interpret => (Kind::Interpret, 0),
             Exit::Link { jump, form: Form::Host } => (Kind::LinkHost, jump),
-            Exit::Link { jump, form: Form::Memory } => (Kind::LinkMemory, jump),
+            Exit::Link { jump, form: Form::Memory | Form::Again } => (Kind::LinkMemory, jump),
             Exit::Link { jump, form: Form::Both } => (Kind::LinkBoth, jump),
             Exit::Link { jump, form: Form::Dead } => (Kind::LinkDead, jump),
             Exit::Lookup => (Kind::Lookup, 0),
@@ -86,11 +87,11 @@ impl Packed {
             Exit::Attention => (Kind::Attention, 0),
             Exit::Plain => (Kind::Plain, 0),
             Exit::Changed => (Kind::Changed, 0),
-            Exit::Rewritten => (Kind::Rewritten, 0),
-            Exit::Stale | Exit::Link { form: Form::Again, .. } => return None,
+            // No site is stale by itself.
+            Exit::Onward | Exit::Stale => (Kind::Onward, 0),
         };
-        let (at, detail) = (u16::try_from(site.at).ok()?, u16::try_from(detail).ok()?);
-        Some(Self { at, guest: site.guest, detail, kind, ac: site.mode.has(Mode::AC) })
+        let (at, detail) = (low16(site.at.into()), low16(detail.into()));
+        Self { at, guest: site.guest, detail, kind, ac: site.mode.has(Mode::AC) }
     }
 
     fn exit(self) -> Exit {
@@ -110,7 +111,7 @@ impl Packed {
             Kind::Attention => Exit::Attention,
             Kind::Plain => Exit::Plain,
             Kind::Changed => Exit::Changed,
-            Kind::Rewritten => Exit::Rewritten,
+            Kind::Onward => Exit::Onward,
         }
     }
 
@@ -165,7 +166,7 @@ impl Sites {
     /// Adds those of a block, in the order of their code; the number of the first.
     pub(crate) fn add(&mut self, sites: &[Site]) -> u32 {
         let first = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
-        self.all.extend(sites.iter().filter_map(Packed::new));
+        self.all.extend(sites.iter().map(Packed::new));
         first
     }
 
@@ -206,7 +207,7 @@ mod tests {
         Exit::Attention,
         Exit::Plain,
         Exit::Changed,
-        Exit::Rewritten,
+        Exit::Onward,
     ];
 
     #[test]

@@ -556,7 +556,7 @@ impl BtVcpu {
                 let revised = self.revise(&site, rip)?;
                 Ok(self.resume_at(revised, Next::Interpret))
             }
-            Exit::Rewritten => Ok(Next::Dispatch),
+            Exit::Onward => Ok(Next::Dispatch),
         }
     }
 

@@ -242,7 +242,7 @@ pub enum Exit {
     /// The instruction is to be interpreted.
     Interpret,
     /// A direct jump within the page whose target was not known: the 32-bit displacement at `jump` may be made to lead
-    /// there, with the flags in this form.
+    /// there, with the flags in this form (never [`Form::Again`]).
     Link {
         /// Where the displacement is.
         jump: u32,
@@ -267,8 +267,9 @@ pub enum Exit {
     /// The guest's code is not what the block is a translation of. The flags are in memory; the site's code may be made a
     /// jump to a translation of what it is now.
     Changed,
-    /// An instruction has changed code that follows it in the block; the guest goes on there by a look-up.
-    Rewritten,
+    /// An instruction has changed code that follows it in the block, or brought what the block did not foresee; the guest
+    /// goes on behind it by a look-up.
+    Onward,
 }
 
 /// The most bytes of code that a block has: a few times what its instructions can become.

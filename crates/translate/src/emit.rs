@@ -317,9 +317,9 @@ impl<'a> Emitter<'a> {
         self.leave_by(hole, self.source.offset, Exit::Changed, Way::BARE);
     }
 
-    /// The jump leaves behind the current instruction, because the code there has changed.
-    pub(crate) fn rewritten_from(&mut self, hole: Hole) {
-        self.leave_by(hole, self.next, Exit::Rewritten, self.way());
+    /// The jump leaves behind the current instruction, because the code there or what it goes by has changed.
+    pub(crate) fn onward_from(&mut self, hole: Hole) {
+        self.leave_by(hole, self.next, Exit::Onward, self.way());
     }
 
     /// The way out that leaves the flags in memory.

@@ -35,7 +35,7 @@ pub(crate) fn enter(e: &mut Emitter<'_>, end: u16) {
 pub(crate) fn after(e: &mut Emitter<'_>, insn: &Instruction, end: u16) {
     if e.source.check.is_some() && facts::writes_memory(insn) {
         let next = e.next;
-        compare(e, next..end, Emitter::rewritten_from);
+        compare(e, next..end, Emitter::onward_from);
     }
 }
 

@@ -85,7 +85,7 @@ fn purpose(site: &Site, page: u64) -> String {
         Exit::Plain => format!("no one page for all, at {place}"),
         Exit::Stale => "the block is stale".to_owned(),
         Exit::Changed => "the guest's code has changed".to_owned(),
-        Exit::Rewritten => format!("the block's code has changed, on at {place}"),
+        Exit::Onward => format!("on at {place}, of which this is no translation any more"),
     }
 }
 

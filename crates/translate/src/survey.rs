@@ -239,7 +239,8 @@ fn compare(e: &mut Emitter<'_>, pointer: u8, brought: &Foreseen) {
     let register = e.read(brought.register, Gpr::RAX);
     e.asm.gs_op(Op::Cmp, register, foreseen(pointer));
     let another = e.asm.jcc(Condition::NOT_EQUAL);
-    e.link(another, e.next);
+    // No link: the flags may have to be computed on the way out.
+    e.onward_from(another);
 }
 
 /// At [`at::TEMP`], how many turns there are after the next one: as far as the stream stays in its page, where it is at the
