@@ -89,6 +89,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
 
+    /// Do not confine the VM's process, for debugging it
+    ///
+    /// Without this, the process has no privileges once the guest runs, each of its threads may make only the system calls that
+    /// it needs, and files can be opened in shared directories only. Backtraces and debuggers may need it.
+    #[arg(long)]
+    pub(crate) no_jail: bool,
+
     /// Show the kernel's messages, and figures at the end
     #[arg(long)]
     pub(crate) verbose: bool,

@@ -47,8 +47,19 @@ impl Verdict {
 /// # Errors
 /// If standard output cannot be written.
 pub(crate) fn run() -> Result<Status> {
-    let findings =
-        [processor(), models(), engine(), memory(), memfd(), code_memory(), kvm(), network(), apt(), cache()];
+    let findings = [
+        processor(),
+        models(),
+        engine(),
+        memory(),
+        memfd(),
+        code_memory(),
+        jail(),
+        kvm(),
+        network(),
+        apt(),
+        cache(),
+    ];
     let mut text = format!("umbra {} on {}\n", env!("CARGO_PKG_VERSION"), system());
     for finding in &findings {
         text += &format!("  {:8} {:12} {}\n", finding.verdict.word(), finding.subject, finding.text);
@@ -167,6 +178,27 @@ fn code_memory() -> Finding {
         ),
     };
     Finding { verdict, subject: "code", text }
+}
+
+/// What a VM's process can be confined with.
+fn jail() -> Finding {
+    let (verdict, text) = match (host::jail::is_possible(), host::jail::landlock_abi()) {
+        (false, _) => (
+            Verdict::Missing,
+            "the kernel cannot filter system calls: allow seccomp in this container or sandbox, or run with --no-jail"
+                .to_owned(),
+        ),
+        (true, Some(abi @ 2..)) => {
+            (Verdict::Good, format!("a VM is confined by filters of system calls and Landlock (version {abi})"))
+        }
+        (true, _) => (
+            Verdict::Note,
+            "a VM is confined by filters of system calls, but without Landlock (in Linux 5.19 and later: lsm=landlock,…) \
+             one that breaks out by a shared directory opens what this user may open"
+                .to_owned(),
+        ),
+    };
+    Finding { verdict, subject: "jail", text }
 }
 
 fn kvm() -> Finding {

@@ -39,7 +39,13 @@ fn main() -> ExitCode {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         console::terminal::restore();
-        default_hook(info);
+        // A backtrace is made from the program's file, which a jailed thread cannot open.
+        if host::jail::is_shut() {
+            let thread = std::thread::current();
+            message::block(&format!("thread '{}' {info}", thread.name().unwrap_or("unnamed")));
+        } else {
+            default_hook(info);
+        }
         message::error("this is a bug in umbra; please report the lines above");
         std::process::exit(i32::from(Status::OURS.0));
     }));

@@ -31,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) command_line: String,
     /// How long it may run.
     pub(crate) timeout: Option<Duration>,
+    /// Whether the process is confined.
+    pub(crate) jail: bool,
     /// Whether to show the kernel's messages and figures.
     pub(crate) verbose: bool,
     /// How to print what was counted, if at all.
@@ -124,6 +126,7 @@ impl Plan {
             shares,
             command_line,
             timeout: args.timeout,
+            jail: !args.no_jail,
             verbose: args.verbose,
             stats: args.stats,
         })

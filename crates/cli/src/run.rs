@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use host::jail::{self, Needs, Role};
 use spec::VmSpec;
 use vm::{BootImages, Builder, Initrd, OnReset, Stopped, VmHandle};
 
@@ -14,6 +15,7 @@ use crate::console::{Console, Event, Events, FromGuest, signals, terminal};
 use crate::debian::{self, Cache, Freshness, Module, Wanted};
 use crate::initramfs::{self, Contents, Session};
 use crate::plan::{Guest, Plan, Surroundings};
+use crate::report::OwnFigures;
 use crate::source::Source;
 use crate::status::Status;
 use crate::{counters, files, message, report};
@@ -52,7 +54,7 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     let plan = Plan::new(args, source, surroundings)?;
     let (machine, images) = load(&plan)?;
     let (events, queue) = Events::queue();
-    let mut console = Console::new(&plan.guest, events)?;
+    let mut console = Console::new(&plan.guest, events);
     let mut builder = Builder::new(&machine, images).on_reset(if plan.guest.is_ours() {
         OnReset::Stop
     } else {
@@ -61,16 +63,27 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     for (port, sink) in console.ports()? {
         builder = builder.serial(port, sink);
     }
-    let vm = builder.build()?.start()?;
+    let opened = builder.open()?;
+    let figures = plan.verbose.then(OwnFigures::open);
+    if plan.jail {
+        let needs = Needs {
+            directories: opened.directories(),
+            ram_bytes: plan.memory.bytes(),
+            before_the_end: terminal::restore_at_once,
+        };
+        jail::shut(&needs).context("the VM cannot be jailed; --no-jail runs it without, for debugging")?;
+    }
+    let vm = opened.build()?.start()?;
     console.start(&vm)?;
+    jail::enter(Role::Main);
     let mut watch = Watch::new(plan.timeout);
     let ending = watch.until_the_end(&vm, &console, &queue)?;
     if !matches!(ending, Ending::Stopped(_)) {
         vm.stop();
     }
     console.close();
-    if plan.verbose {
-        report::print(&vm.stats(), watch.ready);
+    if let Some(figures) = figures {
+        report::print(&vm.stats(), watch.ready, figures);
     }
     if let Some(format) = plan.stats {
         message::block(&counters::text(&vm.stats(), format));
@@ -167,7 +180,7 @@ impl Watch {
                 Some(Event::Signal(signal)) => console.signal(signal, vm),
                 Some(Event::Guest(FromGuest::Ready)) if self.ready.is_none() => {
                     self.ready = Some(self.started.elapsed());
-                    console.start_input(vm)?;
+                    console.start_input();
                 }
                 Some(Event::Guest(FromGuest::Exit(status))) if self.reported.is_none() => {
                     self.reported = Some(status);

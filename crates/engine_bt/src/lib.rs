@@ -41,7 +41,7 @@ pub use vcpu::{BtVcpu, Closeness, Counts, Ledger, Lockstep, LockstepVcpu};
 use engine::{Engine, EngineError, Vcpu, VcpuSetup};
 
 /// The name that `--engine` knows.
-const NAME: &str = "bt";
+pub const NAME: &str = "bt";
 /// The name of the engine for tests whose blocks all check themselves.
 const CHECKING: &str = "bt-checking";
 

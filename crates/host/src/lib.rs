@@ -1,5 +1,5 @@
 //! The only crate that talks to Linux (bar `/dev/kvm`): anonymous files and mappings, clocks, CPU identification,
-//! code memory, files, sockets, signals, threads, profilers.
+//! code memory, files, sockets, signals, threads, profilers, the jail.
 //!
 //! Everything here is safe to call unless marked otherwise; the reasons why the unsafe blocks inside are right stand
 //! beside each of them. Nothing here knows what a guest is.
@@ -9,6 +9,7 @@
 pub mod code;
 pub mod cpu;
 pub mod io;
+pub mod jail;
 pub mod mem;
 pub mod perf;
 pub mod poll;
@@ -74,6 +75,17 @@ pub enum HostError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The jail lacks something that it cannot be without.
+    #[error("the kernel does not let this process {what}")]
+    Jail {
+        /// What the process wanted to do to itself.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The jail was to be shut around threads that would not all be in it.
+    #[error("the process has more than one thread already")]
+    Crowded,
     /// More code ranges were registered than there are slots.
     #[error("no slot left for another range of code with a fix-up")]
     TooManyFixups,

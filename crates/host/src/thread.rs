@@ -1,6 +1,30 @@
-//! Where threads run.
+//! Threads: how they come into being, and where they run.
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::jail::{self, Role};
+
+/// Starts a thread of this name in its role: where the process is jailed, the body may do what the role may do.
+///
+/// # Errors
+/// If the host has no thread for us.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    role: Role,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    jail::expect_one();
+    let thread = Builder::new().name(name.to_owned()).spawn(move || {
+        // When a thread first takes memory, some C libraries look into a file how many processors there are.
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(64)));
+        jail::enter(role);
+        body()
+    });
+    thread.inspect_err(|_| jail::one_less())
+}
 
 /// Lets the calling thread run on one processor only: the one of this number among those it may run on, counted round and
 /// round. For threads that are to run at the same time; false if the kernel refuses.

@@ -1,5 +1,6 @@
 //! What a virtio device does, apart from how it is reached.
 
+use host::jail::Role;
 use memory::GuestMemory;
 use state::{Record, StateError};
 
@@ -65,6 +66,11 @@ pub trait Service: Send + Sync {
     /// Its configuration, which a driver reads and never changes.
     fn config(&self) -> &[u8] {
         &[]
+    }
+
+    /// What the threads that serve it do on the host.
+    fn role(&self) -> Role {
+        Role::Device
     }
 
     /// The device as one that is served by a thread of its own, if it is such.

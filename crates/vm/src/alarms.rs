@@ -24,6 +24,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bus::{Alarm, Clock, GuestTime};
+use host::jail::Role;
 
 use crate::VmError;
 
@@ -78,13 +79,11 @@ impl Alarms {
         let shared =
             Arc::new(Shared { clock, table: Mutex::new(table), wake: Condvar::new(), quiet: Condvar::new() });
         let watcher = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("timers".into())
-            .spawn(move || {
-                let _watch = watch;
-                watcher.run();
-            })
-            .map_err(VmError::Thread)?;
+        let life = move || {
+            let _watch = watch;
+            watcher.run();
+        };
+        let thread = host::thread::spawn("timers", Role::Timers, life).map_err(VmError::Thread)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

@@ -1,8 +1,12 @@
 //! From a description to a machine, in stages.
 //!
 //! ```text
-//! Builder ─▶ Ground (RAM, processor model, clock, timers) ─▶ Populated (chips) ─▶ Loaded (firmware, kernel) ─▶ Machine (vCPUs)
+//! Builder ─▶ Opened (images, directories, ports) ─▶ Ground (RAM, processor model, clock, timers) ─▶ Populated (chips)
+//!         ─▶ Loaded (firmware, kernel) ─▶ Machine (vCPUs)
 //! ```
+//!
+//! [`Opened`] is where a front door shuts the jail: all of the host's files that the machine will ever need by name are open, and
+//! there are no threads yet.
 //!
 //! Each stage is a type that consumes the one before, so nothing can be used before it exists, and a failure at any
 //! stage drops what was built so far and leaves nothing behind.
@@ -13,6 +17,7 @@ use std::sync::{Arc, mpsc};
 use chipset::fw_cfg::FwCfgContents;
 use engine::{Engine, VcpuId, VcpuSetup};
 use firmware::MemoryMap;
+use host::jail::Directory;
 use memory::GuestMemory;
 use mmu::Mmu;
 use spec::VmSpec;
@@ -24,6 +29,7 @@ use crate::alarms::Alarms;
 use crate::chips::{ChipOptions, Chips, Foundation, assemble};
 use crate::clock::{HostTime, VmClock};
 use crate::events::{EventSink, Watch};
+use crate::functions::Functions;
 use crate::gate::{Doorbell, Gate};
 use crate::handle::{Message, OnReset};
 use crate::machine::{BootImages, BootPlan, Machine, next_record};
@@ -76,18 +82,65 @@ impl Builder {
         self
     }
 
+    /// Opens what the description names, and starts no thread.
+    ///
+    /// # Errors
+    /// If a file, a directory or a port cannot be had.
+    pub fn open(self) -> Result<Opened, VmError> {
+        let engine = match self.engine {
+            Some(engine) => engine,
+            None => engines::of(&self.spec)?,
+        };
+        let functions = functions::of(&self.spec)?;
+        let Self { spec, images, serial, on_reset, .. } = self;
+        Ok(Opened { spec, images, serial, on_reset, engine, functions })
+    }
+
     /// Builds the machine.
     ///
     /// # Errors
     /// If the host or the files do not allow it; one sentence says which.
     pub fn build(self) -> Result<Machine, VmError> {
-        self.build_on(Ground::prepare)
+        self.open()?.build()
     }
 
     /// Builds the machine in the state that [`crate::VmHandle::save`] gave of one of the same description.
     ///
     /// # Errors
     /// As [`Builder::build`]; or if the state is not of such a machine, or damaged.
+    pub fn restore(self, records: &[Record]) -> Result<Machine, VmError> {
+        self.open()?.restore(records)
+    }
+}
+
+/// With everything open that it needs of the host by name, and no thread started.
+pub struct Opened {
+    spec: VmSpec,
+    images: BootImages,
+    serial: [Option<Box<dyn SerialSink>>; 4],
+    on_reset: OnReset,
+    engine: Arc<dyn Engine>,
+    functions: Functions,
+}
+
+impl Opened {
+    /// Where its devices will open files.
+    pub fn directories(&self) -> &[Directory] {
+        &self.functions.directories
+    }
+
+    /// Builds the machine.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn build(self) -> Result<Machine, VmError> {
+        self.build_on(Ground::prepare)
+    }
+
+    /// Builds the machine in a saved state.
+    ///
+    /// # Errors
+    /// As [`Builder::restore`].
     pub fn restore(self, records: &[Record]) -> Result<Machine, VmError> {
         let mut records = records.iter();
         // The clock comes before all else: chips are made with the wall clock's time at guest time 0.
@@ -101,15 +154,14 @@ impl Builder {
     }
 
     fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
-        let engine = self.engine.unwrap_or_else(|| engines::of(&self.spec));
         let ground = ground(&self.spec)?;
         let options = ChipOptions {
             serial: self.serial,
             debug_exit: self.spec.debug_exit,
-            functions: functions::of(&self.spec)?,
+            functions: self.functions.services,
             facts: facts(&self.spec),
         };
-        ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*engine, self.on_reset)
+        ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*self.engine, self.on_reset)
     }
 }
 

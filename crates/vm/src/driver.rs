@@ -25,6 +25,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use engine::VcpuId;
+use host::jail::{self, Role};
 
 use crate::VmError;
 use crate::events::Event;
@@ -52,10 +53,7 @@ pub(crate) fn start(machine: Machine) -> Result<VmHandle, VmError> {
     for vcpu in &driver.machine.vcpus {
         driver.threads.push(vcpu.spawn(driver.machine.events.clone())?);
     }
-    std::thread::Builder::new()
-        .name("driver".into())
-        .spawn(move || driver.live())
-        .map_err(VmError::Thread)?;
+    host::thread::spawn("driver", Role::Driver, move || driver.live()).map_err(VmError::Thread)?;
     Ok(handle)
 }
 
@@ -87,6 +85,8 @@ impl Drop for Driver {
 impl Driver {
     fn live(mut self) {
         let last_word = LastWord(self.board.clone());
+        // No guest instruction before the whole process is in its jail.
+        jail::settled();
         self.resume();
         // The machine's own event sink keeps the queue open, so receiving ends only by our own decision.
         while let Ok(message) = self.machine.inbox.recv() {

@@ -21,18 +21,31 @@ pub fn automatic() -> Automatic {
     Bt::check_host().map_or_else(Automatic::Interp, |()| Automatic::Bt)
 }
 
-/// The engine of a description.
-pub(crate) fn of(spec: &VmSpec) -> Arc<dyn Engine> {
-    let bt = || Arc::new(Bt::new(options(&spec.translator)));
-    match spec.engine {
-        EngineChoice::Bt => bt(),
+/// The engine of a description. Files that it will write are made here.
+///
+/// # Errors
+/// If they cannot be made.
+pub(crate) fn of(spec: &VmSpec) -> Result<Arc<dyn Engine>, EngineError> {
+    Ok(match spec.engine {
+        EngineChoice::Bt => bt(&spec.translator)?,
         EngineChoice::Interp => Arc::new(interp::Interp),
         EngineChoice::Lockstep => Arc::new(Lockstep::from_environment()),
         EngineChoice::Auto => match automatic() {
-            Automatic::Bt => bt(),
+            Automatic::Bt => bt(&spec.translator)?,
             Automatic::Interp(_) => Arc::new(interp::Interp),
         },
+    })
+}
+
+fn bt(spec: &TranslatorSpec) -> Result<Arc<dyn Engine>, EngineError> {
+    if spec.perf_map {
+        let refused = |error: host::HostError| EngineError::Unavailable {
+            engine: engine_bt::NAME,
+            reason: error.to_string(),
+        };
+        host::perf::map().map_err(refused)?;
     }
+    Ok(Arc::new(Bt::new(options(spec))))
 }
 
 /// The technique of memory virtualization of a description.

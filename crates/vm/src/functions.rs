@@ -11,6 +11,7 @@ use backend::net::{Limited, Network};
 use backend::share::{Access, Share};
 use backend::{Disk, RawDisk};
 use bus::Lifecycle;
+use host::jail::Directory;
 use spec::{DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec};
 use virtio::blk::Blk;
 use virtio::fs::{Fs, Validity};
@@ -27,12 +28,20 @@ const MOST: usize = 29;
 /// The most bytes of a packet on the user-mode network, as on any Ethernet.
 const MTU: u16 = 1500;
 
+/// Devices, and what they need of the host for as long as they live.
+pub(crate) struct Functions {
+    /// The devices.
+    pub(crate) services: Vec<Box<dyn Service>>,
+    /// Where they will open files.
+    pub(crate) directories: Vec<Directory>,
+}
+
 /// The devices of a description. Images and directories are opened and ports listened on here, once for the life of the
 /// machine.
 ///
 /// # Errors
 /// If an image cannot be a disk or a directory cannot be shared, there are too many, or a port is somebody else's.
-pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
+pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
     if spec.disks.len() > DiskSpec::MOST {
         return Err(VmError::TooManyDisks { count: spec.disks.len(), most: DiskSpec::MOST });
     }
@@ -44,6 +53,7 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
         return Err(VmError::TooManyDevices { count, most: MOST });
     }
     let mut services: Vec<Box<dyn Service>> = vec![Box::new(Rng)];
+    let mut directories = Vec::new();
     // A queue for each processor, so that none waits for another's requests.
     let queues = u16::try_from(spec.cpus.get()).unwrap_or(u16::MAX);
     for (number, DiskSpec { file, read_only }) in spec.disks.iter().enumerate() {
@@ -54,6 +64,7 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
         let validity = if *settled { Validity::Settled } else { Validity::Changing };
         let share = Share::open(directory, access, spec.shares.len())?;
+        directories.push(Directory { descriptor: share.root()?, writable: !read_only });
         services.push(Box::new(Fs::new(share, tag, validity, queues)));
     }
     if let NetSpec::User(user) = &spec.net {
@@ -64,7 +75,7 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
         };
         services.push(Box::new(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
     }
-    Ok(services)
+    Ok(Functions { services, directories })
 }
 
 fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {
@@ -110,9 +121,9 @@ impl Workers {
     /// # Errors
     /// If the host has no threads for us.
     pub(crate) fn start(function: Arc<Mutex<VirtioPci>>, events: &EventSink) -> Result<Self, VmError> {
-        let (name, lives) = {
+        let (name, role, lives) = {
             let function = function.lock().unwrap_or_else(PoisonError::into_inner);
-            (function.name(), function.workers())
+            (function.name(), function.role(), function.workers())
         };
         let mut workers = Self { function, threads: Vec::new() };
         for worker in lives {
@@ -121,7 +132,7 @@ impl Workers {
                 let _watch = watch;
                 worker.live();
             };
-            let thread = std::thread::Builder::new().name(name.into()).spawn(live);
+            let thread = host::thread::spawn(name, role, live);
             workers.threads.push(thread.map_err(VmError::Thread)?);
         }
         Ok(workers)

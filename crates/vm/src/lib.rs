@@ -35,7 +35,7 @@ mod saved_ram;
 mod serial;
 mod vcpu_thread;
 
-pub use build::Builder;
+pub use build::{Builder, Opened};
 pub use dump::Dump;
 pub use engine::Counter;
 pub use engines::{Automatic, automatic};

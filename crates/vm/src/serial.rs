@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chipset::uart::{CharSink, Uart};
+use host::jail::Role;
 
 use crate::VmError;
 
@@ -243,7 +244,7 @@ impl SerialPort {
     }
 
     fn spawn(&mut self, name: &str, life: impl FnOnce() + Send + 'static) -> Result<(), VmError> {
-        let thread = std::thread::Builder::new().name(name.into()).spawn(life).map_err(VmError::Thread)?;
+        let thread = host::thread::spawn(name, Role::Console, life).map_err(VmError::Thread)?;
         self.threads.push(thread);
         Ok(())
     }

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use engine::{Exit, Vcpu, VcpuId};
 use host::Shelter;
+use host::jail::Role;
 
 use crate::VmError;
 use crate::events::{Event, EventSink, Watch};
@@ -53,16 +54,14 @@ impl VcpuCell {
     /// If the host has no thread for us.
     pub(crate) fn spawn(&self, events: EventSink) -> Result<JoinHandle<()>, VmError> {
         let cell = self.clone();
-        std::thread::Builder::new()
-            .name(format!("vcpu{}", self.id.0))
-            .spawn(move || {
-                let _watch = Watch { thread: "a virtual CPU", events: events.clone() };
-                match Shelter::enter() {
-                    Ok(_shelter) => cell.live(&events),
-                    Err(_) => events.raise(Event::NoShelter),
-                }
-            })
-            .map_err(VmError::Thread)
+        let life = move || {
+            let _watch = Watch { thread: "a virtual CPU", events: events.clone() };
+            match Shelter::enter() {
+                Ok(_shelter) => cell.live(&events),
+                Err(_) => events.raise(Event::NoShelter),
+            }
+        };
+        host::thread::spawn(&format!("vcpu{}", self.id.0), Role::Vcpu, life).map_err(VmError::Thread)
     }
 
     fn live(&self, events: &EventSink) {

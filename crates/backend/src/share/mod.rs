@@ -89,6 +89,12 @@ pub enum ShareError {
     /// It belongs to the kernel.
     #[error("cannot share '{}', which is a view of the host's kernel: share a directory of files", .0.display())]
     Kernel(PathBuf),
+    /// There are too many files open.
+    #[error("no descriptor is left for a shared directory: raise the limit of open files (ulimit -n)")]
+    Descriptors {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Nodes cannot be opened.
     #[error("cannot open /proc/self/fd, which sharing directories needs: mount proc on /proc")]
     NoProc {
@@ -147,6 +153,19 @@ impl Share {
             nodes: Nodes::new(root, &status, descriptors),
             handles: Handles::new(descriptors),
         })
+    }
+
+    /// Whether guests may only look at it.
+    pub fn is_read_only(&self) -> bool {
+        self.access == Access::ReadOnly
+    }
+
+    /// The directory, once more.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn root(&self) -> Result<OwnedFd, ShareError> {
+        self.nodes.root().map_err(|source| ShareError::Descriptors { source })
     }
 
     /// Forgets every node and closes every file: the guest begins anew.

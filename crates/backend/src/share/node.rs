@@ -163,6 +163,11 @@ impl Nodes {
         Self { root: Arc::new(node), table: Mutex::new(table), open: AtomicUsize::new(0), most_open }
     }
 
+    /// The root's descriptor, once more.
+    pub(super) fn root(&self) -> std::io::Result<OwnedFd> {
+        self.descriptor(&self.root)?.try_clone()
+    }
+
     /// Forgets all but the root.
     pub(super) fn clear(&self) {
         let mut table = lock(&self.table);

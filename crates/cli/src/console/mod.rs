@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::{Context, Result};
+use host::jail::Role;
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCONT, SIGWINCH};
 use vm::{SerialSink, Stopped, VmHandle};
@@ -67,6 +68,8 @@ pub(crate) struct Console {
     ours: bool,
     interactive: bool,
     raw: Option<RawMode>,
+    /// Tells the thread that reads standard input to begin.
+    input: Option<Sender<()>>,
 }
 
 /// The console's port.
@@ -77,14 +80,15 @@ const CONTROL_PORT: usize = 1;
 const LOG_PORT: usize = 2;
 
 impl Console {
-    /// A console for one VM. Signals are caught from here on.
-    ///
-    /// # Errors
-    /// If a signal cannot be caught.
-    pub(crate) fn new(guest: &Guest, events: Events) -> Result<Self> {
-        signals::watch(events.clone()).context("cannot catch signals")?;
-        let ours = guest.is_ours();
-        Ok(Self { events, ours, interactive: terminal::is_interactive(), raw: None })
+    /// A console for one VM.
+    pub(crate) fn new(guest: &Guest, events: Events) -> Self {
+        Self {
+            events,
+            ours: guest.is_ours(),
+            interactive: terminal::is_interactive(),
+            raw: None,
+            input: None,
+        }
     }
 
     /// The serial ports to build into the machine, with their numbers.
@@ -104,26 +108,28 @@ impl Console {
         Ok(ports)
     }
 
-    /// The VM runs: takes the terminal, and waits for its end.
+    /// The VM runs: takes the terminal, catches signals, and waits for its end. All threads are made here.
     ///
     /// # Errors
-    /// If the terminal cannot be used or there is no thread.
+    /// If the terminal cannot be used, a signal cannot be caught, or there is no thread.
     pub(crate) fn start(&mut self, vm: &VmHandle) -> Result<()> {
+        signals::watch(self.events.clone()).context("cannot catch signals")?;
         if self.interactive {
             message::note("Ctrl-] stops the VM");
             self.raw = Some(RawMode::enter().context("cannot use the terminal")?);
         }
         let (waiter, events) = (vm.clone(), self.events.clone());
         spawn("vm-wait", move || events.send(Event::Stopped(waiter.wait())))?;
+        self.prepare_input(vm)?;
         // Umbra's guest says when; any other reads its port when it likes.
-        if self.ours { Ok(()) } else { self.start_input(vm) }
+        if !self.ours {
+            self.start_input();
+        }
+        Ok(())
     }
 
-    /// The guest is ready for input.
-    ///
-    /// # Errors
-    /// If there is no thread.
-    pub(crate) fn start_input(&self, vm: &VmHandle) -> Result<()> {
+    /// Starts the thread that will read standard input.
+    fn prepare_input(&mut self, vm: &VmHandle) -> Result<()> {
         let Some(port) = vm.serial_input(CONSOLE_PORT) else { return Ok(()) };
         let style = match (self.interactive, self.ours) {
             (true, _) => Style::Terminal,
@@ -131,7 +137,21 @@ impl Console {
             (false, false) => Style::Plain,
         };
         let events = self.events.clone();
-        spawn("stdin", move || input::pump(style, &|bytes| port.send(bytes), &events))
+        let (begin, begun) = channel();
+        self.input = Some(begin);
+        spawn("stdin", move || {
+            if begun.recv().is_ok() {
+                input::pump(style, &|bytes| port.send(bytes), &events);
+            }
+        })
+    }
+
+    /// The guest is ready for input.
+    pub(crate) fn start_input(&self) {
+        if let Some(begin) = &self.input {
+            // Its thread ends when the user detaches.
+            let _ = begin.send(());
+        }
     }
 
     /// A signal that asks for no end has arrived.
@@ -156,11 +176,7 @@ impl Console {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(body)
-        .map(drop)
-        .context("the host gives no thread")
+    host::thread::spawn(name, Role::Console, body).map(drop).context("the host gives no thread")
 }
 
 /// What to wait for.

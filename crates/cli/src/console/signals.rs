@@ -3,6 +3,7 @@
 use std::io;
 use std::process;
 
+use host::jail::Role;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
@@ -21,7 +22,7 @@ pub(crate) fn is_deadly(signal: i32) -> bool {
 /// If a signal cannot be caught.
 pub(super) fn watch(events: Events) -> io::Result<()> {
     let mut signals = Signals::new([SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGWINCH])?;
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+    host::thread::spawn("signals", Role::Signals, move || {
         let mut asked_before = false;
         for signal in &mut signals {
             if is_deadly(signal) && std::mem::replace(&mut asked_before, true) {

@@ -53,6 +53,14 @@ pub(crate) fn restore() {
     }
 }
 
+/// [`restore`] for a thread that may not wait, for the end of a process that the jail has stopped.
+pub(crate) fn restore_at_once() {
+    let before = BEFORE.try_lock().ok().and_then(|mut before| before.take());
+    if let Some(before) = before {
+        let _ = tcsetattr(stdin(), OptionalActions::Flush, &before);
+    }
+}
+
 /// Whether a person sits at both ends of the console.
 pub(crate) fn is_interactive() -> bool {
     stdin().is_terminal() && stdout().is_terminal()

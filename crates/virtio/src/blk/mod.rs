@@ -12,6 +12,7 @@ mod tests;
 use std::sync::Arc;
 
 use backend::Disk;
+use host::jail::Role;
 
 use crate::service::{Kind, Malformed, Request, Service};
 
@@ -53,6 +54,10 @@ impl Blk {
 impl Service for Blk {
     fn kind(&self) -> Kind {
         Kind { name: "virtio-blk", id: 2, class: 0x01_0000 }
+    }
+
+    fn role(&self) -> Role {
+        Role::Disk
     }
 
     fn features(&self) -> u64 {

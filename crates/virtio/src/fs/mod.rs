@@ -22,6 +22,7 @@ mod wire;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backend::share::Share;
+use host::jail::Role;
 use state::{Record, StateError};
 
 use crate::service::{Kind, Malformed, Request, Service};
@@ -61,6 +62,10 @@ impl Fs {
 impl Service for Fs {
     fn kind(&self) -> Kind {
         Kind { name: "virtio-fs", id: 26, class: 0x01_8000 }
+    }
+
+    fn role(&self) -> Role {
+        if self.share.is_read_only() { Role::FilesToRead } else { Role::Files }
     }
 
     fn features(&self) -> u64 {

@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backend::net::{Abilities, LONGEST_FRAME, Mac, Network};
+use host::jail::Role;
 use host::poll::Bell;
 
 use crate::service::{Kind, Malformed, Pump, Request, Service};
@@ -90,6 +91,10 @@ fn abilities(features: u64) -> Abilities {
 impl Service for Net {
     fn kind(&self) -> Kind {
         Kind { name: "virtio-net", id: 1, class: 0x02_0000 }
+    }
+
+    fn role(&self) -> Role {
+        Role::Network
     }
 
     fn features(&self) -> u64 {

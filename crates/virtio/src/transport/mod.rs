@@ -41,6 +41,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bus::pci::{Function, FunctionId};
 use bus::{Device, IrqLine, Lifecycle, MsiTarget, Opening, Region};
+use host::jail::Role;
 use memory::GuestMemory;
 use state::{Record, StateError};
 
@@ -121,6 +122,11 @@ impl VirtioPci {
             work: Condvar::new(),
             quiet: Condvar::new(),
         }))
+    }
+
+    /// What these workers do on the host.
+    pub fn role(&self) -> Role {
+        self.0.service.role()
     }
 
     /// A worker for each queue, or one for all of them.
