@@ -145,6 +145,16 @@ fn only_threads_that_share_directories_keep_capabilities_and_only_of_root() {
     }
 }
 
+/// What is loaded again at a reset has been open from the start.
+#[test]
+fn a_guest_resets_the_machine_in_a_jail() {
+    // `mov al, 0xfe; out 0x64, al; hlt`: the keyboard controller's reset line.
+    let output = Place::new().run(&[0xb0, 0xfe, 0xe6, 0x64, 0xf4], &["--timeout", "2s", "--verbose"]);
+    let said = common::complaint(&output);
+    assert_eq!(output.status.code(), Some(124), "{said}");
+    assert!(!said.contains(" 0 resets"), "{said}");
+}
+
 /// The jail is shut around a process that has one thread: whatever the options, none may have been started before.
 #[test]
 fn a_guest_ends_as_it_does_without_a_jail() {

@@ -71,7 +71,8 @@ impl Role {
     fn lists(self) -> &'static [&'static [Call]] {
         match self {
             Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES],
-            Self::Driver => &[GUEST_MEMORY],
+            // Kernels are read again at a reset.
+            Self::Driver => &[GUEST_MEMORY, BLOCKS],
             Self::Vcpu => &[GUEST_MEMORY],
             Self::Timers => &[PRECISE_WAITS],
             Self::Device => &[],

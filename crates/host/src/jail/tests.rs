@@ -75,7 +75,7 @@ const SOMETIMES: &[(&str, libc::c_long, &[Role])] = &[
     ("fchownat", libc::SYS_fchownat, &[Role::Files]),
     ("unlinkat", libc::SYS_unlinkat, &[Role::Files]),
     ("pwritev", libc::SYS_pwritev, &[Role::Disk, Role::Files]),
-    ("preadv", libc::SYS_preadv, &[Role::Disk, Role::Files, Role::FilesToRead]),
+    ("preadv", libc::SYS_preadv, &[Role::Disk, Role::Files, Role::FilesToRead, Role::Driver]),
     ("connect", libc::SYS_connect, &[Role::Network]),
     ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network]),
     ("recvfrom", libc::SYS_recvfrom, &[Role::Network, Role::Console, Role::Signals, Role::Main]),
