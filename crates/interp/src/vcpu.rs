@@ -64,9 +64,15 @@ impl InterpVcpu {
         if let Some(exception) = cpu.pending.exception.take() {
             cpu.deliver_exception(exception);
         }
+        let mut event = cpu.platform.pending(cpu.id);
+        if event == Some(Event::Init) {
+            cpu.admit(Event::Init);
+            // Nobody announces again what came behind it: a start-up IPI, most of the time.
+            event = cpu.platform.pending(cpu.id);
+        }
         // Only INIT ends a shutdown.
-        if let Some(event) = cpu.platform.pending(cpu.id)
-            && (cpu.activity != Activity::Shutdown || event == Event::Init)
+        if let Some(event) = event
+            && cpu.activity != Activity::Shutdown
         {
             cpu.admit(event);
         }
