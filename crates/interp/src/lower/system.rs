@@ -27,7 +27,6 @@ pub(super) fn select(insn: &Instruction, op: &mut Op) -> Option<(Handler, bool)>
 fn hint(insn: &Instruction) -> Option<Handler> {
     Some(match insn.mnemonic() {
         Mnemonic::Nop
-        | Mnemonic::Pause
         // Loads and stores are the host's own, in program order, and none of them is non-temporal.
         | Mnemonic::Lfence
         | Mnemonic::Sfence
@@ -44,6 +43,7 @@ fn hint(insn: &Instruction) -> Option<Handler> {
         | Mnemonic::Endbr64
         | Mnemonic::Rdsspd
         | Mnemonic::Rdsspq => misc::nop,
+        Mnemonic::Pause => misc::pause,
         Mnemonic::Mfence => misc::mfence,
         _ => return None,
     })
