@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{KERNELS, complaint, debian_kernel, umbra};
+use std::process::Command;
+
+use common::{KERNELS, complaint, debian_kernel, is_installed, umbra};
 
 const CPUS: u32 = 4;
 
@@ -44,4 +46,28 @@ fn debian_works_on_all_cpus_and_takes_them_away_and_back() {
         let expected = format!("{CPUS}\n{WORKED}0\n0-3\n{WORKED}0\n");
         assert_eq!(printed, expected, "{package} on {engine}: {}", complaint(&output));
     }
+}
+
+/// All CPUs at work, then what each has lost to others, in hundredths of a second.
+const CROWDED: &str = r#"
+for n in 0 1; do
+    taskset $((1 << n)) sh -c 'end=$(($(cut -d. -f1 /proc/uptime) + 2)); while [ $(cut -d. -f1 /proc/uptime) -lt $end ]; do :; done' &
+done
+wait
+grep '^cpu[01] ' /proc/stat | cut -d ' ' -f 9
+"#;
+
+#[test]
+fn time_that_the_host_gives_to_others_is_shown_as_stolen() {
+    let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
+    if !is_installed("taskset") {
+        return;
+    }
+    let mut crowded = Command::new("taskset");
+    crowded.args(["-c", "0", env!("CARGO_BIN_EXE_umbra"), "run", "--kernel", &kernel, "-c", "2"]);
+    let output = crowded.args(["--timeout", "10m", "--", "sh", "-c", CROWDED]).output().unwrap();
+    let stolen: Vec<u32> =
+        String::from_utf8_lossy(&output.stdout).lines().map(|line| line.parse().unwrap()).collect();
+    // Of two CPUs on one processor, each has it for half of the time.
+    assert!(stolen.len() == 2 && stolen.iter().all(|&ticks| ticks > 20), "{stolen:?} {}", complaint(&output));
 }

@@ -76,6 +76,9 @@ impl InterpVcpu {
         {
             cpu.admit(event);
         }
+        if cpu.activity == Activity::Halted && cpu.platform.take_wakeup(cpu.id) {
+            cpu.activity = Activity::Running;
+        }
         match cpu.activity {
             Activity::Running => {
                 cpu.slow = cpu.stepping();
@@ -279,6 +282,11 @@ impl engine::Vcpu for InterpVcpu {
 
     fn set_state(&mut self, state: &CpuState) {
         self.cpu.set_state(state);
+    }
+
+    fn flush_tlb(&mut self) {
+        self.cpu.tlb.flush_all();
+        self.cpu.forget_fetch();
     }
 
     fn stats(&self) -> VcpuStats {
