@@ -17,6 +17,7 @@ pub mod i8042;
 pub mod ioapic;
 pub mod irq_router;
 pub mod kvm_clock;
+pub mod kvm_sched;
 pub mod pci;
 pub mod pic;
 pub mod pit;

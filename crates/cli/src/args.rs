@@ -141,7 +141,7 @@ pub(crate) struct MachineArgs {
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<MemorySize>,
 
-    /// Virtual CPUs
+    /// Virtual CPUs, 1 to 64; each is a thread of the host
     #[arg(short, long, value_name = "N", default_value_t = CpuCount::ONE)]
     pub(crate) cpus: CpuCount,
 

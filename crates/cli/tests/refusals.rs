@@ -53,7 +53,8 @@ fn options_that_make_no_sense() {
     place.file("guest", &kernel(HANG));
     refuses(&place, &["run", "-m", "1M"], &["--memory", "1 MiB", "too little", "at least 2 MiB"]);
     refuses(&place, &["run", "-m", "512"], &["--memory", "no unit", "512M"]);
-    refuses(&place, &["run", "-c", "2"], &["--cpus", "exactly 1 CPU"]);
+    refuses(&place, &["run", "-c", "0"], &["--cpus", "from 1 to 64 CPUs"]);
+    refuses(&place, &["run", "-c", "65"], &["--cpus", "from 1 to 64 CPUs"]);
     refuses(&place, &["run", "--cpu", "pentium"], &["--cpu", "pentium", "v2, v3 or host"]);
     refuses(&place, &["run", "--engine", "kvm"], &["--engine", "auto, bt, interp or lockstep"]);
     refuses(&place, &["run", "--code-cache", "4K"], &["--code-cache", "4 KiB", "1 MiB to 1 GiB"]);

@@ -74,6 +74,9 @@ pub trait Vcpu: Send {
     /// Replaces the architectural state; caches derived from the old one are dropped.
     fn set_state(&mut self, state: &CpuState);
 
+    /// Drops all translations of addresses, global ones too.
+    fn flush_tlb(&mut self);
+
     /// What the engine counted since it was created.
     fn stats(&self) -> VcpuStats;
 
@@ -179,9 +182,31 @@ pub trait Platform: Send + Sync {
     /// WRMSR of such a register.
     fn write_msr(&self, vcpu: VcpuId, msr: u32, value: u64) -> MsrAccess<()>;
 
+    /// A hypercall, VMCALL or VMMCALL at CPL 0 (Linux, `Documentation/virt/kvm/x86/hypercalls.rst`): its number and what
+    /// RBX, RCX, RDX and RSI hold; what RAX is to hold.
+    fn hypercall(&self, _vcpu: VcpuId, _number: u64, _arguments: [u64; 4]) -> u64 {
+        hypercall::UNKNOWN
+    }
+
+    /// Takes the wake-up away that another vCPU has sent by a hypercall. The engine asks when the vCPU has halted; it goes on if
+    /// there is one.
+    fn take_wakeup(&self, _vcpu: VcpuId) -> bool {
+        false
+    }
+
     /// What to add to the host's time stamp counter to get the guest's (before IA32_TSC_ADJUST). Changes only while
     /// no vCPU runs.
     fn tsc_offset(&self) -> u64;
+}
+
+/// What hypercalls answer.
+pub mod hypercall {
+    /// Done.
+    pub const DONE: u64 = 0;
+    /// Not at this privilege level.
+    pub const REFUSED: u64 = 1_u64.wrapping_neg();
+    /// No such hypercall.
+    pub const UNKNOWN: u64 = 1000_u64.wrapping_neg();
 }
 
 /// A request to leave [`Vcpu::run`] or look at the platform again. Cloned freely; usable from any thread.

@@ -768,6 +768,10 @@ impl engine::Vcpu for BtVcpu {
         engine::Vcpu::set_state(&mut self.slow, state);
     }
 
+    fn flush_tlb(&mut self) {
+        engine::Vcpu::flush_tlb(&mut self.slow);
+    }
+
     fn stats(&self) -> VcpuStats {
         // Those of translated code are not counted.
         VcpuStats { instructions: None, ..engine::Vcpu::stats(&self.slow) }

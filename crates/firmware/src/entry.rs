@@ -1,4 +1,5 @@
-//! The boot processor at its first instruction: flat segments, and for 64-bit entry an identity mapping.
+//! The boot processor at its first instruction: flat segments, and for 64-bit entry an identity mapping. The others
+//! wait for a start-up IPI.
 //!
 //! Two states cover all protocols. [`long_mode`] is what Linux's 64-bit boot protocol demands (boot.rst, "64-bit
 //! Boot Protocol"); [`protected_mode`] satisfies both the PVH ABI (Xen's `docs/misc/pvh.pandoc`) and Multiboot 1
@@ -12,7 +13,7 @@
 use x86::control::{cr0, cr4, efer};
 use x86::descriptor::{attr, system};
 use x86::paging::pte;
-use x86::state::gpr;
+use x86::state::{Activity, gpr};
 use x86::{CpuState, DescriptorTable, Gpa, PAGE_SIZE, Segment, SegmentIndex, Selector, rflags};
 
 use crate::LoadError;
@@ -63,6 +64,15 @@ pub(crate) fn protected_mode(loader: &mut Loader<'_>, entry: u32, info: Gpa) -> 
     cpu.rip = u64::from(entry);
     cpu.gpr[gpr::RBX] = info.0;
     Ok(cpu)
+}
+
+/// A processor other than the boot processor, as firmware leaves it: it waits for a start-up IPI, and its memory types
+/// are the boot processor's (SDM vol. 3, 12.11.8).
+pub fn waiting() -> CpuState {
+    let mut cpu = CpuState::reset();
+    cpu.activity = Activity::WaitForSipi;
+    cpu.msrs.mtrr_def_type = MTRR_WRITE_BACK;
+    cpu
 }
 
 /// The reset state with flat segments, interrupts off, and no way to take an exception: one before the kernel has

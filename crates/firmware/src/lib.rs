@@ -29,6 +29,7 @@ mod pvh;
 #[cfg(test)]
 mod tests;
 
+pub use entry::waiting;
 pub use error::LoadError;
 pub use layout::MemoryMap;
 pub use load::{Boot, BootRequest, Content, Initrd, Protocol, load};

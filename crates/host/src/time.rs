@@ -22,6 +22,11 @@ pub fn monotonic_ns() -> u64 {
     ns(clock_gettime(ClockId::Monotonic))
 }
 
+/// Nanoseconds for which the calling thread has run on a processor, since it began (`CLOCK_THREAD_CPUTIME_ID`).
+pub fn thread_cpu_ns() -> u64 {
+    ns(clock_gettime(ClockId::ThreadCPUTime))
+}
+
 /// Nanoseconds since 1970-01-01 00:00 UTC (`CLOCK_REALTIME`); may jump.
 pub fn wall_clock_ns() -> u64 {
     ns(clock_gettime(ClockId::Realtime))

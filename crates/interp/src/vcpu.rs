@@ -64,11 +64,20 @@ impl InterpVcpu {
         if let Some(exception) = cpu.pending.exception.take() {
             cpu.deliver_exception(exception);
         }
+        let mut event = cpu.platform.pending(cpu.id);
+        if event == Some(Event::Init) {
+            cpu.admit(Event::Init);
+            // Nobody announces again what came behind it: a start-up IPI, most of the time.
+            event = cpu.platform.pending(cpu.id);
+        }
         // Only INIT ends a shutdown.
-        if let Some(event) = cpu.platform.pending(cpu.id)
-            && (cpu.activity != Activity::Shutdown || event == Event::Init)
+        if let Some(event) = event
+            && cpu.activity != Activity::Shutdown
         {
             cpu.admit(event);
+        }
+        if cpu.activity == Activity::Halted && cpu.platform.take_wakeup(cpu.id) {
+            cpu.activity = Activity::Running;
         }
         match cpu.activity {
             Activity::Running => {
@@ -273,6 +282,11 @@ impl engine::Vcpu for InterpVcpu {
 
     fn set_state(&mut self, state: &CpuState) {
         self.cpu.set_state(state);
+    }
+
+    fn flush_tlb(&mut self) {
+        self.cpu.tlb.flush_all();
+        self.cpu.forget_fetch();
     }
 
     fn stats(&self) -> VcpuStats {

@@ -267,6 +267,23 @@ impl GuestMemory {
         Ok(outcome)
     }
 
+    /// Atomically replaces a word; what was there.
+    ///
+    /// # Errors
+    /// As for [`GuestMemory::write`], and if the word crosses frames.
+    pub fn swap_word<W: Word>(&self, gpa: Gpa, new: W) -> Result<W, MemoryError> {
+        if !inside_one_frame(gpa, W::BYTES) {
+            return Err(MemoryError::Crossing { gpa });
+        }
+        let mfn = self.writable(gpa)?;
+        let mut old = self.frames.read(mfn, gpa.offset());
+        while let Err(found) = self.frames.compare_exchange(mfn, gpa.offset(), old, new) {
+            old = found;
+        }
+        self.note_write_at(gpa.frame(), mfn, gpa.offset(), W::BYTES as u64);
+        Ok(old)
+    }
+
     /// The machine frame to write to, taken back from the balloon if need be.
     fn writable(&self, gpa: Gpa) -> Result<Mfn, MemoryError> {
         let gfn = gpa.frame();

@@ -5,20 +5,22 @@ use std::str::FromStr;
 
 use crate::SpecError;
 
-/// A number of virtual CPUs that this version can run: exactly one.
+/// A number of virtual CPUs, from 1 to [`CpuCount::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuCount(u32);
 
 impl CpuCount {
     /// One CPU.
     pub const ONE: Self = Self(1);
+    /// The most CPUs of a VM.
+    pub const MAX: u32 = 64;
 
     /// Checks a number of CPUs.
     ///
     /// # Errors
-    /// If this version cannot run so many.
+    /// If there are none, or too many.
     pub fn new(count: u32) -> Result<Self, SpecError> {
-        if count == 1 { Ok(Self(count)) } else { Err(SpecError::CpusRange { count }) }
+        if (1..=Self::MAX).contains(&count) { Ok(Self(count)) } else { Err(SpecError::CpusRange { count }) }
     }
 
     /// The number.
@@ -47,10 +49,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_and_only_one() {
+    fn from_one_to_sixty_four() {
         assert_eq!("1".parse(), Ok(CpuCount::ONE));
+        assert_eq!("64".parse::<CpuCount>().map(CpuCount::get), Ok(64));
         assert_eq!("0".parse::<CpuCount>(), Err(SpecError::CpusRange { count: 0 }));
-        assert_eq!("2".parse::<CpuCount>(), Err(SpecError::CpusRange { count: 2 }));
+        assert_eq!("65".parse::<CpuCount>(), Err(SpecError::CpusRange { count: 65 }));
         assert!(matches!("two".parse::<CpuCount>(), Err(SpecError::CpusSyntax { .. })));
         assert!(matches!("-1".parse::<CpuCount>(), Err(SpecError::CpusSyntax { .. })));
     }

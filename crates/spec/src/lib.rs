@@ -124,8 +124,8 @@ pub enum SpecError {
         /// What was given.
         text: String,
     },
-    /// No CPU, or more than this version can run.
-    #[error("{count} CPUs are not possible: this version of Umbra runs VMs with exactly 1 CPU")]
+    /// No CPU, or too many.
+    #[error("{count} CPUs are not possible: a VM has from 1 to {max} CPUs", max = CpuCount::MAX)]
     CpusRange {
         /// What was asked for.
         count: u32,

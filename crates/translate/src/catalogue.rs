@@ -144,7 +144,6 @@ fn is_plain_integer(insn: &Instruction) -> bool {
             | M::Lfence
             | M::Mfence
             | M::Sfence
-            | M::Pause
     ) || is_conditional(insn.mnemonic());
     known && (0..insn.op_count()).all(|i| insn.op_kind(i) != OpKind::Register || insn.op_register(i).is_gpr())
 }

@@ -84,6 +84,8 @@ pub struct Context {
     pub last_turn: u64,
     /// In a steady loop: the pointers that it is expected to load.
     pub foreseen: [u64; FORESEEN],
+    /// How many more PAUSEs are executed before one is left to the interpreter, less one.
+    pub pauses: u32,
     /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
     pub routines: [[u64; 2]; 3],
     /// Where the [`Entrance`]s are: the first slot, and the last that [`entrance_slot`] gives.
@@ -330,7 +332,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; BOUNCE: bounce; TURNS: turns; LAST_TURN: last_turn; FORESEEN: foreseen; ROUTINES: routines; ENTRANCES: entrances; CODE: code;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; BOUNCE: bounce; TURNS: turns; LAST_TURN: last_turn; FORESEEN: foreseen; PAUSES: pauses; ROUTINES: routines; ENTRANCES: entrances; CODE: code;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; USER_CLOSED: user_closed; CONTROL: control; FRAME: frame; IMAGE: image; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;

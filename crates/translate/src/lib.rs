@@ -37,6 +37,7 @@ mod iret;
 #[cfg(test)]
 mod listing;
 mod mxcsr;
+mod pause;
 pub mod routines;
 mod self_check;
 mod side_by_side;

@@ -9,6 +9,7 @@ use crate::copy::at_address;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
 use crate::mxcsr::mxcsr;
+use crate::pause::pause;
 use crate::strings::string;
 
 /// Translates one of them; `Err` if it is none.
@@ -39,6 +40,7 @@ pub(crate) fn special(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
         M::Ldmxcsr | M::Stmxcsr | M::Vldmxcsr | M::Vstmxcsr => mxcsr(e, insn),
         M::Rdtsc | M::Rdtscp if e.mode.has(Mode::TSC) => time_stamp(e, insn.mnemonic() == M::Rdtscp),
         M::Rdpid => processor_id(e, insn),
+        M::Pause => pause(e, insn),
         _ if insn.is_string_instruction() => string(e, insn),
         _ => Err(Unsupported),
     }

@@ -32,6 +32,7 @@ use crate::events::{EventSink, Watch};
 use crate::functions::Functions;
 use crate::gate::{Doorbell, Gate};
 use crate::handle::{Message, OnReset};
+use crate::host_share::HostShare;
 use crate::machine::{BootImages, BootPlan, Machine, next_record};
 use crate::platform::MachinePlatform;
 use crate::serial::SerialSink;
@@ -251,11 +252,14 @@ impl Loaded {
     fn with_vcpus(self, engine: &dyn Engine, on_reset: OnReset) -> Result<Machine, VmError> {
         let Self { populated: Populated { ground, chips }, boot, state } = self;
         let router = Arc::new(chips.router);
+        let host_share = Arc::new(HostShare::new(ground.bells.len(), chips.kvm_sched));
         let platform = Arc::new(MachinePlatform {
             router: router.clone(),
             apics: chips.apics,
             clock: ground.clock.clone(),
             kvm_clock: chips.kvm_clock,
+            host_share: host_share.clone(),
+            bells: ground.bells.clone(),
         });
         let mut vcpus = Vec::new();
         for (id, bell) in (0..).map(VcpuId).zip(ground.bells.iter()) {
@@ -265,7 +269,7 @@ impl Loaded {
                 platform: platform.clone(),
                 cpuid: ground.cpuid.clone(),
             })?;
-            vcpus.push(VcpuCell::new(id, vcpu, bell.clone()));
+            vcpus.push(VcpuCell::new(id, vcpu, bell.clone(), host_share.clone()));
         }
         let machine = Machine {
             memory: ground.memory,

@@ -18,6 +18,7 @@ use chipset::hpet::{Hpet, HpetWiring, LegacyRoute};
 use chipset::i8042::I8042;
 use chipset::irq_router::IrqRouter;
 use chipset::kvm_clock::KvmClock;
+use chipset::kvm_sched::{KvmSched, KvmSchedDevice};
 use chipset::pci::{ECAM_BASE, ECAM_LEN, MEMORY_BASE, Pci};
 use chipset::pit::Pit;
 use chipset::rtc::Rtc;
@@ -88,6 +89,8 @@ pub(crate) struct Chips {
     pub(crate) workers: Vec<Workers>,
     /// The paravirtual clock, which vCPUs reach through MSRs.
     pub(crate) kvm_clock: Arc<Mutex<KvmClock>>,
+    /// Steal time and wake-ups, which vCPUs reach through MSRs and hypercalls.
+    pub(crate) kvm_sched: Arc<KvmSched>,
     /// The chip that the power button is wired to.
     pub(crate) power: Arc<Mutex<AcpiPm>>,
 }
@@ -129,13 +132,15 @@ pub(crate) fn assemble(foundation: &Foundation<'_>, options: ChipOptions) -> Res
         }
     }
     let kvm_clock = board.plug(kvm_clock(foundation))?;
+    let kvm_sched = KvmSched::new(foundation.bells.len(), foundation.memory.clone());
+    board.plug(KvmSchedDevice::new(kvm_sched.clone()))?;
     board.plug(I8042::new(irqs.isa_line(1), control.clone()))?;
     let workers = board.plug_pci(&irqs, control.clone(), options.functions)?;
     board.plug(FwCfg::new(options.facts))?;
     if options.debug_exit {
         board.plug(DebugExit::new(control))?;
     }
-    Ok(Chips { router: board.router, apics, serial, workers, kvm_clock, power })
+    Ok(Chips { router: board.router, apics, serial, workers, kvm_clock, kvm_sched, power })
 }
 
 fn kvm_clock(foundation: &Foundation<'_>) -> KvmClock {

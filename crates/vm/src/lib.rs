@@ -10,6 +10,7 @@
 //! | `platform` | the machine as a vCPU sees it |
 //! | `driver` | the one driver of the VM's states |
 //! | `handle` | how the world sees a VM |
+//! | `host_share` | what the guest is told of its vCPUs' share of the host |
 //! | `vcpu_thread`, `gate` | the thread of a vCPU; when vCPUs may run and where idle ones wait |
 //! | `clock`, `alarms` | guest time and TSC, which stop with the VM; the thread that calls devices when their time has come |
 //! | `events` | what the machine tells its driver |
@@ -28,6 +29,7 @@ mod events;
 mod functions;
 mod gate;
 mod handle;
+mod host_share;
 mod image;
 mod machine;
 mod platform;

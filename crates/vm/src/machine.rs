@@ -17,7 +17,6 @@ use mmu::{Mmu, PagingFeatures};
 use state::Record;
 use x86::CpuState;
 use x86::cpuid::CpuidTable;
-use x86::state::Activity;
 
 use crate::alarms::Alarms;
 use crate::clock::VmClock;
@@ -192,7 +191,7 @@ impl Machine {
         for device in self.router.devices() {
             lock(device).reset();
         }
-        let waiting = CpuState { activity: Activity::WaitForSipi, ..CpuState::reset() };
+        let waiting = firmware::waiting();
         for vcpu in &self.vcpus {
             let state = if vcpu.id() == VcpuId(0) { boot } else { &waiting };
             vcpu.lock().set_state(state);

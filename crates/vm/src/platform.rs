@@ -1,7 +1,7 @@
 //! The machine as a vCPU sees it: [`engine::Platform`] over the bus, the local APICs and the clock.
 //!
 //! Nothing is kept here. An access is passed to whoever owns the address: the page of the local APIC's registers to
-//! the vCPU's own APIC, every other address to the bus; an MSR to the APICs first, then to the paravirtual clock. So
+//! the vCPU's own APIC, every other address to the bus; an MSR to the APICs first, then to the paravirtual clock and steal time. So
 //! this file is the one place where the engines' words (vCPU, event, MSR access) and the chips' words meet.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bus::{GuestTime, Router, Space};
 use chipset::apic::{self, GuestBytes, InterruptFabric, MsrOutcome, PendingEvent, TscTime, VcpuIndex};
 use chipset::kvm_clock::{KvmClock, Moment, TscClock};
-use engine::{Event, MsrAccess, Platform, PortWidth, VcpuId};
+use engine::{Event, MsrAccess, Platform, PortWidth, VcpuId, hypercall};
 use memory::GuestMemory;
 use x86::{Gpa, PAGE_MASK};
 
 use crate::clock::VmClock;
+use crate::gate::Doorbell;
+use crate::host_share::HostShare;
 
 /// What vCPUs run in.
 pub(crate) struct MachinePlatform {
@@ -25,15 +27,32 @@ pub(crate) struct MachinePlatform {
     pub(crate) clock: Arc<VmClock>,
     /// The paravirtual clock.
     pub(crate) kvm_clock: Arc<Mutex<KvmClock>>,
+    /// Steal time and wake-ups.
+    pub(crate) host_share: Arc<HostShare>,
+    /// How vCPUs are roused.
+    pub(crate) bells: Arc<[Arc<Doorbell>]>,
 }
 
+/// KVM_HC_KICK_CPU: flags, which are none, and an APIC ID.
+const KICK_CPU: u64 = 5;
+
 impl MachinePlatform {
+    /// Ends the halt of the processor with this APIC ID.
+    fn kick_cpu(&self, apic_id: u64) {
+        let Ok(vcpu) = u32::try_from(apic_id).map(VcpuIndex) else { return };
+        if self.host_share.wake(vcpu)
+            && let Some(bell) = self.bells.get(vcpu.0 as usize)
+        {
+            bell.look();
+        }
+    }
+
     fn kvm_clock(&self) -> MutexGuard<'_, KvmClock> {
         self.kvm_clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-const fn index(vcpu: VcpuId) -> VcpuIndex {
+pub(crate) const fn index(vcpu: VcpuId) -> VcpuIndex {
     VcpuIndex(vcpu.0)
 }
 
@@ -89,7 +108,10 @@ impl Platform for MachinePlatform {
 
     fn take(&self, vcpu: VcpuId, event: Event) {
         let event = match event {
-            Event::Init => PendingEvent::Init,
+            Event::Init => {
+                self.host_share.sched().init(index(vcpu));
+                PendingEvent::Init
+            }
             Event::Startup(page) => PendingEvent::Startup(page),
             Event::Nmi => PendingEvent::Nmi,
             Event::Interrupt => PendingEvent::Interrupt,
@@ -98,6 +120,7 @@ impl Platform for MachinePlatform {
     }
 
     fn acknowledge(&self, vcpu: VcpuId) -> Option<u8> {
+        self.host_share.account(vcpu);
         self.apics.acknowledge(index(vcpu))
     }
 
@@ -113,7 +136,7 @@ impl Platform for MachinePlatform {
         match self.apics.read_msr(index(vcpu), msr) {
             MsrOutcome::Unknown => match self.kvm_clock().read_msr(vcpu.0 as usize, msr) {
                 Some(value) => MsrAccess::Done(value),
-                None => MsrAccess::Unknown,
+                None => access(self.host_share.sched().read_msr(index(vcpu), msr)),
             },
             known => access(known),
         }
@@ -124,8 +147,21 @@ impl Platform for MachinePlatform {
             MsrOutcome::Unknown if self.kvm_clock().write_msr(vcpu.0 as usize, msr, value) => {
                 MsrAccess::Done(())
             }
+            MsrOutcome::Unknown => access(self.host_share.sched().write_msr(index(vcpu), msr, value)),
             known => access(known),
         }
+    }
+
+    fn hypercall(&self, _vcpu: VcpuId, number: u64, [_, apic_id, ..]: [u64; 4]) -> u64 {
+        if number != KICK_CPU {
+            return hypercall::UNKNOWN;
+        }
+        self.kick_cpu(apic_id);
+        hypercall::DONE
+    }
+
+    fn take_wakeup(&self, vcpu: VcpuId) -> bool {
+        self.host_share.sched().take_wakeup(index(vcpu))
     }
 
     fn tsc_offset(&self) -> u64 {

@@ -16,6 +16,7 @@ use crate::VmError;
 use crate::events::{Event, EventSink, Watch};
 use crate::gate::Doorbell;
 use crate::handle::VcpuFigures;
+use crate::host_share::HostShare;
 
 /// A vCPU that its thread and the driver share; never at the same time.
 #[derive(Clone)]
@@ -23,13 +24,19 @@ pub(crate) struct VcpuCell {
     id: VcpuId,
     vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
     bell: Arc<Doorbell>,
+    host_share: Arc<HostShare>,
 }
 
 impl VcpuCell {
     /// Takes a vCPU in and connects its doorbell.
-    pub(crate) fn new(id: VcpuId, vcpu: Box<dyn Vcpu>, bell: Arc<Doorbell>) -> Self {
+    pub(crate) fn new(
+        id: VcpuId,
+        vcpu: Box<dyn Vcpu>,
+        bell: Arc<Doorbell>,
+        host_share: Arc<HostShare>,
+    ) -> Self {
         bell.connect(vcpu.kick_handle());
-        Self { id, vcpu: Arc::new(Mutex::new(vcpu)), bell }
+        Self { id, vcpu: Arc::new(Mutex::new(vcpu)), bell, host_share }
     }
 
     /// The vCPU. The driver calls this only while the gate is empty, and so never waits.
@@ -64,14 +71,26 @@ impl VcpuCell {
         host::thread::spawn(&format!("vcpu{}", self.id.0), Role::Vcpu, life).map_err(VmError::Thread)
     }
 
+    /// Before the vCPU runs, if it may have been idle: other vCPUs may have left it something to do first.
+    fn rise(&self, vcpu: &mut dyn Vcpu) {
+        if self.host_share.rise(self.id) {
+            vcpu.flush_tlb();
+        }
+    }
+
     fn live(&self, events: &EventSink) {
-        while let Some(_pass) = events.gate().enter() {
+        self.host_share.begin(self.id);
+        while let Some(_pass) = self.host_share.aside(self.id, || events.gate().enter()) {
             // Declared after the pass, so that the vCPU is free before the gate counts us out.
             let mut vcpu = self.lock();
+            self.rise(&mut **vcpu);
             while events.gate().is_open() {
                 match vcpu.run() {
                     Exit::Kicked => {}
-                    Exit::Halted | Exit::WaitForSipi => self.bell.sit(),
+                    Exit::Halted | Exit::WaitForSipi => {
+                        self.host_share.sit(self.id, &self.bell);
+                        self.rise(&mut **vcpu);
+                    }
                     Exit::Shutdown => events.raise(Event::TripleFault(self.id)),
                 }
             }

@@ -111,6 +111,7 @@ fn debian(kernel: &Path, engine: EngineChoice, mmu: MmuChoice) -> (Builder, Scre
     // Much too little for a kernel's boot: the code cache is emptied many times.
     spec.translator.code_cache = "1M".parse().unwrap();
     spec.memory = "256M".parse().unwrap();
+    spec.cpus = spec::CpuCount::new(2).unwrap();
     spec.boot.command_line = "console=ttyS0 panic=-1".into();
     let screen = Screen::default();
     let images = BootImages {

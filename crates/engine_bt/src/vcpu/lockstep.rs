@@ -453,6 +453,10 @@ impl Vcpu for LockstepVcpu {
         self.bt.set_state(state);
     }
 
+    fn flush_tlb(&mut self) {
+        self.bt.flush_tlb();
+    }
+
     fn stats(&self) -> VcpuStats {
         self.bt.stats()
     }

@@ -13,6 +13,10 @@ pub(crate) fn offered(insn: &Instruction, features: &FeatureSet) -> bool {
     if matches!(insn.mnemonic(), Mnemonic::Lahf | Mnemonic::Sahf) && insn.code_size() == CodeSize::Code64 {
         return features.has(Feature::LahfLm);
     }
+    // Hypercalls come with a hypervisor, not with virtualization of the processor's own.
+    if matches!(insn.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+        return features.has(Feature::Hypervisor);
+    }
     insn.cpuid_features().iter().all(|&need| has(need, features))
 }
 

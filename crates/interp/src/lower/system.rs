@@ -7,7 +7,9 @@ use crate::exec::{flags, string};
 use crate::lower::integer::string_address_cut;
 use crate::lower::{is_string, undefined};
 use crate::op::{Handler, MEMORY, Op};
-use crate::system::{control, debug, far, interrupt, io, iret, misc, msr, segment, syscall, tables};
+use crate::system::{
+    control, debug, far, hypercall, interrupt, io, iret, misc, msr, segment, syscall, tables,
+};
 use crate::width::by_width;
 
 /// The handler, and whether it ends the block; `None` if the mnemonic is not of this table.
@@ -27,7 +29,6 @@ pub(super) fn select(insn: &Instruction, op: &mut Op) -> Option<(Handler, bool)>
 fn hint(insn: &Instruction) -> Option<Handler> {
     Some(match insn.mnemonic() {
         Mnemonic::Nop
-        | Mnemonic::Pause
         // Loads and stores are the host's own, in program order, and none of them is non-temporal.
         | Mnemonic::Lfence
         | Mnemonic::Sfence
@@ -44,6 +45,7 @@ fn hint(insn: &Instruction) -> Option<Handler> {
         | Mnemonic::Endbr64
         | Mnemonic::Rdsspd
         | Mnemonic::Rdsspq => misc::nop,
+        Mnemonic::Pause => misc::pause,
         Mnemonic::Mfence => misc::mfence,
         _ => return None,
     })
@@ -185,6 +187,7 @@ fn privileged(insn: &Instruction, op: &mut Op) -> Option<Handler> {
         Mnemonic::Lldt => tables::lldt,
         Mnemonic::Ltr => tables::ltr,
         Mnemonic::Swapgs => misc::swapgs,
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => hypercall::call,
         _ => return None,
     })
 }

@@ -18,6 +18,12 @@ pub(crate) fn nop(_: &mut Cpu, _: &Op) -> Step {
     Ok(())
 }
 
+/// PAUSE: a loop waits for somebody else, who may wait for the host's processor.
+pub(crate) fn pause(_: &mut Cpu, _: &Op) -> Step {
+    std::thread::yield_now();
+    Ok(())
+}
+
 /// MFENCE.
 pub(crate) fn mfence(_: &mut Cpu, _: &Op) -> Step {
     drain_stores();

@@ -7,6 +7,7 @@
 pub(crate) mod control;
 pub(crate) mod debug;
 pub(crate) mod far;
+pub(crate) mod hypercall;
 pub(crate) mod interrupt;
 pub(crate) mod io;
 pub(crate) mod iret;

@@ -131,6 +131,9 @@ impl Vcpu for LameVcpu {
     fn set_state(&mut self, state: &CpuState) {
         self.0.set_state(state);
     }
+    fn flush_tlb(&mut self) {
+        self.0.flush_tlb();
+    }
     fn stats(&self) -> VcpuStats {
         self.0.stats()
     }

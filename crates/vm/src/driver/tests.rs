@@ -90,6 +90,8 @@ impl Vcpu for ScriptedVcpu {
         self.step = 0;
     }
 
+    fn flush_tlb(&mut self) {}
+
     fn stats(&self) -> VcpuStats {
         self.stats
     }

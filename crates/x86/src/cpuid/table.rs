@@ -28,9 +28,13 @@ mod kvm {
     pub(super) const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
     const NOP_IO_DELAY: u32 = 1 << 1;
     const CLOCKSOURCE2: u32 = 1 << 3;
+    const STEAL_TIME: u32 = 1 << 5;
     const PV_EOI: u32 = 1 << 6;
+    const PV_UNHALT: u32 = 1 << 7;
+    const PV_TLB_FLUSH: u32 = 1 << 9;
     const CLOCKSOURCE_STABLE: u32 = 1 << 24;
-    pub(super) const FEATURES: u32 = NOP_IO_DELAY | CLOCKSOURCE2 | PV_EOI | CLOCKSOURCE_STABLE;
+    pub(super) const FEATURES: u32 =
+        NOP_IO_DELAY | CLOCKSOURCE2 | STEAL_TIME | PV_EOI | PV_UNHALT | PV_TLB_FLUSH | CLOCKSOURCE_STABLE;
 }
 
 /// XSAVE area: legacy region and header, then the upper halves of the YMM registers (SDM vol. 1, 13.4).

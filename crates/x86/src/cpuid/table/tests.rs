@@ -130,7 +130,7 @@ fn frequencies_need_no_calibration() {
 fn kvm_leaves_go_with_the_hypervisor_bit() {
     let t = table("v3", 2_300_000, 1);
     assert_eq!(ask(&t, 0x4000_0000, 0), [0x4000_0010, 0x4b4d_564b, 0x564b_4d56, 0x4d]);
-    assert_eq!(ask(&t, 0x4000_0001, 0)[0], 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24);
+    assert_eq!(ask(&t, 0x4000_0001, 0)[0], 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 24);
     assert_eq!(ask(&t, 0x4000_0100, 0), [0; 4]);
     let hidden = table("v3,-hypervisor", 2_300_000, 1);
     assert_eq!(ask(&hidden, 0x4000_0000, 0), ask(&hidden, 0x16, 0));
