@@ -5,9 +5,13 @@
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
 mod disk;
+mod image;
 pub mod net;
+pub mod qcow2;
 mod raw;
 pub mod share;
+mod zeros;
 
 pub use disk::{Disk, DiskError};
+pub use image::{Changes, Format, Image, check};
 pub use raw::RawDisk;
