@@ -6,6 +6,7 @@
 
 mod disk;
 mod image;
+mod limit;
 pub mod net;
 pub mod qcow2;
 mod raw;
@@ -14,4 +15,5 @@ mod zeros;
 
 pub use disk::{Disk, DiskError};
 pub use image::{Changes, Format, Image, check};
+pub use limit::Meter;
 pub use raw::RawDisk;

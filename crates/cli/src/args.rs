@@ -180,7 +180,8 @@ pub(crate) struct MachineArgs {
     /// and so on. With ',ro' it can only be read, and several VMs may share it. With ',overlay' too, and what each of
     /// them writes is forgotten when it ends, or kept in another file with ',overlay=FILE', a qcow2 image upon this
     /// one. An image is qcow2 if its name ends in .qcow2 or with ',format=qcow2'. What it is made upon is used if
-    /// that is in the image's directory, or in DIR with ',backing=DIR'. A comma in a name is written twice.
+    /// that is in the image's directory, or in DIR with ',backing=DIR'. ',ops=N' and
+    /// ',rate=SIZE' let so many requests and bytes pass each second. A comma in a name is written twice.
     #[arg(long, value_name = "FILE[,OPTION…]")]
     pub(crate) disk: Vec<DiskSpec>,
 

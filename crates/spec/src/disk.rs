@@ -1,12 +1,13 @@
 //! A disk, as people name it.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::SpecError;
+use crate::{ByteSize, SpecError};
 
-/// A disk: `FILE[,ro][,overlay[=FILE]][,format=raw|qcow2][,backing=DIR]`. A comma in a file's name is written twice.
+/// A disk: `FILE[,ro][,overlay[=FILE]][,format=raw|qcow2][,backing=DIR][,ops=N][,rate=SIZE]`. A comma in a file's name is written twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
     /// The image.
@@ -17,6 +18,10 @@ pub struct DiskSpec {
     pub format: Option<DiskFormat>,
     /// A directory whose files the image may be made upon, besides those in its own.
     pub backing: Option<PathBuf>,
+    /// How many requests are served each second; nothing: as many as can.
+    pub ops: Option<NonZeroU32>,
+    /// How many bytes are read and written each second; nothing: as many as can.
+    pub rate: Option<ByteSize>,
 }
 
 /// What becomes of what a guest writes.
@@ -58,7 +63,7 @@ impl DiskSpec {
 
     /// A disk whose image is changed.
     pub fn new(file: PathBuf) -> Self {
-        Self { file, changes: DiskChanges::Made, format: None, backing: None }
+        Self { file, changes: DiskChanges::Made, format: None, backing: None, ops: None, rate: None }
     }
 
     /// Takes one option; false if there is no such one, or it contradicts another.
@@ -75,6 +80,14 @@ impl DiskSpec {
             ("format", name) => {
                 self.format = DiskFormat::ALL.into_iter().find(|format| format.name() == name);
                 return self.format.is_some();
+            }
+            ("ops", count) => {
+                self.ops = count.parse().ok();
+                return self.ops.is_some();
+            }
+            ("rate", size) => {
+                self.rate = size.parse().ok().filter(|rate: &ByteSize| rate.bytes() > 0);
+                return self.rate.is_some();
             }
             ("backing", directory) => {
                 self.backing = Some(directory.into());
@@ -133,7 +146,13 @@ impl fmt::Display for DiskSpec {
         if let Some(format) = self.format {
             write!(f, ",format={}", format.name())?;
         }
-        self.backing.as_ref().map_or(Ok(()), |directory| write!(f, ",backing={}", escaped(directory)))
+        if let Some(directory) = &self.backing {
+            write!(f, ",backing={}", escaped(directory))?;
+        }
+        if let Some(ops) = self.ops {
+            write!(f, ",ops={ops}")?;
+        }
+        self.rate.map_or(Ok(()), |rate| write!(f, ",rate={rate}"))
     }
 }
 
@@ -150,8 +169,9 @@ mod tests {
         assert_eq!("a,,,overlay".parse(), disk("a,", DiskChanges::Discarded));
         assert_eq!("a,,".parse(), disk("a,", DiskChanges::Made));
         assert_eq!("a,overlay=b,,c=d".parse(), disk("a", DiskChanges::Kept("b,c=d".into())));
-        let all: DiskSpec = "a,ro,format=qcow2,backing=/b".parse().unwrap();
+        let all: DiskSpec = "a,ro,format=qcow2,backing=/b,ops=100,rate=10M".parse().unwrap();
         assert_eq!((all.format, all.backing), (Some(DiskFormat::Qcow2), Some("/b".into())));
+        assert_eq!((all.ops.unwrap().get(), all.rate.unwrap().bytes()), (100, 10 << 20));
         for bad in [
             "",
             ",ro",
@@ -167,6 +187,10 @@ mod tests {
             "d,format",
             "d,backing",
             "d,backing=",
+            "d,ops=0",
+            "d,ops=x",
+            "d,rate=9",
+            "d,rate=0K",
         ] {
             assert!(bad.parse::<DiskSpec>().is_err(), "{bad}");
         }
@@ -180,7 +204,7 @@ mod tests {
             "a,,b,ro",
             ",,",
             "d,overlay",
-            "d,overlay=a,,b,format=raw",
+            "d,overlay=a,,b,format=raw,ops=7,rate=10 MiB",
             "d,ro,format=qcow2,backing=,,",
         ] {
             assert_eq!(text.parse::<DiskSpec>().unwrap().to_string(), text);

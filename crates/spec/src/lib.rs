@@ -162,7 +162,7 @@ pub enum SpecError {
     },
     /// A disk with an option nobody knows.
     #[error(
-        "disk '{text}' cannot have the option '{option}': there are ro or overlay or overlay=FILE, format=raw or format=qcow2, and backing=DIR; write a comma in a file's name twice"
+        "disk '{text}' cannot have the option '{option}': there are ro or overlay or overlay=FILE, format=raw or format=qcow2, backing=DIR, ops=N and rate=SIZE; write a comma in a file's name twice"
     )]
     Disk {
         /// What was given.

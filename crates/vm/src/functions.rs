@@ -12,7 +12,7 @@ use backend::share::{Access, Share};
 use backend::{Changes, Disk, DiskError, Format, Image};
 use bus::Lifecycle;
 use spec::{DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec};
-use virtio::blk::Blk;
+use virtio::blk::{Blk, Counted};
 use virtio::fs::{Fs, Validity};
 use virtio::net::Net;
 use virtio::rng::Rng;
@@ -47,7 +47,14 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Vec<Box<dyn Service>>, VmError> {
     // A queue for each processor, so that none waits for another's requests.
     let queues = u16::try_from(spec.cpus.get()).unwrap_or(u16::MAX);
     for (number, disk) in spec.disks.iter().enumerate() {
-        services.push(Box::new(Blk::new(disk_of(disk)?, &format!("disk{number}"), queues)));
+        let mut blk = Blk::new(disk_of(disk)?, &format!("disk{number}"), queues);
+        if let Some(ops) = disk.ops {
+            blk = blk.limited(Counted::Requests, ops.get().into());
+        }
+        if let Some(rate) = disk.rate {
+            blk = blk.limited(Counted::Bytes, rate.bytes());
+        }
+        services.push(Box::new(blk));
     }
     for ShareSpec { tag, directory, read_only, settled } in &spec.shares {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
