@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use host::io::{Sources, Targets};
 
+use crate::qcow2::Problem;
+
 /// A disk. Any thread may call any method at any time. Offsets and lengths are in bytes, and within [`Disk::bytes`]: callers
 /// check that, since it is their guest's mistake if they are not.
 pub trait Disk: Send + Sync {
@@ -69,8 +71,74 @@ pub enum DiskError {
         /// Its size.
         bytes: u64,
     },
+    /// It is a qcow2 image that cannot be used.
+    #[error("disk image '{}' cannot be used: {problem}", path.display())]
+    Qcow2 {
+        /// The image.
+        path: PathBuf,
+        /// What is the matter with it.
+        problem: Problem,
+    },
+    /// It looks like one format and is named like another.
+    #[error(
+        "disk image '{}' begins as a qcow2 image but is not named as one, and a guest can write that to a raw disk: say which it is, with ',format=qcow2' or ',format=raw'",
+        .0.display()
+    )]
+    FormatUnsaid(PathBuf),
+    /// It names a file that the user has not permitted.
+    #[error(
+        "disk image '{}' is made upon '{}', which is not in its directory: permit that with ',backing={}' if you trust the image",
+        image.display(), backing.display(), backing.parent().unwrap_or(backing).display()
+    )]
+    BackingElsewhere {
+        /// The image.
+        image: PathBuf,
+        /// What it names.
+        backing: PathBuf,
+    },
+    /// It is made upon an image of another format.
+    #[error("disk image '{}' is made upon an image in the format '{format}': only raw and qcow2 are known", image.display())]
+    BackingFormat {
+        /// The image.
+        image: PathBuf,
+        /// The format.
+        format: String,
+    },
+    /// A chain of images leads back to itself.
+    #[error("disk image '{}' is made upon itself, directly or by others: make it anew from its parts", .0.display())]
+    ChainLoop(PathBuf),
+    /// A chain of images has no end in sight.
+    #[error(
+        "disk image '{}' is at the end of a chain of more than {most} images: merge some, with 'qemu-img commit' or 'qemu-img convert'",
+        path.display()
+    )]
+    ChainTooLong {
+        /// The first image that was too many.
+        path: PathBuf,
+        /// The most.
+        most: usize,
+    },
+    /// There is no place for changes.
+    #[error("cannot make a place for a disk's changes at '{}'", path.display())]
+    Overlay {
+        /// Where it was to be.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Changes to another image.
+    #[error(
+        "'{}' does not hold changes to '{}': name another file for them, which will be made",
+        overlay.display(), image.display()
+    )]
+    OverlayOfAnother {
+        /// What holds changes.
+        overlay: PathBuf,
+        /// The image.
+        image: PathBuf,
+    },
     /// Somebody else has it.
-    #[error("disk image '{}' is in use by another VM: stop that one, or give the image with ',ro' to both", .0.display())]
+    #[error("disk image '{}' is in use by another VM: stop that one, or give the image to both with ',ro' or ',overlay'", .0.display())]
     InUse(PathBuf),
 }
 

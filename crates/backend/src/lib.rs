@@ -2,12 +2,21 @@
 //!
 //! Nothing here knows what a guest is: memory comes as ranges ([`host::io`]), which the kernel reads and writes in place.
 
-#![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)
+)]
 
 mod disk;
+mod image;
+mod limit;
 pub mod net;
+pub mod qcow2;
 mod raw;
 pub mod share;
+mod zeros;
 
 pub use disk::{Disk, DiskError};
+pub use image::{Changes, Format, Image, check};
+pub use limit::Meter;
 pub use raw::RawDisk;

@@ -1,20 +1,16 @@
 //! A disk that is a file or a block device, byte for byte.
-//!
-//! The image is locked as a whole while it is open (flock(2)): by one VM that writes, or by any number that only read.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use host::io::{Sources, Targets, punch_hole, try_lock, zero_range};
+use host::io::{Sources, Targets};
 
-use crate::{Disk, DiskError};
+use crate::image::open_file;
+use crate::{Disk, DiskError, zeros};
 
 const SECTOR: u64 = 512;
-/// What zeros are written from where the host has no better way.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A raw image.
 #[derive(Debug)]
@@ -30,18 +26,7 @@ impl RawDisk {
     /// # Errors
     /// If it cannot be opened, is no file or block device, has a size that no disk has, or is another VM's.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        let opening = |source| DiskError::Open { path: path.to_owned(), read_only, source };
-        // Opening some special files waits for others, or does things.
-        let kind = std::fs::metadata(path).map_err(opening)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::NotAnImage(path.to_owned()));
-        }
-        let mut file = File::options().read(true).write(!read_only).open(path).map_err(opening)?;
-        if !try_lock(file.as_fd(), read_only).map_err(opening)? {
-            return Err(DiskError::InUse(path.to_owned()));
-        }
-        // A block device's metadata does not have its size.
-        let bytes = file.seek(SeekFrom::End(0)).map_err(opening)?;
+        let (file, bytes) = open_file(path, read_only)?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
             return Err(DiskError::Size { path: path.to_owned(), bytes });
         }
@@ -50,27 +35,6 @@ impl RawDisk {
 
     fn check_writable(&self) -> io::Result<()> {
         if self.read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
-    }
-
-    /// Writes zeros the long way.
-    fn write_plain_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
-        let mut done = 0;
-        while done < len {
-            let part = usize::try_from(len - done).unwrap_or(ZEROS.len()).min(ZEROS.len());
-            self.file.write_all_at(ZEROS.get(..part).unwrap_or_default(), offset + done)?;
-            done += part as u64;
-        }
-        Ok(())
-    }
-}
-
-/// What a host that cannot says is not a failure.
-fn if_supported(result: io::Result<()>) -> io::Result<bool> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
-        Err(error) => Err(error),
     }
 }
 
@@ -98,15 +62,12 @@ impl Disk for RawDisk {
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check_writable()?;
-        if_supported(punch_hole(self.file.as_fd(), offset, len)).map(drop)
+        zeros::discard(&self.file, offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         self.check_writable()?;
-        let file = self.file.as_fd();
-        let done = unmap && if_supported(punch_hole(file, offset, len))?
-            || if_supported(zero_range(file, offset, len))?;
-        if done { Ok(()) } else { self.write_plain_zeroes(offset, len) }
+        zeros::write(&self.file, offset, len, unmap)
     }
 }
 
@@ -131,7 +92,7 @@ mod tests {
         let blocks = || std::fs::metadata(&path).unwrap().blocks();
         let before = blocks();
         disk.write_zeroes(4096, 100_000, false).unwrap();
-        disk.write_plain_zeroes(300_001, 70_000).unwrap();
+        zeros::write_plainly(&disk.file, 300_001, 70_000).unwrap();
         disk.discard(512 << 10, 256 << 10).unwrap();
         disk.write_zeroes(768 << 10, 4096, true).unwrap();
         disk.flush().unwrap();

@@ -100,31 +100,139 @@ const WRITE_ON: &str = r#"
 block=0
 while true; do
     block=$((block+1))
-    printf 'block %06d' $block | dd of=/dev/vda bs=512 seek=$block conv=notrunc,fsync 2>/dev/null
+    printf 'block %06d' $block | dd of=/dev/vda bs=1M seek=$block conv=notrunc,fsync 2>/dev/null
     echo $block
 done
 "#;
 
+/// Runs `qemu-img`; none, said aloud, if the host has it not.
+fn qemu_img(args: &[&str]) -> Option<(bool, String)> {
+    match std::process::Command::new("qemu-img").args(args).output() {
+        Ok(output) => {
+            let text = [output.stdout, output.stderr].concat();
+            Some((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+        }
+        Err(_) => {
+            eprintln!("SKIPPED: what needs qemu-img, which 'apt install qemu-utils' brings");
+            None
+        }
+    }
+}
+
+/// A disk upon 40 MiB of ones, as one image or as two; none if it cannot be made.
+fn disk_of_ones(place: &Place, name: &str, qcow2: bool) -> Option<String> {
+    place.file("ones", &vec![1; 40 << 20]);
+    let path = place.path().join(name).to_str().unwrap().to_owned();
+    if qcow2 {
+        let (made, said) = qemu_img(&["create", "-f", "qcow2", "-F", "raw", "-b", "ones", &path])?;
+        assert!(made, "{said}");
+    } else {
+        std::fs::copy(place.path().join("ones"), &path).unwrap();
+    }
+    Some(path)
+}
+
 #[test]
 fn what_was_flushed_is_there_after_a_kill() {
     let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
-    let place = Place::new();
-    let disk = image(&place, "disk", 1 << 20);
-    let args = ["run", "--kernel", &kernel, "--disk", &disk, "--timeout", "10m", "--", "sh", "-c", WRITE_ON];
-    let mut vm = umbra(&args).stdout(Stdio::piped()).spawn().unwrap();
-    let lines = BufReader::new(vm.stdout.take().unwrap()).lines();
-    let flushed: u64 =
-        lines.map(|line| line.unwrap().trim().parse().unwrap()).find(|block| *block >= 20).unwrap();
-    vm.kill().unwrap();
-    vm.wait().unwrap();
-    let file = File::open(&disk).unwrap();
-    for block in 1..=flushed {
-        let mut text = [0; 12];
-        file.read_exact_at(&mut text, block * 512).unwrap();
-        assert_eq!(String::from_utf8_lossy(&text), format!("block {block:06}"));
+    for qcow2 in [false, true] {
+        let place = Place::new();
+        let name = if qcow2 { "disk.qcow2" } else { "disk" };
+        let Some(disk) = disk_of_ones(&place, name, qcow2) else { continue };
+        let args =
+            ["run", "--kernel", &kernel, "--disk", &disk, "--timeout", "10m", "--", "sh", "-c", WRITE_ON];
+        let mut vm = umbra(&args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(vm.stdout.take().unwrap()).lines();
+        let flushed: u64 =
+            lines.map(|line| line.unwrap().trim().parse().unwrap()).find(|block| *block >= 30).unwrap();
+        vm.kill().unwrap();
+        vm.wait().unwrap();
+        let raw = place.path().join("raw");
+        if qcow2 {
+            let (clean, said) = qemu_img(&["check", "-f", "qcow2", &disk]).unwrap();
+            assert!(clean, "{said}");
+            qemu_img(&["convert", "-f", "qcow2", "-O", "raw", &disk, raw.to_str().unwrap()]).unwrap();
+        } else {
+            std::fs::copy(&disk, &raw).unwrap();
+        }
+        let file = File::open(&raw).unwrap();
+        for block in 1..=flushed {
+            let mut text = [0; 13];
+            file.read_exact_at(&mut text, block << 20).unwrap();
+            assert_eq!(String::from_utf8_lossy(&text), format!("block {block:06}\x01"));
+        }
+        let (_, status, said) = run(&kernel, &[&disk], "true");
+        assert_eq!(status, Some(0), "the dead process holds no lock: {said}");
     }
-    let (_, status, said) = run(&kernel, &[&disk], "true");
-    assert_eq!(status, Some(0), "the dead process holds no lock: {said}");
+}
+
+/// Writes runs and single blocks in any order, trims and zeroes some, and reads all of it again, past the guest's cache.
+const VERIFY: &str = r#"
+use strict; use Fcntl;
+my $blocks = 32 * 256; my @seen = (1) x $blocks;
+sysopen(my $disk, "/dev/vda", O_RDWR) or die "open: $!";
+sub forget { open(my $drop, ">", "/proc/sys/vm/drop_caches") or die; print $drop "3\n"; close $drop }
+sub at { sysseek($disk, $_[0] * 4096, 0) // die "seek: $!" }
+sub put { my ($first, $count, $byte) = @_; at($first);
+    syswrite($disk, chr($byte) x ($count * 4096)) == $count * 4096 or die "write: $!";
+    @seen[$first .. $first + $count - 1] = ($byte) x $count }
+sub verify { $disk->sync or die "sync: $!"; forget();
+    for my $block (0 .. $blocks - 1) { at($block); my $data;
+        sysread($disk, $data, 4096) == 4096 or die "read: $!";
+        $data eq chr($seen[$block]) x 4096 or die "block $block is wrong" } }
+use IO::Handle;
+srand(7);
+put(int(rand($blocks)), 1, 2 + int(rand(200))) for 1 .. 600;
+verify();
+for (1 .. 40) { my $count = 1 + int(rand(200)); put(int(rand($blocks - $count)), $count, 2 + int(rand(200))) }
+verify();
+for my $zero (1 .. 20) { my $count = 1 + int(rand(100)); my $first = int(rand($blocks - $count));
+    $disk->sync; forget();
+    system("blkdiscard", "-z", "-o", $first * 4096, "-l", $count * 4096, "/dev/vda") == 0 or die;
+    @seen[$first .. $first + $count - 1] = (0) x $count }
+system("blkdiscard", "-o", 40 << 20, "-l", 1 << 20, "/dev/vda");
+for (my $first = 0; $first < $blocks; $first += 256) { put($first, 128, 3) }
+verify();
+print "verified\n";
+"#;
+
+#[test]
+fn what_is_written_anywhere_is_read_again_and_overlays_take_it_all() {
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
+    let place = Place::new();
+    place.file("verify.pl", VERIFY.as_bytes());
+    let script = place.path().join("verify.pl");
+    let verify = |disk: &str| {
+        let volume = format!("{}:/script:ro", script.parent().unwrap().display());
+        let args = [
+            "run",
+            "host",
+            "--kernel",
+            &kernel,
+            "--net=none",
+            "--timeout=10m",
+            "-v",
+            &volume,
+            "--disk",
+            disk,
+        ];
+        let output = umbra(&[&args[..], &["--", "perl", "/script/verify.pl"]].concat()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "verified\n", "{disk}: {}", complaint(&output));
+    };
+    let raw = disk_of_ones(&place, "raw", false).unwrap();
+    verify(&format!("{raw},overlay"));
+    let kept = place.path().join("kept.qcow2").to_str().unwrap().to_owned();
+    verify(&format!("{raw},overlay={kept}"));
+    assert!(std::fs::read(&raw).unwrap() == vec![1; 40 << 20], "the image has changed");
+    assert!(std::fs::metadata(&kept).unwrap().len() > 10 << 20);
+    verify(&raw);
+    let upon = disk_of_ones(&place, "upon.qcow2", true);
+    upon.iter().for_each(|upon| verify(upon));
+    for image in [Some(&kept), upon.as_ref()].into_iter().flatten() {
+        if let Some((clean, said)) = qemu_img(&["check", "-f", "qcow2", image]) {
+            assert!(clean, "{said}");
+        }
+    }
 }
 
 #[test]

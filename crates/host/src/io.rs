@@ -71,6 +71,18 @@ impl Ranges<'_> {
         Ok(moved)
     }
 
+    /// `len` bytes of it from byte `from` on, or as many as there are.
+    fn part(&self, mut from: u64, mut len: u64) -> Self {
+        let mut part = Self::default();
+        for range in &self.list {
+            let skip = usize::try_from(from).unwrap_or(usize::MAX).min(range.iov_len);
+            let take = usize::try_from(len).unwrap_or(usize::MAX).min(range.iov_len - skip);
+            part.push(range.iov_base.cast::<u8>().wrapping_add(skip), take);
+            (from, len) = (from - skip as u64, len - take as u64);
+        }
+        part
+    }
+
     /// An error unless all bytes have been moved.
     fn expect_all(&self, moved: u64) -> io::Result<()> {
         if moved == self.bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
@@ -90,7 +102,20 @@ fn advance(list: &mut [libc::iovec], mut done: usize) -> usize {
     list.len()
 }
 
-impl Sources<'_> {
+impl<'a> Sources<'a> {
+    /// Bytes of our own.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        let mut sources = Self::default();
+        sources.0.push(bytes.as_ptr().cast_mut(), bytes.len());
+        sources
+    }
+
+    /// `len` bytes of it from byte `from` on, or as many as there are.
+    #[must_use]
+    pub fn part(&self, from: u64, len: u64) -> Self {
+        Self(self.0.part(from, len))
+    }
+
     /// Adds a range.
     ///
     /// # Safety
@@ -117,7 +142,56 @@ impl Sources<'_> {
     }
 }
 
-impl Targets<'_> {
+impl<'a> Targets<'a> {
+    /// Bytes of our own.
+    pub fn of(bytes: &'a mut [u8]) -> Self {
+        let mut targets = Self::default();
+        targets.0.push(bytes.as_mut_ptr(), bytes.len());
+        targets
+    }
+
+    /// `len` bytes of it from byte `from` on, or as many as there are.
+    #[must_use]
+    pub fn part(&self, from: u64, len: u64) -> Self {
+        Self(self.0.part(from, len))
+    }
+
+    /// Makes all of it zeros.
+    pub fn zero(&self) {
+        for range in &self.0.list {
+            // SAFETY: whoever pushed the range vouched for it as memory that may be written and belongs to no Rust object;
+            // the instruction writes as any other processor would, whoever else looks at it.
+            unsafe {
+                std::arch::asm!("rep stosb", inout("rcx") range.iov_len => _, inout("rdi") range.iov_base => _,
+                    in("al") 0u8, options(nostack, preserves_flags));
+            }
+        }
+    }
+
+    /// Fills it with these bytes, as far as there are any.
+    pub fn copy_from(&self, bytes: &[u8]) {
+        let mut rest = bytes;
+        for range in &self.0.list {
+            let (now, later) = rest.split_at(range.iov_len.min(rest.len()));
+            // SAFETY: as in `zero`; `now` is not longer than the range, and cannot lie in it.
+            unsafe {
+                std::arch::asm!("rep movsb", inout("rcx") now.len() => _, inout("rdi") range.iov_base => _,
+                    inout("rsi") now.as_ptr() => _, options(nostack, preserves_flags));
+            }
+            rest = later;
+        }
+    }
+
+    /// Fills all of it from a file, from `offset` on, with zeros for what lies behind the file's end.
+    ///
+    /// # Errors
+    /// As preadv(2); some of it may have been filled then.
+    pub fn read_zero_padded(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        let moved = self.read_up_to(file, offset)?;
+        self.part(moved, self.bytes() - moved).zero();
+        Ok(())
+    }
+
     /// Adds a range.
     ///
     /// # Safety
@@ -229,6 +303,28 @@ mod tests {
                 assert_eq!(usize::from(seen(n)), (1499 - n / 2) % 32 * 2 + n % 2, "{n}");
             }
         }
+    }
+
+    #[test]
+    fn parts_are_cut_filled_and_zeroed() {
+        let mut bytes = [1; 100];
+        let (one, two) = bytes.split_at_mut(30);
+        let mut targets = Targets::of(one);
+        // SAFETY: the range is the end of an array that nobody else uses meanwhile; a gap keeps it apart.
+        unsafe { targets.push(two.as_mut_ptr().wrapping_add(10), 60) };
+        targets.part(20, 20).zero();
+        targets.part(89, 50).copy_from(&[2; 50]);
+        targets.part(25, 10).copy_from(&[3; 3]);
+        assert_eq!(targets.part(90, 1).bytes(), 0);
+        assert_eq!(bytes[19..30], [1, 0, 0, 0, 0, 0, 3, 3, 3, 0, 0]);
+        assert_eq!(bytes[30..51], [[1; 10].as_slice(), &[0; 10], &[1]].concat());
+        assert_eq!(bytes[98..], [1, 2]);
+
+        let file = Memfd::new("test", 4096).unwrap();
+        Sources::of(b"0123456789").part(3, 4).write_to(file.as_fd(), 4092).unwrap();
+        let mut seen = [9; 8];
+        Targets::of(&mut seen).read_zero_padded(file.as_fd(), 4091).unwrap();
+        assert_eq!(&seen, b"\x003456\0\0\0");
     }
 
     #[test]

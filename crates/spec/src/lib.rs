@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use x86::cpuid::CpuRequest;
 
 pub use cpus::CpuCount;
-pub use disk::DiskSpec;
+pub use disk::{DiskChanges, DiskFormat, DiskSpec};
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
 pub use name::Name;
@@ -162,7 +162,7 @@ pub enum SpecError {
     },
     /// A disk with an option nobody knows.
     #[error(
-        "disk '{text}' has the option '{option}', which does not exist: there is 'ro'; write a comma in a file's name twice"
+        "disk '{text}' cannot have the option '{option}': there are ro or overlay or overlay=FILE, format=raw or format=qcow2, backing=DIR, ops=N and rate=SIZE; write a comma in a file's name twice"
     )]
     Disk {
         /// What was given.

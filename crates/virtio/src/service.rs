@@ -1,5 +1,7 @@
 //! What a virtio device does, apart from how it is reached.
 
+use std::time::Duration;
+
 use host::jail::Role;
 use memory::GuestMemory;
 use state::{Record, StateError};
@@ -76,6 +78,11 @@ pub trait Service: Send + Sync {
     /// The device as one that is served by a thread of its own, if it is such.
     fn pump(&self) -> Option<&dyn Pump> {
         None
+    }
+
+    /// How long no request is to be served, because of a limit on them; the rest waits where the driver put it.
+    fn closed_for(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Serves a request, taking its time; returns how many bytes were written to the beginning of its writable buffers.

@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfig, UserNet, resolvers};
 use backend::net::{Limited, Network};
 use backend::share::{Access, Share};
-use backend::{Disk, RawDisk};
+use backend::{Changes, Disk, DiskError, Format, Image};
 use bus::Lifecycle;
 use host::jail::Directory;
-use spec::{DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec};
-use virtio::blk::Blk;
+use spec::{DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec};
+use virtio::blk::{Blk, Counted};
 use virtio::fs::{Fs, Validity};
 use virtio::net::Net;
 use virtio::rng::Rng;
@@ -56,9 +56,15 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
     let mut directories = Vec::new();
     // A queue for each processor, so that none waits for another's requests.
     let queues = u16::try_from(spec.cpus.get()).unwrap_or(u16::MAX);
-    for (number, DiskSpec { file, read_only }) in spec.disks.iter().enumerate() {
-        let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(file, *read_only)?);
-        services.push(Box::new(Blk::new(disk, &format!("disk{number}"), queues)));
+    for (number, disk) in spec.disks.iter().enumerate() {
+        let mut blk = Blk::new(disk_of(disk)?, &format!("disk{number}"), queues);
+        if let Some(ops) = disk.ops {
+            blk = blk.limited(Counted::Requests, ops.get().into());
+        }
+        if let Some(rate) = disk.rate {
+            blk = blk.limited(Counted::Bytes, rate.bytes());
+        }
+        services.push(Box::new(blk));
     }
     for ShareSpec { tag, directory, read_only, settled } in &spec.shares {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
@@ -76,6 +82,25 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
         services.push(Box::new(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
     }
     Ok(Functions { services, directories })
+}
+
+/// Opens a disk's image.
+fn disk_of(disk: &DiskSpec) -> Result<Arc<dyn Disk>, DiskError> {
+    let image = Image {
+        file: disk.file.clone(),
+        format: disk.format.map(|format| match format {
+            DiskFormat::Raw => Format::Raw,
+            DiskFormat::Qcow2 => Format::Qcow2,
+        }),
+        changes: match &disk.changes {
+            DiskChanges::Refused => Changes::Refused,
+            DiskChanges::Made => Changes::Made,
+            DiskChanges::Discarded => Changes::Discarded,
+            DiskChanges::Kept(file) => Changes::Kept(file.clone()),
+        },
+        backing: disk.backing.clone(),
+    };
+    image.open()
 }
 
 fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {

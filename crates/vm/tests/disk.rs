@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use common::*;
 use iced_x86::code_asm::*;
-use spec::DiskSpec;
+use spec::{DiskChanges, DiskSpec};
 use vm::{BootImages, Builder, Stopped, VmError};
 
 /// Where the disk's registers are: device 2, behind the entropy source.
@@ -99,7 +99,8 @@ fn copies_a_sector() -> Vec<u8> {
 
 fn with_disk(image: &std::path::Path, read_only: bool) -> (Builder, Screen) {
     let mut spec = spec();
-    spec.disks = vec![DiskSpec { file: image.to_owned(), read_only }];
+    let changes = if read_only { DiskChanges::Refused } else { DiskChanges::Made };
+    spec.disks = vec![DiskSpec { changes, ..DiskSpec::new(image.to_owned()) }];
     let screen = Screen::default();
     let images = BootImages { kernel: copies_a_sector().into(), initrds: Vec::new() };
     (Builder::new(&spec, images).serial(0, Box::new(screen.clone())), screen)

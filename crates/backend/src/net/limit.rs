@@ -5,35 +5,7 @@ use std::time::{Duration, Instant};
 use host::poll::Bell;
 
 use super::{Abilities, Frame, Network, Offload};
-
-/// For how long a network that was quiet may be faster.
-const BURST: Duration = Duration::from_millis(100);
-
-/// One direction: time goes on with each byte, and may be ahead of the clock by [`BURST`] before anybody has to wait. So
-/// whatever the length of frames, in the long run no more passes than the rate, and a frame is never cut.
-#[derive(Clone, Copy, Debug)]
-struct Meter {
-    bytes_per_s: u64,
-    /// When everything that has passed would have, at the rate.
-    even: Instant,
-}
-
-impl Meter {
-    fn is_open(&self, now: Instant) -> bool {
-        self.even <= now + BURST
-    }
-
-    fn count(&mut self, bytes: usize, now: Instant) {
-        let ns = (bytes as u64).saturating_mul(1_000_000_000) / self.bytes_per_s.max(1);
-        // A rate of a byte a year is as good as none.
-        self.even = self.even.max(now) + Duration::from_nanos(ns).min(Duration::from_secs(3600));
-    }
-
-    /// How long it is closed.
-    fn closed_for(&self, now: Instant) -> Duration {
-        self.even.saturating_duration_since(now + BURST)
-    }
-}
+use crate::limit::Meter;
 
 /// A network with a limit.
 pub struct Limited<N> {
@@ -47,7 +19,7 @@ pub struct Limited<N> {
 impl<N: Network> Limited<N> {
     /// Lets so many bytes of frames pass each second, in each direction.
     pub fn new(network: N, bytes_per_s: u64) -> Self {
-        let meter = Meter { bytes_per_s, even: Instant::now() };
+        let meter = Meter::new(bytes_per_s);
         Self { network, from_guest: meter, to_guest: meter, held: false }
     }
 }
@@ -69,7 +41,7 @@ impl<N: Network> Network for Limited<N> {
     }
 
     fn transmit(&mut self, frame: &[u8], offload: Offload) {
-        self.from_guest.count(frame.len(), Instant::now());
+        self.from_guest.count(frame.len() as u64, Instant::now());
         self.network.transmit(frame, offload);
     }
 
@@ -84,7 +56,7 @@ impl<N: Network> Network for Limited<N> {
             }
             let taken = deliver(frame);
             if taken {
-                meter.count(frame.bytes(), now);
+                meter.count(frame.bytes() as u64, now);
             }
             taken
         })
@@ -94,34 +66,6 @@ impl<N: Network> Network for Limited<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_more_passes_than_the_rate_and_no_less() {
-        let start = Instant::now();
-        let mut meter = Meter { bytes_per_s: 1_000_000, even: start };
-        let (mut passed, mut now) = (0u64, start);
-        for _ in 0..1000 {
-            while meter.is_open(now) {
-                meter.count(60_000, now);
-                passed += 60_000;
-            }
-            now += meter.closed_for(now);
-        }
-        let seconds = now.duration_since(start).as_secs_f64();
-        let even = seconds * 1e6;
-        assert!(
-            passed as f64 >= even && (passed as f64) < even + 0.1 * 1e6 + 2.0 * 60_000.0,
-            "{passed} in {seconds}"
-        );
-        // What was not used is not saved up.
-        now += Duration::from_secs(100);
-        let before = passed;
-        while meter.is_open(now) {
-            meter.count(1000, now);
-            passed += 1000;
-        }
-        assert!(passed - before <= 102_000, "{}", passed - before);
-    }
 
     struct Source(Bell, u32);
 

@@ -15,6 +15,7 @@ mod board;
 mod cpu_state;
 mod device_ops;
 mod devices;
+mod disk_image;
 mod file_sharing;
 mod guest;
 mod interp_code;
@@ -44,7 +45,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "interp_code", max_len: 1024, body: interp_code::run },
     Target { name: "lockstep_code", max_len: 1024, body: interp_code::run_in_lockstep },
     Target { name: "page_tables", max_len: 1024, body: page_tables::run },
@@ -52,6 +53,7 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "records", max_len: 2048, body: records::run },
     Target { name: "loaders", max_len: 2048, body: loaders::run },
     Target { name: "devices", max_len: 2048, body: devices::run },
+    Target { name: "disk_image", max_len: 2048, body: disk_image::run },
     Target { name: "file_sharing", max_len: 2048, body: file_sharing::run },
     Target { name: "virtio_driver", max_len: 4096, body: virtio_driver::run },
     Target { name: "native_unit", max_len: 512, body: native_unit::run },

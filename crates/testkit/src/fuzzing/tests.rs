@@ -51,6 +51,7 @@ regressions! {
     records: 400,
     loaders: 300,
     devices: 400,
+    disk_image: 300,
     file_sharing: 200,
     virtio_driver: 400,
     native_unit: 400,

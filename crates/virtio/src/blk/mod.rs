@@ -9,9 +9,10 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use backend::Disk;
+use backend::{Disk, Meter};
 use host::jail::Role;
 
 use crate::service::{Kind, Malformed, Request, Service};
@@ -36,6 +37,21 @@ pub struct Blk {
     serial: [u8; SERIAL],
     queues: u16,
     config: Vec<u8>,
+    limits: Vec<Mutex<Limit>>,
+}
+
+/// What of requests a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Requests.
+    Requests,
+    /// Bytes that are read and written.
+    Bytes,
+}
+
+struct Limit {
+    counted: Counted,
+    meter: Meter,
 }
 
 impl Blk {
@@ -47,7 +63,24 @@ impl Blk {
         }
         let queues = queues.clamp(1, 16);
         let config = config::bytes(disk.bytes() / SECTOR, queues);
-        Self { disk, serial: text, queues, config }
+        Self { disk, serial: text, queues, config, limits: Vec::new() }
+    }
+
+    /// The device with a limit on what all its queues do together in a second.
+    #[must_use]
+    pub fn limited(mut self, counted: Counted, per_s: u64) -> Self {
+        self.limits.push(Mutex::new(Limit { counted, meter: Meter::new(per_s) }));
+        self
+    }
+
+    /// Counts a request that moves so many bytes.
+    fn count(&self, bytes: u64) {
+        let now = Instant::now();
+        for limit in &self.limits {
+            let mut limit = limit.lock().unwrap_or_else(PoisonError::into_inner);
+            let units = if limit.counted == Counted::Requests { 1 } else { bytes };
+            limit.meter.count(units, now);
+        }
     }
 }
 
@@ -72,6 +105,16 @@ impl Service for Blk {
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn closed_for(&self) -> Duration {
+        if self.limits.is_empty() {
+            return Duration::ZERO;
+        }
+        let now = Instant::now();
+        let closed =
+            |limit: &Mutex<Limit>| limit.lock().unwrap_or_else(PoisonError::into_inner).meter.closed_for(now);
+        self.limits.iter().map(closed).max().unwrap_or_default()
     }
 
     fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed> {

@@ -77,6 +77,7 @@ pub(super) fn serve(blk: &Blk, request: &Request<'_>) -> Result<u32, Malformed> 
     let sector = x86::bits::high64(word);
     let parts = Parts { blk, request, kind, sector, data_out, data_in };
     let outcome = parts.perform();
+    blk.count(parts.data_out.bytes() + parts.data_in.bytes());
     if outcome.is_err() {
         // What is said to be written is written.
         let _ = parts.data_in.fill(request.memory, 0);

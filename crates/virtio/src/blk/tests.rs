@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use backend::RawDisk;
+use bus::Lifecycle;
 use x86::Gpa;
 
 use super::*;
@@ -168,6 +169,37 @@ fn a_read_only_disk_is_not_changed() {
     assert_eq!(request(rig, &mut driver, 4, 0, &[]).0, OK);
     assert_eq!(request(rig, &mut driver, 0, 9, &[(DATA, 512, true)]).0, OK);
     assert_eq!(bench.image(), before);
+}
+
+/// What waits for a limit waits in the ring, and a reset or a pause does not wait for it.
+#[test]
+fn a_limit_holds_requests_back_and_nobody_else() {
+    for counted in [Counted::Requests, Counted::Bytes] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let per_s = if counted == Counted::Requests { 1 } else { 512 };
+        let blk =
+            Blk::new(Arc::new(RawDisk::open(&path, false).unwrap()), "disk0", 1).limited(counted, per_s);
+        let rig = Rig::new(Box::new(blk));
+        rig.enable(true);
+        let mut driver = rig.start(FLUSH);
+        let read = [(DATA, 512, true)];
+        assert_eq!(request(&rig, &mut driver, 0, 0, &read).0, OK);
+        let begin = Instant::now();
+        let chain = [(HEADER, 16, false), read[0], (STATUS, 1, true)];
+        assert_eq!(rig.round(&mut driver, &chain), None, "it is held back");
+        rig.device.lock().unwrap().pause();
+        assert!(begin.elapsed() < Duration::from_millis(700), "a pause does not wait");
+        rig.device.lock().unwrap().resume();
+        let worker = &rig.workers[0];
+        while !worker.step() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "it never comes");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(driver.collect().is_some());
+        assert!(begin.elapsed() >= Duration::from_millis(600), "{:?}", begin.elapsed());
+    }
 }
 
 #[test]

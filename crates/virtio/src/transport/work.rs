@@ -51,8 +51,16 @@ impl Worker {
                 return false;
             }
             let kicked = state.queues.get(usize::from(self.queue)).is_some_and(|queue| queue.kicked);
-            if kicked && state.serves(self.queue) {
+            let ready = kicked && state.serves(self.queue);
+            let closed_for = self.shared.service.closed_for();
+            if ready && closed_for.is_zero() {
                 return true;
+            }
+            if ready {
+                // Whoever pauses, resets or drops the device does not wait for that.
+                let waited = self.shared.work.wait_timeout(state, closed_for);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
             }
             state = self.shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -64,12 +72,16 @@ impl Worker {
         if let Some(pump) = self.shared.service.pump() {
             return pump.turn(&queues);
         }
+        if !self.shared.service.closed_for().is_zero() {
+            return false;
+        }
         let mut batch = queues.take(self.queue, BATCH);
         if batch.is_empty() {
             return false;
         }
         // Whoever pauses or resets the device waits for one request, not for a batch.
         while queues.may_serve(self.queue)
+            && self.shared.service.closed_for().is_zero()
             && let Some(chain) = batch.next()
         {
             let request = Request {

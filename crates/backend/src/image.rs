@@ -1,0 +1,400 @@
+//! From an image's name to a disk: formats, chains of backing files, overlays.
+//!
+//! **An image does not choose its format.** A guest writes what it likes to a raw disk, also what a qcow2 image begins with,
+//! and such an image may name any file of the host as what it is made upon. So the format is what the user says, or what the
+//! image's name says, which no guest can change: a name that ends in `.qcow2` is a qcow2 image, every other is raw. A
+//! raw image that begins as a qcow2 image is refused until the user says which it is.
+//!
+//! **An image does not choose the host's files.** A backing file is opened, and only to be read, if it lies in the directory
+//! of the image that the user named, or below, or in one that the user permits; symbolic links are followed before that is
+//! asked. A chain has an end ([`MOST_LAYERS`]) and no file twice.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use host::io::try_lock;
+
+use crate::qcow2::{self, Backing, MAGIC, Qcow2, Report};
+use crate::{Disk, DiskError, RawDisk};
+
+/// The most images of a chain.
+const MOST_LAYERS: usize = 32;
+
+/// How an image is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Byte for byte.
+    Raw,
+    /// As [`crate::qcow2`] says.
+    Qcow2,
+}
+
+/// Where changes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changes {
+    /// Nowhere: there are none.
+    Refused,
+    /// Into the image.
+    Made,
+    /// Into a file without a name, which is gone with the disk.
+    Discarded,
+    /// Into a qcow2 image of this name, upon the image.
+    Kept(PathBuf),
+}
+
+/// An image to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its file.
+    pub file: PathBuf,
+    /// Its format, if the user says.
+    pub format: Option<Format>,
+    /// Where changes go.
+    pub changes: Changes,
+    /// A directory whose files it may be made upon, besides its own.
+    pub backing: Option<PathBuf>,
+}
+
+impl Image {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// If it is none, is damaged, or is not the user's to use in this way.
+    pub fn open(&self) -> Result<Arc<dyn Disk>, DiskError> {
+        let read_only = self.changes != Changes::Made;
+        let mut chain = Chain { permitted: self.permitted()?, files: Vec::new() };
+        let disk = chain.open(&self.file, self.format, read_only)?;
+        match &self.changes {
+            Changes::Refused | Changes::Made => Ok(disk),
+            Changes::Discarded => self.discarded(disk),
+            Changes::Kept(file) => self.kept(disk, file),
+        }
+    }
+
+    /// The directories whose files it may be made upon.
+    fn permitted(&self) -> Result<Vec<PathBuf>, DiskError> {
+        let own = directory_of(&resolve(&self.file)?).to_owned();
+        let other = self.backing.as_deref().map(resolve).transpose()?;
+        Ok([Some(own), other].into_iter().flatten().collect())
+    }
+
+    /// What is written to it is gone with the disk. The file lies beside the image if it can, where there is room for it.
+    fn discarded(&self, below: Arc<dyn Disk>) -> Result<Arc<dyn Disk>, DiskError> {
+        let beside = directory_of(&self.file);
+        let making = |source| DiskError::Overlay { path: beside.to_owned(), source };
+        let file = tempfile::tempfile_in(beside)
+            .or_else(|_| tempfile::tempfile_in("/var/tmp"))
+            .or_else(|_| tempfile::tempfile())
+            .map_err(making)?;
+        qcow2::create(&file, below.bytes(), None).map_err(making)?;
+        let bytes = file.metadata().map_err(making)?.len();
+        let overlay = Qcow2::open(file, bytes, Some(below), false, false);
+        Ok(Arc::new(overlay.map_err(|problem| DiskError::Qcow2 { path: beside.to_owned(), problem })?))
+    }
+
+    /// What is written to it is in a file of its own.
+    fn kept(&self, below: Arc<dyn Disk>, overlay: &Path) -> Result<Arc<dyn Disk>, DiskError> {
+        let base = resolve(&self.file)?;
+        if !overlay.exists() {
+            let format = match format_of(&self.file, self.format)? {
+                Format::Raw => "raw",
+                Format::Qcow2 => "qcow2",
+            };
+            let name = base.clone().into_os_string();
+            create(overlay, below.bytes(), Some(Backing { name, format: Some(format.to_owned()) }))?;
+        }
+        let (file, bytes) = open_file(overlay, false)?;
+        let wrong = |problem| DiskError::Qcow2 { path: overlay.to_owned(), problem };
+        let named = qcow2::backing(&file).map_err(wrong)?;
+        let named = named.and_then(|backing| resolve(&directory_of(overlay).join(backing.name)).ok());
+        if named.as_ref() != Some(&base) {
+            return Err(DiskError::OverlayOfAnother {
+                overlay: overlay.to_owned(),
+                image: self.file.clone(),
+            });
+        }
+        Ok(Arc::new(Qcow2::open(file, bytes, Some(below), false, true).map_err(wrong)?))
+    }
+}
+
+/// Makes a qcow2 image of a disk of so many bytes.
+fn create(path: &Path, bytes: u64, backing: Option<Backing>) -> Result<(), DiskError> {
+    let making = |source| DiskError::Overlay { path: path.to_owned(), source };
+    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(making)?;
+    qcow2::create(&file, bytes, backing).and_then(|()| file.sync_all()).map_err(making)
+}
+
+/// Checks a qcow2 image, and changes nothing.
+///
+/// # Errors
+/// If it is none, is in use for writing, or is not understood.
+pub fn check(path: &Path) -> Result<Report, DiskError> {
+    let (file, bytes) = open_file(path, true)?;
+    qcow2::check(file, bytes).map_err(|problem| DiskError::Qcow2 { path: path.to_owned(), problem })
+}
+
+/// A chain of images on the way down.
+struct Chain {
+    permitted: Vec<PathBuf>,
+    /// Those that are open, by device and inode.
+    files: Vec<(u64, u64)>,
+}
+
+impl Chain {
+    fn open(
+        &mut self,
+        path: &Path,
+        format: Option<Format>,
+        read_only: bool,
+    ) -> Result<Arc<dyn Disk>, DiskError> {
+        if self.files.len() == MOST_LAYERS {
+            return Err(DiskError::ChainTooLong { path: path.to_owned(), most: MOST_LAYERS });
+        }
+        let status = std::fs::metadata(path).map_err(|source| opening(path, read_only, source))?;
+        let file = (status.dev(), status.ino());
+        if self.files.contains(&file) {
+            return Err(DiskError::ChainLoop(path.to_owned()));
+        }
+        self.files.push(file);
+        match format_of(path, format)? {
+            Format::Raw => Ok(Arc::new(RawDisk::open(path, read_only)?)),
+            Format::Qcow2 => {
+                let wrong = |problem| DiskError::Qcow2 { path: path.to_owned(), problem };
+                let (file, bytes) = open_file(path, read_only)?;
+                let below = match qcow2::backing(&file).map_err(wrong)? {
+                    Some(backing) => Some(self.below(path, &backing)?),
+                    None => None,
+                };
+                Ok(Arc::new(Qcow2::open(file, bytes, below, read_only, true).map_err(wrong)?))
+            }
+        }
+    }
+
+    /// What an image is made upon.
+    fn below(&mut self, image: &Path, backing: &Backing) -> Result<Arc<dyn Disk>, DiskError> {
+        let format = match backing.format.as_deref() {
+            None => None,
+            Some("raw") => Some(Format::Raw),
+            Some("qcow2") => Some(Format::Qcow2),
+            Some(other) => {
+                return Err(DiskError::BackingFormat { image: image.to_owned(), format: other.to_owned() });
+            }
+        };
+        let named = directory_of(&resolve(image)?).join(&backing.name);
+        let path = resolve(&named)?;
+        if !self.permitted.iter().any(|directory| path.starts_with(directory)) {
+            return Err(DiskError::BackingElsewhere { image: image.to_owned(), backing: path });
+        }
+        self.open(&path, format, true)
+    }
+}
+
+/// An image's format: see the module's top.
+fn format_of(path: &Path, said: Option<Format>) -> Result<Format, DiskError> {
+    let by_name = if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("qcow2")) {
+        Format::Qcow2
+    } else {
+        Format::Raw
+    };
+    let format = said.unwrap_or(by_name);
+    if said.is_none() && format == Format::Raw && begins_as_qcow2(path)? {
+        return Err(DiskError::FormatUnsaid(path.to_owned()));
+    }
+    Ok(format)
+}
+
+fn begins_as_qcow2(path: &Path) -> Result<bool, DiskError> {
+    let (mut file, bytes) = open_file(path, true)?;
+    let mut magic = MAGIC.map(|_| 0);
+    let failed = |source| opening(path, true, source);
+    if bytes >= magic.len() as u64 {
+        file.rewind().map_err(failed)?;
+        file.read_exact(&mut magic).map_err(failed)?;
+    }
+    Ok(magic == MAGIC)
+}
+
+/// Opens an image's file and locks it (flock(2)): for one VM that writes, or for any number that only read. Also says how
+/// long it is.
+pub(crate) fn open_file(path: &Path, read_only: bool) -> Result<(File, u64), DiskError> {
+    let opening = |source| opening(path, read_only, source);
+    // Opening some special files waits for others, or does things.
+    let kind = std::fs::metadata(path).map_err(opening)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::NotAnImage(path.to_owned()));
+    }
+    let mut file = File::options().read(true).write(!read_only).open(path).map_err(opening)?;
+    if !try_lock(file.as_fd(), read_only).map_err(opening)? {
+        return Err(DiskError::InUse(path.to_owned()));
+    }
+    // A block device's metadata does not have its size.
+    let bytes = file.seek(SeekFrom::End(0)).map_err(opening)?;
+    Ok((file, bytes))
+}
+
+fn opening(path: &Path, read_only: bool, source: std::io::Error) -> DiskError {
+    DiskError::Open { path: path.to_owned(), read_only, source }
+}
+
+/// A path without symbolic links.
+fn resolve(path: &Path) -> Result<PathBuf, DiskError> {
+    path.canonicalize().map_err(|source| opening(path, true, source))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, symlink};
+
+    use host::io::{Sources, Targets};
+
+    use super::*;
+
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn raw(&self, name: &str) -> PathBuf {
+            let path = self.path(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, [7; 1 << 20]).unwrap();
+            path
+        }
+
+        fn upon(&self, name: &str, backing: &str, format: Option<&str>) -> PathBuf {
+            let path = self.path(name);
+            let backing = Backing { name: backing.into(), format: format.map(str::to_owned) };
+            create(&path, 1 << 20, Some(backing)).unwrap();
+            path
+        }
+    }
+
+    fn image(file: &Path) -> Image {
+        Image { file: file.to_owned(), format: None, changes: Changes::Made, backing: None }
+    }
+
+    fn first(disk: &dyn Disk) -> u8 {
+        let mut bytes = [0; 512];
+        disk.read(0, &Targets::of(&mut bytes)).unwrap();
+        bytes[0]
+    }
+
+    fn refusal(image: &Image) -> DiskError {
+        image.open().map(|_| ()).unwrap_err()
+    }
+
+    #[test]
+    fn a_guest_cannot_make_its_raw_disk_a_qcow2_image() {
+        let place = Place::new();
+        let raw = place.raw("disk.img");
+        drop(place.raw("secret"));
+        let trap = place.upon("trap", "secret", Some("raw"));
+        File::options()
+            .write(true)
+            .open(&raw)
+            .unwrap()
+            .write_all_at(&std::fs::read(&trap).unwrap(), 0)
+            .unwrap();
+        assert!(matches!(refusal(&image(&raw)), DiskError::FormatUnsaid(_)));
+        let said = Image { format: Some(Format::Raw), ..image(&raw) };
+        assert_eq!(first(&*said.open().unwrap()), MAGIC[0]);
+        // The same below another image.
+        let upon = place.upon("upon.qcow2", "disk.img", None);
+        assert!(matches!(refusal(&image(&upon)), DiskError::FormatUnsaid(_)));
+        let said = Image { format: Some(Format::Qcow2), ..image(&trap) };
+        assert_eq!(first(&*said.open().unwrap()), 7);
+        let wrong = Image { format: Some(Format::Qcow2), ..image(&place.path("secret")) };
+        assert!(matches!(refusal(&wrong), DiskError::Qcow2 { .. }));
+    }
+
+    #[test]
+    fn an_image_is_made_upon_what_the_user_permits() {
+        let place = Place::new();
+        drop(place.raw("pool/base"));
+        let within = place.raw("images/deeper/base");
+        for (backing, allowed) in [
+            ("deeper/base", true),
+            (within.to_str().unwrap(), true),
+            ("../images/deeper/base", true),
+            ("../pool/base", false),
+            ("/etc/passwd", false),
+            ("link", false),
+        ] {
+            let path = place.upon("images/top.qcow2", backing, Some("raw"));
+            let _ = symlink("../pool/base", place.path("images/link"));
+            match image(&path).open() {
+                Ok(disk) => assert!(allowed && first(&*disk) == 7, "{backing}"),
+                Err(error) => {
+                    assert!(!allowed && error.to_string().contains("backing="), "{backing}: {error}");
+                }
+            }
+            std::fs::remove_file(path).unwrap();
+        }
+        let path = place.upon("images/top.qcow2", "../pool/base", Some("raw"));
+        let permitted = Image { backing: Some(place.path("pool")), ..image(&path) };
+        assert_eq!(first(&*permitted.open().unwrap()), 7);
+        let other = place.upon("images/other.qcow2", "deeper/base", Some("vmdk"));
+        assert!(matches!(refusal(&image(&other)), DiskError::BackingFormat { .. }));
+    }
+
+    #[test]
+    fn chains_have_an_end() {
+        let place = Place::new();
+        let own = place.upon("own.qcow2", "own.qcow2", Some("qcow2"));
+        assert!(matches!(refusal(&image(&own)), DiskError::ChainLoop(_)));
+        drop(place.upon("a.qcow2", "b.qcow2", Some("qcow2")));
+        let b = place.upon("b.qcow2", "a.qcow2", Some("qcow2"));
+        assert!(matches!(refusal(&image(&b)), DiskError::ChainLoop(_)));
+        drop(place.raw("0"));
+        for number in 1..MOST_LAYERS + 1 {
+            let below = number - 1;
+            let (name, format) =
+                if below == 0 { ("0".to_owned(), "raw") } else { (format!("{below}.qcow2"), "qcow2") };
+            drop(place.upon(&format!("{number}.qcow2"), &name, Some(format)));
+        }
+        let at = |number: usize| image(&place.path(&format!("{number}.qcow2")));
+        assert_eq!(first(&*at(MOST_LAYERS - 1).open().unwrap()), 7);
+        assert!(matches!(refusal(&at(MOST_LAYERS)), DiskError::ChainTooLong { .. }));
+    }
+
+    #[test]
+    fn an_overlay_keeps_changes_or_forgets_them() {
+        let place = Place::new();
+        let base = place.raw("base");
+        let before = std::fs::read(&base).unwrap();
+        let write = |disk: &dyn Disk| disk.write(0, &Sources::of(&[9; 512])).unwrap();
+        let forgets = Image { changes: Changes::Discarded, ..image(&base) };
+        let disk = forgets.open().unwrap();
+        write(&*disk);
+        let same_time = forgets.open().unwrap();
+        assert_eq!((first(&*disk), first(&*same_time)), (9, 7), "each has its own");
+        drop((disk, same_time));
+        assert_eq!(std::fs::read_dir(place.0.path()).unwrap().count(), 1);
+
+        let over = place.path("changes");
+        let keeps = Image { changes: Changes::Kept(over.clone()), ..image(&base) };
+        write(&*keeps.open().unwrap());
+        assert_eq!(first(&*keeps.open().unwrap()), 9);
+        assert_eq!(check(&over).unwrap(), Report::default());
+        assert!(std::fs::read(&base).unwrap() == before);
+        let other = place.raw("other");
+        let wrong = Image { changes: Changes::Kept(over.clone()), ..image(&other) };
+        assert!(matches!(refusal(&wrong), DiskError::OverlayOfAnother { .. }));
+        let alone = Image { format: Some(Format::Qcow2), ..image(&over) };
+        assert_eq!(first(&*alone.open().unwrap()), 9, "an image like others");
+    }
+}
