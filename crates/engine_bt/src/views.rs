@@ -51,13 +51,22 @@ struct TlbBook {
     touched: Box<[u64]>,
     /// Slots in use whose page is not global; of the supervisor's only.
     private: Vec<u32>,
-    /// By host page: the slots through which it may have been written since the table was last emptied.
-    writers: NumberMap<Vec<u32>>,
+    /// By host page: how it may have been written since the table was last emptied. Who has lost its slot may still be
+    /// written: by the block that had it checked before.
+    writers: NumberMap<Writer>,
     /// The slots in there.
     written: usize,
     /// The large pages of 2 MiB that were in it since the table was last emptied, and larger ones.
     large: NumberMap<()>,
     gib: RegionFilter,
+}
+
+/// A page that may have been written.
+#[derive(Debug)]
+struct Writer {
+    frame: Gfn,
+    /// The slots through which.
+    slots: Vec<u32>,
 }
 
 /// An address space's own tables.
@@ -208,24 +217,23 @@ impl TlbBook {
 
     /// Drops writable translations, of one host page or all, after `report` has heard of them.
     fn drop_writable(&mut self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
-        let slots = match page {
-            // Anchors are copies of entries that have been here.
+        // Anchors are copies of entries that have been here.
+        let writers = match page {
             Some(page) => match self.writers.remove(&page) {
-                Some(slots) => {
-                    self.written -= slots.len();
-                    slots
-                }
+                Some(writer) => vec![(page, writer)],
                 None => return,
             },
-            None => self.filled.clone(),
+            None => self.writers.drain().collect(),
         };
-        self.drop_anchors(base, |anchor| page.is_none_or(|page| anchor.base == page), &mut report);
-        for slot in slots {
-            let entry = self.read(base, slot as usize);
-            let concerned = page.is_none_or(|page| entry.base == page);
-            if concerned && entry.write != TlbEntry::empty(slot as usize).write {
-                report(Gfn(entry.gfn & !PRIVATE));
-                self.clear_slot(base, slot as usize);
+        self.drop_anchors(base, |anchor| page.is_none_or(|page| anchor.base == page), |_| {});
+        for (page, Writer { frame, slots }) in writers {
+            self.written -= slots.len();
+            report(frame);
+            for slot in slots {
+                let entry = self.read(base, slot as usize);
+                if entry.base == page && entry.write != TlbEntry::empty(slot as usize).write {
+                    self.clear_slot(base, slot as usize);
+                }
             }
         }
     }
@@ -273,9 +281,11 @@ impl TlbBook {
             }
         }
         if new.write != empty.write {
-            let slots = self.writers.entry(new.base).or_default();
-            if !slots.contains(&number) {
-                slots.push(number);
+            let frame = Gfn(new.gfn & !PRIVATE);
+            let new = || Writer { frame, slots: Vec::new() };
+            let writer = self.writers.entry(entry.base).or_insert_with(new);
+            if !writer.slots.contains(&number) {
+                writer.slots.push(number);
                 self.written += 1;
             }
         }
@@ -677,6 +687,24 @@ mod tests {
             dropped
         });
         assert!(dropped);
+    }
+
+    #[test]
+    fn memory_hears_of_a_writable_page_that_has_lost_its_slot() {
+        let memory = GuestMemory::new(&[RamRange::from_bytes(Gpa(0), 2 * PAGE_SIZE)]).unwrap();
+        let mut views = Views::new().unwrap();
+        let rivals = [0x5000, 0x5000 + context::LARGE_TLB as u64 * PAGE_SIZE];
+        assert_eq!(tlb_slot(Table::User, rivals[0]), tlb_slot(Table::User, rivals[1]));
+        for (number, va) in (0..).zip(rivals) {
+            let target = Target::Ram { mfn: memory.entry(Gfn(number)).mfn, gfn: Gfn(number), cached: true };
+            let resolved = Resolved { target, page_size: PageSize::Kib4, global: false };
+            assert!(views.insert(&memory, Table::User, va, true, &resolved));
+        }
+        memory.start_dirty_log();
+        for expected in [vec![Gfn(0), Gfn(1)], Vec::new()] {
+            views.drop_writable(&memory, None);
+            assert_eq!(memory.take_dirty(), expected);
+        }
     }
 
     #[test]
