@@ -169,9 +169,9 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "TECHNIQUE", default_value_t)]
     pub(crate) mmu: MmuChoice,
 
-    /// Room for translated code, for each virtual CPU
-    #[arg(long, value_name = "SIZE", default_value_t)]
-    pub(crate) code_cache: CodeCacheSize,
+    /// Room for translated code, for each virtual CPU; 64M unless given, less with more than 8 CPUs
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) code_cache: Option<CodeCacheSize>,
 
     /// Name translated code for perf(1), in /tmp/perf-PID.map
     #[arg(long)]

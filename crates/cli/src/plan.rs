@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use init::{Directory, Mount, Network, Settings, Terminal};
-use spec::{BootSpec, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec};
+use spec::{
+    BootSpec, CodeCacheSize, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec,
+};
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
 use crate::initramfs::Session;
@@ -146,7 +148,10 @@ impl Plan {
             cpu: machine.cpu.unwrap_or_default(),
             engine: machine.engine,
             mmu: machine.mmu,
-            translator: TranslatorSpec { code_cache: machine.code_cache, perf_map: machine.perf_map },
+            translator: TranslatorSpec {
+                code_cache: machine.code_cache.unwrap_or(CodeCacheSize::for_cpus(machine.cpus)),
+                perf_map: machine.perf_map,
+            },
             boot: BootSpec { kernel, initrds, command_line: self.command_line.clone() },
             disks: machine.disk,
             shares: self.shares.clone(),
@@ -335,9 +340,10 @@ mod tests {
 
     #[test]
     fn the_translator_is_set_up() {
-        let plan = plan(&["k", "--code-cache", "8M", "--perf-map"]).unwrap();
-        let translator = plan.describe("k".into()).translator;
-        assert_eq!((translator.code_cache.bytes(), translator.perf_map), (8 << 20, true));
+        let translator = |words: &[&str]| plan(words).unwrap().describe("k".into()).translator;
+        let asked = translator(&["k", "-c", "64", "--code-cache", "16M", "--perf-map"]);
+        assert_eq!((asked.code_cache.bytes(), asked.perf_map), (16 << 20, true));
+        assert_eq!(translator(&["k", "-c", "64"]).code_cache.bytes(), 8 << 20);
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl CpuCount {
     }
 
     /// The number.
-    pub fn get(self) -> u32 {
+    pub const fn get(self) -> u32 {
         self.0
     }
 }

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{ByteSize, SpecError};
+use crate::{ByteSize, CpuCount, SpecError};
 
 /// How binary translation is set up; nothing to other engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct TranslatorSpec {
-    /// Room for translated code, for each vCPU.
+    /// Room for translated code, for each vCPU: see [`CodeCacheSize::for_cpus`].
     pub code_cache: CodeCacheSize,
     /// Whether to write `/tmp/perf-PID.map`.
     pub perf_map: bool,
@@ -33,6 +33,15 @@ impl CodeCacheSize {
         if size < min || size > max { Err(SpecError::CodeCache { size, min, max }) } else { Ok(Self(size)) }
     }
 
+    /// Where nobody says how much, for each of so many vCPUs: 64 MiB, and with more than eight of them 512 MiB for all
+    /// together, so that a large VM takes a bounded part of the host's memory for its translations.
+    pub const fn for_cpus(cpus: CpuCount) -> Self {
+        const EACH: u32 = 64;
+        const ALL: u32 = 512;
+        let share = ALL / cpus.get();
+        Self(ByteSize::from_mib(if share < EACH { share } else { EACH }))
+    }
+
     /// The number of bytes.
     pub const fn bytes(self) -> u64 {
         self.0.bytes()
@@ -41,7 +50,7 @@ impl CodeCacheSize {
 
 impl Default for CodeCacheSize {
     fn default() -> Self {
-        Self(ByteSize::from_mib(64))
+        Self::for_cpus(CpuCount::ONE)
     }
 }
 
@@ -63,6 +72,12 @@ impl fmt::Display for CodeCacheSize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_cpus_share_what_eight_have() {
+        let each = |cpus| CodeCacheSize::for_cpus(CpuCount::new(cpus).unwrap()).to_string();
+        assert_eq!([1, 8, 9, 64].map(each), ["64M", "64M", "56M", "8M"]);
+    }
 
     #[test]
     fn sizes_have_limits() {
