@@ -14,6 +14,7 @@ pub mod net;
 pub mod qcow2;
 mod raw;
 pub mod share;
+pub mod vsock;
 mod zeros;
 
 pub use disk::{Disk, DiskError};

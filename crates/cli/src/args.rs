@@ -207,6 +207,14 @@ pub(crate) struct MachineArgs {
     #[arg(short, long, value_name = "[IP:]HOST:GUEST[/udp]")]
     pub(crate) port: Vec<PortSpec>,
 
+    /// Connect sockets of guest and host (vsock), by Unix sockets at this path
+    ///
+    /// A program of the host that connects to PATH and says 'CONNECT PORT' hears 'OK PORT' and then the guest's program that listens
+    /// at that port. What the guest calls at CID 2, port P, is the socket PATH_P, if a program of the host listens there. The guest's
+    /// own CID is 3.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) vsock: Option<PathBuf>,
+
     /// Let the guest end the VM by writing to port 0xf4 (isa-debug-exit)
     ///
     /// A guest that writes V exits umbra with status (V << 1) | 1.

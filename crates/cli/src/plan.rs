@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use init::{Directory, Mount, Network, Settings, Terminal};
 use spec::{
     BootSpec, CodeCacheSize, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec,
+    VsockSpec,
 };
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
@@ -157,6 +158,7 @@ impl Plan {
             shares: self.shares.clone(),
             net: machine.net,
             ports: machine.port,
+            vsock: machine.vsock.map(|path| VsockSpec { path }),
             debug_exit: machine.debug_exit,
         }
     }
@@ -165,9 +167,10 @@ impl Plan {
     pub(crate) fn drivers(&self) -> Vec<&'static str> {
         let disks = (!self.machine.disk.is_empty()).then_some("virtio_blk");
         let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
+        let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
         let shared = matches!(self.guest, Guest::Shared(_));
         let files = shared.then_some(["virtiofs", "overlay"]).into_iter().flatten();
-        let mut drivers: Vec<_> = disks.into_iter().chain(network).chain(files).collect();
+        let mut drivers: Vec<_> = disks.into_iter().chain(network).chain(sockets).chain(files).collect();
         if !drivers.is_empty() {
             drivers.insert(0, "virtio_pci");
         }

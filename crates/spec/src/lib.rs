@@ -16,6 +16,7 @@ mod net;
 mod share;
 mod size;
 mod translator;
+mod vsock;
 
 use std::path::PathBuf;
 
@@ -30,6 +31,7 @@ pub use net::{NetSpec, PortKind, PortSpec, UserNetSpec};
 pub use share::{ShareSpec, VolumeSpec};
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
+pub use vsock::VsockSpec;
 
 /// A VM, described.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,8 @@ pub struct VmSpec {
     pub net: NetSpec,
     /// Ports of the host that lead into it, by its user-mode network.
     pub ports: Vec<PortSpec>,
+    /// Its socket device, if it has one.
+    pub vsock: Option<VsockSpec>,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
     pub debug_exit: bool,
 }

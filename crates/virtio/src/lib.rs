@@ -5,7 +5,7 @@
 //! | [`queue`] | virtqueues, split and packed: chains of buffers in, chains out |
 //! | [`service`] | what a device does, apart from how it is reached |
 //! | [`transport`] | how it is reached: a PCI function with its registers, queues and interrupts |
-//! | [`blk`], [`fs`], [`net`], [`rng`] | the devices |
+//! | [`blk`], [`fs`], [`net`], [`rng`], [`vsock`] | the devices |
 
 #![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)]
 
@@ -16,3 +16,4 @@ pub mod queue;
 pub mod rng;
 pub mod service;
 pub mod transport;
+pub mod vsock;

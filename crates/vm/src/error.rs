@@ -3,6 +3,7 @@
 use backend::DiskError;
 use backend::net::user::UserNetError;
 use backend::share::ShareError;
+use backend::vsock::VsockError;
 use bus::RouterError;
 use engine::EngineError;
 use firmware::LoadError;
@@ -47,6 +48,12 @@ pub enum VmError {
     /// A directory cannot be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The socket device cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The host has no descriptors for a device.
+    #[error("the host has no descriptors left for a device: raise the limit of open files (ulimit -n)")]
+    Descriptors(#[source] std::io::Error),
     /// More shared directories than there may be.
     #[error("{count} shared directories are too many: a VM has at most {most}")]
     TooManyShares {

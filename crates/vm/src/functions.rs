@@ -1,7 +1,7 @@
 //! What is on the PCI bus, and the threads that serve it.
 //!
 //! Order matters to guests: the entropy source is device 1, disks follow in the order of the description, then shared
-//! directories, then the network adapter.
+//! directories, then the socket device, then the network adapter.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -9,21 +9,25 @@ use std::thread::JoinHandle;
 use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfig, UserNet, resolvers};
 use backend::net::{Limited, Network};
 use backend::share::{Access, Share};
+use backend::vsock::SocketFiles;
 use backend::{Changes, Disk, DiskError, Format, Image};
 use bus::Lifecycle;
 use host::jail::Directory;
-use spec::{DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec};
+use spec::{
+    DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec, VsockSpec,
+};
 use virtio::blk::{Blk, Counted};
 use virtio::fs::{Fs, Validity};
 use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::service::Service;
 use virtio::transport::VirtioPci;
+use virtio::vsock::Vsock;
 
 use crate::VmError;
 use crate::events::{EventSink, Watch};
 
-/// The most disks and shared directories: device 0 is the bridge, device 1 the entropy source, the last the network adapter.
+/// The most disks, shared directories and socket devices: device 0 is the bridge, device 1 the entropy source, the last the network adapter.
 const MOST: usize = 29;
 /// The most bytes of a packet on the user-mode network, as on any Ethernet.
 const MTU: u16 = 1500;
@@ -48,7 +52,7 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
     if spec.shares.len() > ShareSpec::MOST {
         return Err(VmError::TooManyShares { count: spec.shares.len(), most: ShareSpec::MOST });
     }
-    let count = spec.disks.len() + spec.shares.len();
+    let count = spec.disks.len() + spec.shares.len() + usize::from(spec.vsock.is_some());
     if count > MOST {
         return Err(VmError::TooManyDevices { count, most: MOST });
     }
@@ -72,6 +76,11 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
         let share = Share::open(directory, access, spec.shares.len())?;
         directories.push(Directory { descriptor: share.root()?, writable: !read_only });
         services.push(Box::new(Fs::new(share, tag, validity, queues)));
+    }
+    if let Some(VsockSpec { path }) = &spec.vsock {
+        let doors = SocketFiles::open(path)?;
+        let vsock = Vsock::new(VsockSpec::GUEST, Box::new(doors)).map_err(VmError::Descriptors)?;
+        services.push(Box::new(vsock));
     }
     if let NetSpec::User(user) = &spec.net {
         let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;

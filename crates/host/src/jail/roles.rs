@@ -27,6 +27,8 @@ pub enum Role {
     FilesToRead,
     /// Serves a network adapter: the user-mode network.
     Network,
+    /// Serves a socket device: connections with programs of the host.
+    LocalSockets,
     /// Moves bytes between a guest's console and the user's streams.
     Console,
     /// Takes signals.
@@ -36,7 +38,7 @@ pub enum Role {
 impl Role {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Main,
         Self::Driver,
         Self::Vcpu,
@@ -46,6 +48,7 @@ impl Role {
         Self::Files,
         Self::FilesToRead,
         Self::Network,
+        Self::LocalSockets,
         Self::Console,
         Self::Signals,
     ];
@@ -62,6 +65,7 @@ impl Role {
             Self::Files => "files",
             Self::FilesToRead => "files to read",
             Self::Network => "network",
+            Self::LocalSockets => "local sockets",
             Self::Console => "console",
             Self::Signals => "signals",
         }
@@ -79,7 +83,8 @@ impl Role {
             Self::Disk => &[BLOCKS, CHANGED_BLOCKS],
             Self::Files => &[BLOCKS, CHANGED_BLOCKS, FILES, CHANGED_FILES],
             Self::FilesToRead => &[BLOCKS, FILES],
-            Self::Network => &[SOCKETS],
+            Self::Network => &[SOCKETS, INTERNET],
+            Self::LocalSockets => &[SOCKETS, LOCAL],
             Self::Console => &[CONSOLE],
             Self::Signals => &[CONSOLE],
         }
@@ -234,9 +239,14 @@ const CHANGED_FILES: &[Call] = &[
     any(SYS_fremovexattr),
 ];
 
-/// Connections, by the Internet's protocols only.
+/// Connections by the Internet's protocols.
+const INTERNET: &[Call] = &[one_of(SYS_socket, 0, &[AF_INET as u64, AF_INET6 as u64])];
+
+/// Connections with programs of the host.
+const LOCAL: &[Call] = &[one_of(SYS_socket, 0, &[AF_UNIX as u64])];
+
+/// What is done with connections.
 const SOCKETS: &[Call] = &[
-    one_of(SYS_socket, 0, &[AF_INET as u64, AF_INET6 as u64]),
     any(SYS_connect),
     any(SYS_accept4),
     any(SYS_bind),

@@ -60,7 +60,7 @@ const NEVER: &[(&str, libc::c_long, [usize; 6])] = &[
     ("kill", libc::SYS_kill, [1, 0, 0, 0, 0, 0]),
     ("open", libc::SYS_open, [0; 6]),
     ("prctl", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 1, 0, 0, 0, 0]),
-    ("socket", libc::SYS_socket, [libc::AF_UNIX as usize, libc::SOCK_STREAM as usize, 0, 0, 0, 0]),
+    ("socket", libc::SYS_socket, [libc::AF_NETLINK as usize, libc::SOCK_STREAM as usize, 0, 0, 0, 0]),
     ("mmap", libc::SYS_mmap, [0, 4096, libc::PROT_EXEC as usize, 0x22, usize::MAX, 0]),
     ("mprotect", libc::SYS_mprotect, [0, 4096, libc::PROT_EXEC as usize, 0, 0, 0]),
     ("rt_sigaction", libc::SYS_rt_sigaction, [libc::SIGSYS as usize, 0, 0, 8, 0, 0]),
@@ -76,9 +76,13 @@ const SOMETIMES: &[(&str, libc::c_long, &[Role])] = &[
     ("unlinkat", libc::SYS_unlinkat, &[Role::Files]),
     ("pwritev", libc::SYS_pwritev, &[Role::Disk, Role::Files]),
     ("preadv", libc::SYS_preadv, &[Role::Disk, Role::Files, Role::FilesToRead, Role::Driver]),
-    ("connect", libc::SYS_connect, &[Role::Network]),
-    ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network]),
-    ("recvfrom", libc::SYS_recvfrom, &[Role::Network, Role::Console, Role::Signals, Role::Main]),
+    ("connect", libc::SYS_connect, &[Role::Network, Role::LocalSockets]),
+    ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network, Role::LocalSockets]),
+    (
+        "recvfrom",
+        libc::SYS_recvfrom,
+        &[Role::Network, Role::LocalSockets, Role::Console, Role::Signals, Role::Main],
+    ),
 ];
 
 #[test]

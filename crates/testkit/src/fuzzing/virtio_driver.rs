@@ -4,9 +4,13 @@
 //! Checked beside the implied: a device that needs a reset takes nothing more, what the disk is asked for lies on it
 //! ([`super::board::MemoryDisk`]), and a device in the middle of anything is saved and goes on as another.
 
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use arbitrary::{Result, Unstructured};
+use backend::vsock::Doors;
 use bus::pci::Function;
 use bus::{Device, Lifecycle};
 use memory::{FrameKind, GuestMemory, RamRange};
@@ -15,6 +19,7 @@ use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::service::Service;
 use virtio::transport::{BAR_BYTES, VirtioPci, Worker};
+use virtio::vsock::Vsock;
 use x86::{Gfn, Gpa};
 
 use super::board::{LoopNetwork, MemoryDisk, lock};
@@ -39,12 +44,36 @@ pub(super) fn run(data: &[u8]) {
     let _ = attempt(data);
 }
 
+/// The guest's number.
+const GUEST: u32 = 3;
+
+/// Doors behind which somebody has said something, and does not listen.
+struct Echoes;
+
+impl Doors for Echoes {
+    fn listener(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn answer(&self) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn call(&self, port: u32) -> io::Result<UnixStream> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.write_all(&vec![7; 300 * (port as usize & 3)])?;
+        Ok(ours)
+    }
+}
+
 /// What the driver drives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Disk,
     Entropy,
     Network,
+    Sockets,
 }
 
 struct Bench {
@@ -65,6 +94,7 @@ impl Bench {
             Kind::Disk => Box::new(Blk::new(Arc::new(MemoryDisk::new()), "fuzz", 2)),
             Kind::Entropy => Box::new(Rng),
             Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),
+            Kind::Sockets => Box::new(Vsock::new(GUEST, Box::new(Echoes)).expect("descriptors")),
         };
         let (device, workers) = plug(service, &memory);
         let areas = [0x1000, 0x2000, 0x3000];
@@ -88,6 +118,7 @@ impl Bench {
             Kind::Disk => 1 << 9,
             Kind::Entropy => 0,
             Kind::Network => NETWORK,
+            Kind::Sockets => 1,
         };
         let features = 1 << 32 | u.arbitrary::<u64>()? & (PACKED | 3 << 28 | own);
         self.packed = features & PACKED != 0;
@@ -103,7 +134,7 @@ impl Bench {
             self.write(FEATURES, &half.to_le_bytes()[..4]);
         }
         self.write(STATUS, &[11]);
-        let queue = u8::from(self.kind == Kind::Network && u.arbitrary()?);
+        let queue = u8::from(matches!(self.kind, Kind::Network | Kind::Sockets) && u.arbitrary()?);
         self.write(QUEUE, &[queue, 0]);
         self.write(0x18, &self.size.to_le_bytes());
         for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(self.areas) {
@@ -169,6 +200,22 @@ impl Bench {
             self.put(at, &kind.to_le_bytes());
             self.put(at + 8, &u64::from(u.arbitrary::<u8>()?).to_le_bytes());
         }
+        if self.kind == Kind::Sockets {
+            // The same, from few ports to few, with counts that are small or anything.
+            let at = u64::from(u.arbitrary::<u16>()?);
+            let mut port = || Ok::<_, arbitrary::Error>(u32::from(u.arbitrary::<u8>()? & 3));
+            let [from, to, len, ends, room, count] = [
+                port()?,
+                port()?,
+                u.int_in_range(0..=600)?,
+                u.int_in_range(0..=3)?,
+                u.arbitrary()?,
+                u.arbitrary()?,
+            ];
+            let operation = 1 | u32::from(u.int_in_range(0..=8u8)?) << 16;
+            let header = [GUEST, 0, 2, 0, from, to, len, operation, ends, room, count];
+            header.iter().zip(0..).for_each(|(word, n)| self.put(at + 4 * n, &word.to_le_bytes()));
+        }
         self.write(NOTIFY, &[0, 0]);
         Ok(())
     }
@@ -196,7 +243,7 @@ impl Bench {
 fn attempt(data: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(data);
     let memory = Arc::new(GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM)]).expect("64 KiB"));
-    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network])?;
+    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network, Kind::Sockets])?;
     let mut bench = Bench::new(kind, memory);
     bench.set_up(&mut u)?;
     while !u.is_empty() {

@@ -114,6 +114,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// The driver's reset waits for requests to come back.
     pub(super) resetting: bool,
+    /// How many resets there were.
+    pub(super) resets: u64,
 }
 
 impl State {
@@ -142,6 +144,7 @@ impl State {
             queues: (0..queues).map(|_| queue()).collect(),
             phase: Phase::Running,
             resetting: false,
+            resets: 0,
         }
     }
 
@@ -377,6 +380,7 @@ impl State {
     pub(super) fn finish_reset(&mut self) {
         if self.resetting && self.out() == 0 {
             self.resetting = false;
+            self.resets += 1;
             self.registers = Registers::RESET;
             for queue in &mut self.queues {
                 *queue = QueueState { setup: Setup::RESET, ring: None, kicked: false, out: 0 };

@@ -111,6 +111,11 @@ impl<'a> Queues<'a> {
         self.0.lock().serves(queue)
     }
 
+    /// How many times the device was reset. What a device knows from before, its driver does not know any more.
+    pub fn resets(&self) -> u64 {
+        self.0.lock().resets
+    }
+
     /// Takes chains from a queue, `most` at most; none while the device is paused, being reset, or in need of it. When there
     /// are fewer than that, the driver will notify of the next one.
     pub fn take(&self, queue: u16, most: usize) -> Batch<'a> {

@@ -115,6 +115,7 @@ fn spec() -> spec::VmSpec {
         shares: Vec::new(),
         net: spec::NetSpec::None,
         ports: Vec::new(),
+        vsock: None,
         debug_exit: true,
     }
 }

@@ -200,6 +200,7 @@ pub(crate) fn spec() -> spec::VmSpec {
         shares: Vec::new(),
         net: spec::NetSpec::None,
         ports: Vec::new(),
+        vsock: None,
         debug_exit: true,
     }
 }
