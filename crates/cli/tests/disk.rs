@@ -232,6 +232,8 @@ fn what_is_written_anywhere_is_read_again_and_overlays_take_it_all() {
         if let Some((clean, said)) = qemu_img(&["check", "-f", "qcow2", image]) {
             assert!(clean, "{said}");
         }
+        let features = &std::fs::read(image).unwrap()[72..80];
+        assert_eq!(features, [0; 8], "it was closed, and is not marked as in use");
     }
 }
 
