@@ -55,12 +55,17 @@ pub(crate) enum Command {
 /// The guest sees it through a layer of its own in memory, which takes every change and is gone at the end; only what is
 /// shared with --volume is changed in place. CMD runs as root of the guest, which has no more rights on the host than you.
 ///
+/// With a disk image as SOURCE, raw or qcow2, its system boots on Debian's kernel, with its console on the first serial port; with a
+/// CMD, that runs there instead. The image is /dev/vda, and its root the largest partition that holds a system, or what
+/// --append root=DEVICE names. Changes are forgotten, unless SOURCE is IMAGE,rw, or IMAGE,overlay=FILE keeps them; the
+/// options are those of --disk.
+///
 /// With a kernel file as SOURCE, exactly that kernel is booted, with the --initrd files and the --append line given
 /// and nothing of ours.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::RUN_SHORT, after_long_help = help::RUN)]
 pub(crate) struct RunArgs {
-    /// 'host', a directory that is to be the root, or a kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
+    /// 'host', a directory that is to be the root, a disk image, or a kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
     pub(crate) source: Option<PathBuf>,
 
     /// A command to run in the guest; its exit status becomes umbra's
@@ -105,7 +110,7 @@ pub(crate) struct RunArgs {
     pub(crate) stats: Option<StatsFormat>,
 }
 
-/// How CMD runs, where the root is the host's or a directory.
+/// How CMD runs, where the root is the host's, a directory or on a disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, ClapArgs)]
 pub(crate) struct SessionArgs {
     /// Share a directory of the host with the guest, to be changed or (:ro) only to be read; may be repeated
@@ -137,7 +142,7 @@ pub(crate) enum StatsFormat {
 /// What the machine is made of.
 #[derive(Clone, Debug, PartialEq, Eq, ClapArgs)]
 pub(crate) struct MachineArgs {
-    /// Guest memory, with a unit: K, M, G or T; 256M unless given, 1G with 'host' or a directory
+    /// Guest memory, with a unit: K, M, G or T; 256M unless given, 1G with 'host', a directory or a disk image
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<MemorySize>,
 

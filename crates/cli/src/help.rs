@@ -7,6 +7,7 @@ Examples:
   umbra run -- uname -a              one command, its output and its exit status
   umbra run host -v .:/work -- make -C /work
                                      what is installed here, in a VM
+  umbra run ./disk.qcow2             the system on a disk image, which is not changed
   umbra run ./bzImage --append 'console=ttyS0'
                                      a kernel of yours
   umbra doctor                       what this machine can do
@@ -46,6 +47,8 @@ Examples:
   umbra run host -v .:/work -- sh -c 'cd /work && make'
   umbra run host -u nobody -e LANG -w /tmp -- sh
   umbra run ./rootfs -- /bin/sh
+  umbra run debian.qcow2,overlay=changes.qcow2
+  umbra run debian.qcow2 -- cat /etc/os-release
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg
   umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r

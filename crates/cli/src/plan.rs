@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use init::{Directory, Mount, Network, Settings, Terminal};
+use init::{Directory, Mount, Network, Root, Settings, Terminal};
 use spec::{
-    BootSpec, CodeCacheSize, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec,
-    VsockSpec,
+    BootSpec, CodeCacheSize, DiskChanges, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec,
+    VmSpec, VolumeSpec, VsockSpec,
 };
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
@@ -52,8 +52,10 @@ pub(crate) enum Guest {
         /// How that meets the console.
         session: Session,
     },
-    /// One that is shared: the host's, or a directory.
-    Shared(Box<Settings>),
+    /// One that Umbra's first process enters: the host's, a directory, or one on a disk.
+    Entered(Box<Settings>),
+    /// One on a disk that boots by itself, once Umbra's first process has found it.
+    Booted(Box<Settings>),
     /// The user's, if any.
     Theirs {
         /// Initial RAM disks, or Multiboot modules.
@@ -64,7 +66,7 @@ pub(crate) enum Guest {
 impl Guest {
     /// Whether its first process is Umbra's, which speaks on the control port.
     pub(crate) fn is_ours(&self) -> bool {
-        !matches!(self, Self::Theirs { .. })
+        !matches!(self, Self::Theirs { .. } | Self::Booted(_))
     }
 }
 
@@ -102,9 +104,10 @@ impl Plan {
     /// If the options contradict each other.
     pub(crate) fn new(args: RunArgs, source: Source, surroundings: Surroundings) -> Result<Self> {
         let theirs = matches!(source, Source::Kernel(_)) || !args.initrd.is_empty();
-        let shared = matches!(source, Source::Host | Source::Directory(_));
-        check(&args, theirs, shared)?;
-        let command_line = command_line(&args, theirs);
+        let shared = matches!(source, Source::Host | Source::Directory(_) | Source::Image(_));
+        let boots = matches!(source, Source::Image(_)) && args.command.is_empty();
+        check(&args, theirs, shared, boots)?;
+        let command_line = command_line(&args, theirs, boots);
         let memory = match args.machine.memory {
             Some(memory) => memory,
             None => if shared { SHARED_MEMORY } else { MEMORY }.parse().context("no memory")?,
@@ -112,17 +115,24 @@ impl Plan {
         let shares = shares(&source, &args.session);
         let guest = if theirs {
             Guest::Theirs { initrds: args.initrd }
+        } else if boots {
+            Guest::Booted(Box::new(settings(&args, &source, surroundings)))
         } else if shared {
-            Guest::Shared(Box::new(settings(&args, &source, surroundings)))
+            Guest::Entered(Box::new(settings(&args, &source, surroundings)))
         } else {
             Guest::Ours { command: args.command, session: surroundings.session }
         };
+        let mut machine = args.machine;
         let kernel = match source {
             Source::Kernel(file) => Some(file),
+            Source::Image(disk) => {
+                machine.disk.insert(0, disk);
+                args.kernel
+            }
             _ => args.kernel,
         };
         Ok(Self {
-            machine: args.machine,
+            machine,
             memory,
             kernel,
             guest,
@@ -138,7 +148,7 @@ impl Plan {
     /// The VM's description, once it is known where its kernel is.
     pub(crate) fn describe(&self, kernel: PathBuf) -> VmSpec {
         let initrds = match &self.guest {
-            Guest::Ours { .. } | Guest::Shared(_) => Vec::new(),
+            Guest::Ours { .. } | Guest::Entered(_) | Guest::Booted(_) => Vec::new(),
             Guest::Theirs { initrds } => initrds.clone(),
         };
         let machine = self.machine.clone();
@@ -168,8 +178,7 @@ impl Plan {
         let disks = (!self.machine.disk.is_empty()).then_some("virtio_blk");
         let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
         let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
-        let shared = matches!(self.guest, Guest::Shared(_));
-        let files = shared.then_some(["virtiofs", "overlay"]).into_iter().flatten();
+        let files = (!self.shares.is_empty()).then_some(["virtiofs", "overlay"]).into_iter().flatten();
         let mut drivers: Vec<_> = disks.into_iter().chain(network).chain(sockets).chain(files).collect();
         if !drivers.is_empty() {
             drivers.insert(0, "virtio_pci");
@@ -184,14 +193,14 @@ impl Plan {
     pub(crate) fn has_command(&self) -> bool {
         match &self.guest {
             Guest::Ours { command, .. } => !command.is_empty(),
-            Guest::Shared(settings) => !settings.command.is_empty(),
-            Guest::Theirs { .. } => false,
+            Guest::Entered(settings) => !settings.command.is_empty(),
+            Guest::Theirs { .. } | Guest::Booted(_) => false,
         }
     }
 }
 
 /// Refuses what contradicts itself.
-fn check(args: &RunArgs, theirs: bool, shared: bool) -> Result<()> {
+fn check(args: &RunArgs, theirs: bool, shared: bool, boots: bool) -> Result<()> {
     ensure!(
         !theirs || args.command.is_empty(),
         "a CMD runs in the root file system that umbra makes, in a directory or in 'host': leave out --initrd, and \
@@ -199,7 +208,11 @@ fn check(args: &RunArgs, theirs: bool, shared: bool) -> Result<()> {
     );
     ensure!(
         !shared || args.initrd.is_empty(),
-        "with 'host' or a directory as SOURCE, the initial RAM disk is umbra's: leave out --initrd"
+        "with 'host', a directory or a disk image as SOURCE, the initial RAM disk is umbra's: leave out --initrd"
+    );
+    ensure!(
+        !boots || args.session == SessionArgs::default(),
+        "a disk image that boots by itself takes no --volume, --env, --workdir or --user: give a command, as in 'umbra run IMAGE -v .:/work -- sh'"
     );
     ensure!(
         args.machine.net != NetSpec::None || args.machine.port.is_empty(),
@@ -211,12 +224,17 @@ fn check(args: &RunArgs, theirs: bool, shared: bool) -> Result<()> {
     );
     ensure!(
         shared || args.session == SessionArgs::default(),
-        "--volume, --env, --workdir and --user need 'host' or a directory as SOURCE, for example: umbra run host -v .:/work"
+        "--volume, --env, --workdir and --user need 'host', a directory or a disk image as SOURCE, for example: umbra run host -v .:/work"
     );
     Ok(())
 }
 
-fn command_line(args: &RunArgs, theirs: bool) -> String {
+fn command_line(args: &RunArgs, theirs: bool, boots: bool) -> String {
+    if boots {
+        // The system's own console, and as much as it says there.
+        let append = args.append.iter().map(String::as_str);
+        return std::iter::once(DEFAULT_COMMAND_LINE).chain(append).collect::<Vec<_>>().join(" ");
+    }
     if theirs {
         return args.append.clone().unwrap_or_else(|| DEFAULT_COMMAND_LINE.to_owned());
     }
@@ -235,7 +253,7 @@ fn shares(source: &Source, session: &SessionArgs) -> Vec<ShareSpec> {
     let root = match source {
         Source::Host => Some(PathBuf::from("/")),
         Source::Directory(directory) => Some(directory.clone()),
-        Source::Ours | Source::Kernel(_) => None,
+        Source::Ours | Source::Image(_) | Source::Kernel(_) => None,
     };
     let root = root.map(|directory| ShareSpec {
         tag: ROOT_TAG.to_owned(),
@@ -276,7 +294,12 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
     };
     Settings {
         hostname: args.machine.name.as_str().to_owned(),
-        root: ROOT_TAG.to_owned(),
+        root: match source {
+            Source::Image(disk) => {
+                Root::Disk { read_only: disk.changes == DiskChanges::Refused, boot: args.command.is_empty() }
+            }
+            _ => Root::Shared(ROOT_TAG.to_owned()),
+        },
         shares: args.session.volume.iter().enumerate().map(mount).collect(),
         network: (args.machine.net != NetSpec::None).then(network),
         terminal: match surroundings.session {
@@ -301,7 +324,7 @@ mod tests {
     fn plan(words: &[&str]) -> Result<Plan> {
         let line = ["umbra", "run"].iter().chain(words);
         let Command::Run(args) = Args::try_parse_from(line).unwrap().command else { unreachable!() };
-        let source = Source::of(args.source.as_deref());
+        let source = Source::of(args.source.as_deref()).unwrap();
         let surroundings = Surroundings { session: Session::Piped, directory: Some("/here".into()) };
         Plan::new(*args, source, surroundings)
     }
@@ -369,6 +392,25 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_image_boots_or_runs_a_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, [&[0; 510][..], &[0x55, 0xaa]].concat()).unwrap();
+        let image = path.to_str().unwrap();
+        let boots = plan(&[image, "--append", "single", "--disk", "b"]).unwrap();
+        let Guest::Booted(settings) = &boots.guest else { panic!("{boots:?}") };
+        assert_eq!(settings.root, Root::Disk { read_only: false, boot: true });
+        assert_eq!((boots.guest.is_ours(), boots.command_line.as_str()), (false, "console=ttyS0 single"));
+        let disks: Vec<_> = boots.describe("k".into()).disks.iter().map(ToString::to_string).collect();
+        assert_eq!(disks, [format!("{image},overlay"), "b".to_owned()]);
+        let runs = plan(&[&format!("{image},ro"), "-v", ".:/work", "--", "true"]).unwrap();
+        let Guest::Entered(settings) = &runs.guest else { panic!("{runs:?}") };
+        assert_eq!(settings.root, Root::Disk { read_only: true, boot: false });
+        assert!(runs.guest.is_ours() && runs.drivers().contains(&"virtiofs") && runs.shares.len() == 1);
+        assert!(plan(&[image, "-v", ".:/work"]).is_err() && plan(&[image, "--initrd", "x"]).is_err());
+    }
+
+    #[test]
     fn the_host_is_shared_and_only_volumes_change() {
         let words = ["host", "-v", ".:/work", "-v", "/a:/b:ro", "-e", "A=b", "-u", "1:2", "--", "make"];
         let plan = plan(&words).unwrap();
@@ -378,15 +420,15 @@ mod tests {
             .map(|share| (share.directory.to_str().unwrap(), share.read_only, share.settled))
             .collect();
         assert_eq!(seen, [("/", true, true), (".", false, false), ("/a", true, false)]);
-        let Guest::Shared(settings) = &plan.guest else { panic!("{plan:?}") };
-        assert_eq!(settings.root, shares[0].tag);
+        let Guest::Entered(settings) = &plan.guest else { panic!("{plan:?}") };
+        assert_eq!(settings.root, Root::Shared(shares[0].tag.clone()));
         let mounts: Vec<_> = settings.shares.iter().map(|mount| (&mount.tag, mount.read_only)).collect();
         assert_eq!(mounts, [(&shares[1].tag, false), (&shares[2].tag, true)]);
         assert_eq!(settings.directory, Directory::Rather("/here".into()));
         assert!(plan.has_command() && plan.memory.bytes() == 1 << 30 && plan.kernel.is_none());
         assert!(plan.drivers().contains(&"virtiofs"));
         let directory = self::plan(&["/", "-w", "/x"]).unwrap();
-        let Guest::Shared(settings) = &directory.guest else { panic!("{directory:?}") };
+        let Guest::Entered(settings) = &directory.guest else { panic!("{directory:?}") };
         assert_eq!(settings.directory, Directory::Exactly("/x".into()));
         assert!(self::plan(&["host", "--kernel", "k"]).unwrap().kernel.is_some());
     }

@@ -49,7 +49,7 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     } else {
         Session::Piped
     };
-    let source = Source::of(args.source.as_deref());
+    let source = Source::of(args.source.as_deref())?;
     let surroundings = Surroundings { session, directory: std::env::current_dir().ok() };
     let plan = Plan::new(args, source, surroundings)?;
     let (machine, images) = load(&plan)?;
@@ -115,7 +115,7 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
             });
             vec![Initrd { name: "initramfs".to_owned(), image: bytes.into() }]
         }
-        Guest::Shared(settings) => {
+        Guest::Entered(settings) | Guest::Booted(settings) => {
             let bytes = initramfs::shared::build(settings, &modules(plan, &path)?);
             vec![Initrd { name: "initramfs".to_owned(), image: bytes.into() }]
         }

@@ -232,7 +232,79 @@ fn what_is_written_anywhere_is_read_again_and_overlays_take_it_all() {
         if let Some((clean, said)) = qemu_img(&["check", "-f", "qcow2", image]) {
             assert!(clean, "{said}");
         }
+        let features = &std::fs::read(image).unwrap()[72..80];
+        assert_eq!(features, [0; 8], "it was closed, and is not marked as in use");
     }
+}
+
+/// Makes a system of the guest's own root on the second partition, whose init says so and powers off.
+const INSTALL: &str = r#"
+set -e
+mke2fs /dev/vda2 >/dev/null
+mkdir /mnt
+mount -t ext2 /dev/vda2 /mnt
+cp -a /bin /sbin /usr /etc /root /mnt
+mkdir /mnt/proc /mnt/sys /mnt/dev /mnt/run /mnt/tmp
+echo installed >/mnt/etc/marker
+rm -f /mnt/sbin/init
+cat >/mnt/sbin/init <<'END'
+#!/bin/sh
+echo "booted: $(cat /etc/marker) as $$"
+poweroff -f
+END
+chmod +x /mnt/sbin/init
+umount /mnt
+"#;
+
+/// A disk with a partition that is empty and one for a system.
+fn partitioned(place: &Place) -> String {
+    let disk = image(place, "system.img", 64 << 20);
+    let mut table = [0; 512];
+    for (number, (first, sectors)) in [(2048u32, 8192u32), (16384, 100_000)].into_iter().enumerate() {
+        let entry = &mut table[446 + 16 * number..][..16];
+        entry[4] = 0x83;
+        entry[8..12].copy_from_slice(&first.to_le_bytes());
+        entry[12..].copy_from_slice(&sectors.to_le_bytes());
+    }
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    File::options().write(true).open(&disk).unwrap().write_all_at(&table, 0).unwrap();
+    disk
+}
+
+#[test]
+fn a_disk_image_is_a_system_that_boots_or_runs_a_command() {
+    let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };
+    let place = Place::new();
+    let disk = partitioned(&place);
+    let (_, status, said) = run(&kernel, &[&disk], INSTALL);
+    assert_eq!(status, Some(0), "{said}");
+    let system = |source: &str, command: &[&str]| {
+        let args = ["run", source, "--kernel", &kernel, "--timeout=10m"];
+        let end: &[&str] = if command.is_empty() { &[] } else { &["--"] };
+        let output = umbra(&[&args[..], end, command].concat()).output().unwrap();
+        (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code(), complaint(&output))
+    };
+    let script =
+        "cat /etc/marker; echo changed >/etc/marker; cat /etc/marker; mount | grep -c ' / ' ; exit 3";
+    for (options, before) in [("", "installed"), (",rw", "installed"), ("", "changed")] {
+        let (out, status, said) = system(&format!("{disk}{options}"), &["sh", "-c", script]);
+        let expected = format!("{before}\nchanged\n1\n");
+        assert_eq!((out, status), (expected, Some(3)), "{options}: {said}");
+    }
+    let (out, status, _) = system(&format!("{disk},ro"), &["sh", "-c", "touch /x || echo refused"]);
+    assert_eq!((out.as_str(), status), ("refused\n", Some(0)));
+    let (out, status, said) = system(&disk, &[]);
+    assert!(out.contains("booted: changed as 1") && status == Some(0), "{out} {said}");
+    // Nothing on it.
+    let empty = place.path().join("empty.img");
+    std::fs::write(&empty, &std::fs::read(&disk).unwrap()[..16384 * 512]).unwrap();
+    let (out, _, _) = system(empty.to_str().unwrap(), &[]);
+    assert!(out.contains("no Linux system is on the disk image"), "{out}");
+    let (_, status, said) = system(empty.to_str().unwrap(), &["true"]);
+    assert!(
+        status == Some(125) && said.contains("no Linux system is on the disk image"),
+        "{status:?} {said}"
+    );
 }
 
 #[test]

@@ -18,8 +18,8 @@ pub const MODULES: &str = "/umbra/modules";
 pub struct Settings {
     /// The guest's host name.
     pub hostname: String,
-    /// The tag of the shared directory that becomes the root, below a writable layer of the guest's own.
-    pub root: String,
+    /// What becomes the root.
+    pub root: Root,
     /// Shared directories, in the order in which they are mounted.
     pub shares: Vec<Mount>,
     /// The network, if there is one.
@@ -36,6 +36,32 @@ pub struct Settings {
     pub command: Vec<OsString>,
     /// The kernel is not to announce that it powers off.
     pub quiet: bool,
+}
+
+/// What becomes the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// The shared directory of this tag, below a writable layer of the guest's own.
+    Shared(String),
+    /// The system on the first disk.
+    Disk {
+        /// Whether it may only be read.
+        read_only: bool,
+        /// Whether its own first process is to run, and not the command.
+        boot: bool,
+    },
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self::Shared(String::new())
+    }
+}
+
+impl Root {
+    /// A root on a disk as text, for each of its kinds.
+    const DISKS: [(&str, bool, bool); 4] =
+        [("rw", false, false), ("ro", true, false), ("boot", false, true), ("boot-ro", true, true)];
 }
 
 /// A shared directory.
@@ -92,7 +118,13 @@ impl Settings {
             text.push(0);
         };
         put("hostname", self.hostname.as_ref());
-        put("root", self.root.as_ref());
+        match &self.root {
+            Root::Shared(tag) => put("root", tag.as_ref()),
+            Root::Disk { read_only, boot } => {
+                let name = Root::DISKS.iter().find(|(_, ro, own)| (ro, own) == (read_only, boot));
+                put("disk", name.map_or("", |(name, ..)| name).as_ref());
+            }
+        }
         for Mount { tag, path, read_only } in &self.shares {
             let access = if *read_only { "ro" } else { "rw" };
             put("share", &[tag.as_ref(), access.as_ref(), path.as_os_str()].join(OsStr::new(":")));
@@ -150,7 +182,12 @@ impl Settings {
         let os = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         match key {
             b"hostname" => self.hostname = text()?,
-            b"root" => self.root = text()?,
+            b"root" => self.root = Root::Shared(text()?),
+            b"disk" => {
+                let found = Root::DISKS.iter().find(|(name, ..)| name.as_bytes() == value);
+                self.root =
+                    found.map(|(_, read_only, boot)| Root::Disk { read_only: *read_only, boot: *boot })?;
+            }
             b"share" => {
                 let (tag, rest) = split(value, b':')?;
                 let (access, path) = split(rest, b':')?;
@@ -200,7 +237,7 @@ mod tests {
     fn settings_come_back() {
         let settings = Settings {
             hostname: "umbra".into(),
-            root: "root".into(),
+            root: Root::Shared("root".into()),
             shares: vec![
                 Mount { tag: "share0".into(), path: "/a:b=c".into(), read_only: true },
                 Mount { tag: "share1".into(), path: "/work".into(), read_only: false },
@@ -220,7 +257,11 @@ mod tests {
         assert_eq!(Settings::decode(&settings.encode()), Some(settings.clone()));
         let exact = Settings { directory: Directory::Exactly("/d".into()), ..Settings::default() };
         assert_eq!(Settings::decode(&exact.encode()), Some(exact));
-        for bad in [&b"hostname=x"[..], b"other=x\0", b"root\0", b"share=x\0"] {
+        for (_, read_only, boot) in Root::DISKS {
+            let disk = Settings { root: Root::Disk { read_only, boot }, ..Settings::default() };
+            assert_eq!(Settings::decode(&disk.encode()), Some(disk));
+        }
+        for bad in [&b"hostname=x"[..], b"disk=x\0", b"other=x\0", b"root\0", b"share=x\0"] {
             assert_eq!(Settings::decode(bad), None);
         }
     }

@@ -1,4 +1,4 @@
-//! The first process of a guest whose root is shared from the host.
+//! The first process of a guest whose root is shared from the host, or on a disk ([`disk`]).
 //!
 //! It loads drivers, puts the root together ([`root`]), sets the network ([`network`]) and the console up ([`console`]), runs the user's command
 //! ([`command`]), says on the control port what became of it, and powers the machine off. Whatever fails is said in one
@@ -12,6 +12,7 @@
 mod account;
 mod command;
 mod console;
+mod disk;
 mod network;
 mod root;
 mod session;
@@ -20,7 +21,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
-use init::{SETTINGS, Settings};
+use init::{Root, SETTINGS, Settings};
 use rustix::system::RebootCommand;
 
 use console::Console;
@@ -63,6 +64,9 @@ fn run() {
                 OURS
             });
             console.report(status);
+            if let Root::Disk { .. } = settings.root {
+                disk::settle();
+            }
             settings.quiet
         }
         Err(Failure(why)) => {
@@ -83,9 +87,16 @@ fn prepare() -> Result<(Settings, Console), Failure> {
         std::fs::read(SETTINGS).map_err(|error| Failure::new("cannot read the guest's settings", error))?;
     let settings =
         Settings::decode(&text).ok_or_else(|| Failure("the guest's settings are damaged".to_owned()))?;
-    root::enter(&settings)?;
+    let entered = root::enter(&settings);
+    if let Root::Disk { boot: true, .. } = settings.root {
+        let failure = entered.err().unwrap_or_else(disk::become_init);
+        disk::complain(&failure);
+        return Err(failure);
+    }
+    entered?;
+    root::kernels_file_systems()?;
     // Before anything writable of the host is there: files of the root that this changes may lie below a shared directory.
-    network::set_up(settings.network.as_ref())?;
+    network::set_up(settings.network.as_ref(), &settings.root)?;
     root::add_shares(&settings)?;
     let console = Console::open(settings.terminal.as_ref())?;
     Ok((settings, console))

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use init::Network;
+use init::{Network, Root};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, recv, send, socket};
 
@@ -35,7 +35,7 @@ const INTERFACE: u16 = 4;
 const GATEWAY: u16 = 5;
 
 /// Sets the interfaces up.
-pub(crate) fn set_up(network: Option<&Network>) -> Result<(), Failure> {
+pub(crate) fn set_up(network: Option<&Network>, root: &Root) -> Result<(), Failure> {
     let failed = |error: Errno| Failure::new("cannot set the network up", error);
     // The protocol is NETLINK_ROUTE, which is 0.
     let kernel = socket(AddressFamily::NETLINK, SocketType::RAW, None).map_err(failed)?;
@@ -43,7 +43,7 @@ pub(crate) fn set_up(network: Option<&Network>) -> Result<(), Failure> {
     let index = fs::read_to_string(format!("/sys/class/net/{ADAPTER}/ifindex"));
     if let (Some(network), Some(index)) = (network, index.ok().and_then(|index| index.trim().parse().ok())) {
         adapter(&kernel, index, network).map_err(failed)?;
-        resolver(network)?;
+        resolver(network, root)?;
     }
     Ok(())
 }
@@ -80,18 +80,27 @@ fn up(kernel: &OwnedFd, index: u32) -> Result<(), Errno> {
     ask(kernel, NEW_LINK, 0, &body)
 }
 
-/// Writes who is asked for names. The host's file may lead to where the guest has nothing.
-fn resolver(network: &Network) -> Result<(), Failure> {
-    const PATH: &str = "/etc/resolv.conf";
-    let _ = fs::remove_file(PATH);
+/// Writes who is asked for names. The root's file may lead to where the guest has nothing; on a disk, which outlives the
+/// guest, it is covered and not changed.
+fn resolver(network: &Network, root: &Root) -> Result<(), Failure> {
+    const OURS: &str = "/run/umbra-resolv.conf";
+    let path = if let Root::Shared(_) = root { "/etc/resolv.conf" } else { OURS };
+    let _ = fs::remove_file(path);
     let text: String = network.name_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    match fs::write(PATH, text) {
+    match fs::write(path, text) {
         // A root without /etc looks no names up.
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Failure::new(format_args!("cannot write {PATH}"), error))
+            return Err(Failure::new(format_args!("cannot write {path}"), error));
         }
-        _ => Ok(()),
+        _ => {}
     }
+    if path == OURS
+        && let Ok(covered) = fs::canonicalize("/etc/resolv.conf")
+    {
+        // A system that has it in no file asks whom it likes.
+        let _ = rustix::mount::mount_bind(OURS, &covered);
+    }
+    Ok(())
 }
 
 fn family(address: &IpAddr) -> u8 {

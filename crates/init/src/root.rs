@@ -1,14 +1,14 @@
-//! The root: what is shared, below a layer in memory that takes every change.
+//! The root: what is shared, below a layer in memory that takes every change; or a disk's.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::Path;
 
-use init::{MODULES, Mount, Settings};
+use init::{MODULES, Mount, Root, Settings};
 use rustix::mount::{MountFlags, mount, mount_move};
 
-use crate::Failure;
+use crate::{Failure, disk};
 
 /// Where the shared directory is, before the root is changed.
 const LOWER: &str = "/umbra/lower";
@@ -27,17 +27,32 @@ pub(crate) fn enter(settings: &Settings) -> Result<(), Failure> {
     load_modules()?;
     rustix::system::sethostname(settings.hostname.as_bytes())
         .map_err(|error| Failure::new("cannot set the host name", error))?;
-    for directory in [LOWER, UPPER, ROOT] {
+    make(ROOT)?;
+    match &settings.root {
+        Root::Shared(tag) => layered(tag)?,
+        Root::Disk { read_only, .. } => {
+            make("/sys")?;
+            attach("sysfs", "/sys", none, "")?;
+            disk::mount_root(ROOT, *read_only)?;
+            rustix::mount::unmount("/sys", rustix::mount::UnmountFlags::empty())
+                .map_err(|error| Failure::new("cannot unmount /sys", error))?;
+        }
+    }
+    change_root()
+}
+
+/// Puts a layer in memory above a shared directory.
+fn layered(tag: &str) -> Result<(), Failure> {
+    let none = MountFlags::empty();
+    for directory in [LOWER, UPPER] {
         make(directory)?;
     }
-    share(&settings.root, LOWER, true)?;
+    share(tag, LOWER, true)?;
     attach("tmpfs", UPPER, none, "mode=0755")?;
     make(format!("{UPPER}/changes"))?;
     make(format!("{UPPER}/work"))?;
     let layers = format!("lowerdir={LOWER},upperdir={UPPER}/changes,workdir={UPPER}/work");
-    attach("overlay", ROOT, none, &layers)?;
-    change_root()?;
-    kernels_file_systems()
+    attach("overlay", ROOT, none, &layers)
 }
 
 /// Mounts the other shared directories. What is written to their places from now on is written to the host.
@@ -111,7 +126,7 @@ fn change_root() -> Result<(), Failure> {
 }
 
 /// What every Linux root has.
-fn kernels_file_systems() -> Result<(), Failure> {
+pub(crate) fn kernels_file_systems() -> Result<(), Failure> {
     let (none, safe) = (MountFlags::empty(), MountFlags::NOSUID | MountFlags::NODEV);
     for directory in ["/sys", "/run", "/tmp", "/dev/pts", "/dev/shm"] {
         make(directory)?;

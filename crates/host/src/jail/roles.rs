@@ -75,8 +75,8 @@ impl Role {
     fn lists(self) -> &'static [&'static [Call]] {
         match self {
             Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES],
-            // Kernels are read again at a reset.
-            Self::Driver => &[GUEST_MEMORY, BLOCKS],
+            // Kernels are read again at a reset, and disk images closed at the end.
+            Self::Driver => &[GUEST_MEMORY, BLOCKS, CLOSED_IMAGES],
             Self::Vcpu => &[GUEST_MEMORY],
             Self::Timers => &[PRECISE_WAITS],
             Self::Device => &[],
@@ -203,6 +203,9 @@ const BLOCKS: &[Call] =
 
 /// The same, changed.
 const CHANGED_BLOCKS: &[Call] = &[any(SYS_pwritev), any(SYS_pwrite64), any(SYS_fallocate)];
+
+/// Disk images that say themselves whether they are closed.
+const CLOSED_IMAGES: &[Call] = &[any(SYS_pwrite64)];
 
 /// Files by directory and name. Where they may be is Landlock's business.
 const FILES: &[Call] = &[
