@@ -43,7 +43,7 @@ fn two(engine: EngineChoice, kernel: Vec<u8>) -> (Builder, Screen) {
     let screen = Screen::default();
     let mut spec = spec();
     (spec.cpus, spec.engine) = (CpuCount::new(2).unwrap(), engine);
-    let images = BootImages { kernel, initrds: Vec::new() };
+    let images = BootImages { kernel: kernel.into(), initrds: Vec::new() };
     (Builder::new(&spec, images).serial(0, Box::new(screen.clone())), screen)
 }
 

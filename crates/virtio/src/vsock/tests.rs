@@ -74,7 +74,7 @@ impl Peer {
     }
 
     fn says(&mut self, header: Header, data: &[u8]) {
-        self.exchange.take(&Header { len: data.len() as u32, ..header }, data);
+        self.exchange.take(&Header { len: u32::try_from(data.len()).unwrap(), ..header }, data);
     }
 
     /// What it hears next: operation, ports (its own first) and data.
