@@ -60,16 +60,18 @@ pub(super) fn compile(role: Role) -> Result<BpfProgram, seccompiler::BackendErro
 
 /// The conditions of which one has to hold.
 fn alternatives(call: &Call) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    let condition = |argument, operator, value| {
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+    let compared = |len: SeccompCmpArgLen, argument, operator, value| {
+        SeccompCondition::new(argument, len, operator, value)
             .and_then(|condition| SeccompRule::new(vec![condition]))
     };
+    let condition = |argument, operator, value| compared(SeccompCmpArgLen::Dword, argument, operator, value);
     match call.only {
         Only::Any => Ok(Vec::new()),
         Only::OneOf(argument, values) => {
             values.iter().map(|value| condition(argument, SeccompCmpOp::Eq, *value)).collect()
         }
         Only::Without(argument, bits) => Ok(vec![condition(argument, SeccompCmpOp::MaskedEq(bits), 0)?]),
+        Only::Null(argument) => Ok(vec![compared(SeccompCmpArgLen::Qword, argument, SeccompCmpOp::Eq, 0)?]),
         Only::Itself(argument) => {
             Ok(vec![condition(argument, SeccompCmpOp::Eq, u64::from(std::process::id()))?])
         }

@@ -105,7 +105,7 @@ pub(super) struct Call {
     pub(super) only: Only,
 }
 
-/// A condition on one argument, of which the low 32 bits are looked at: descriptors, flags, commands.
+/// A condition on one argument, of which the low 32 bits are looked at: flags, commands, numbers. Of a pointer, all are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Only {
     /// None.
@@ -116,6 +116,8 @@ pub(super) enum Only {
     Without(u8, u64),
     /// It is the process's number.
     Itself(u8),
+    /// It is no pointer.
+    Null(u8),
 }
 
 const fn any(number: c_long) -> Call {
@@ -163,7 +165,7 @@ const EVERYONE: &[Call] = &[
     // In debug builds: whether what is closed is open.
     one_of(SYS_fcntl, 1, &[F_GETFD as u64]),
     // A signal's handler wakes the thread that takes signals, by a socket that is connected.
-    one_of(SYS_sendto, 4, &[0]),
+    Call { number: SYS_sendto, only: Only::Null(4) },
     // Signals: of its own, and to itself.
     any(SYS_rt_sigreturn),
     any(SYS_rt_sigprocmask),

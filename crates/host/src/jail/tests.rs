@@ -78,6 +78,7 @@ const SOMETIMES: &[(&str, libc::c_long, &[Role])] = &[
     ("preadv", libc::SYS_preadv, &[Role::Disk, Role::Files, Role::FilesToRead, Role::Driver]),
     ("connect", libc::SYS_connect, &[Role::Network, Role::LocalSockets]),
     ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network, Role::LocalSockets]),
+    ("sendto", libc::SYS_sendto, &[Role::Network, Role::LocalSockets]),
     (
         "recvfrom",
         libc::SYS_recvfrom,
@@ -218,12 +219,12 @@ fn try_case(case: &str) {
 fn try_call(name: &str, role: Role) {
     let never = NEVER.iter().find(|(known, ..)| *known == name).map(|(_, number, with)| (*number, *with));
     let sometimes =
-        SOMETIMES.iter().find(|(known, ..)| *known == name).map(|(_, number, _)| (*number, [usize::MAX; 6]));
+        SOMETIMES.iter().find(|(known, ..)| *known == name).map(|(_, number, _)| (*number, [1 << 32; 6]));
     let (number, arguments) = never.or(sometimes).unwrap();
     let before_the_end = || eprintln!("the end was prepared");
     shut(&Needs { directories: &[], ram_bytes: 1 << 20, before_the_end }).unwrap();
     let answer = on_a_thread(role, move || call(number, arguments));
-    assert_eq!(answer, -1, "the call was made, with arguments that make no sense");
+    assert!(answer <= 0, "the call did something, with arguments that make no sense");
 }
 
 fn live(role: Role) {
