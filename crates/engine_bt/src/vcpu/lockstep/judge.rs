@@ -9,9 +9,9 @@ use super::pages::Lane;
 use super::undefined::Undefined;
 use super::{LockstepVcpu, Outcome, TRIALS, target};
 
-/// Instructions in a block at the most, with some to spare: those of the turns that a steady loop makes in a page, and of
-/// the plain translation that it may go on with.
-const BLOCK: usize = 1 << 18;
+/// Instructions in a block at the most: a steady loop goes on from page to page until it has to leave, and may fill some MiB
+/// byte by byte.
+const BLOCK: usize = 1 << 24;
 /// Instructions in a chain.
 const CHAIN: usize = 1 << 14;
 /// Turns of repeated string instructions.
