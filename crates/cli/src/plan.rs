@@ -29,6 +29,10 @@ pub(crate) struct Plan {
     pub(crate) shares: Vec<ShareSpec>,
     /// The kernel's command line.
     pub(crate) command_line: String,
+    /// It runs in the background.
+    pub(crate) background: bool,
+    /// It leaves nothing when it has ended.
+    pub(crate) remove: bool,
     /// How long it may run.
     pub(crate) timeout: Option<Duration>,
     /// Whether to show the kernel's messages and figures.
@@ -60,6 +64,15 @@ impl Guest {
     /// Whether its first process is Umbra's, which speaks on the control port.
     pub(crate) fn is_ours(&self) -> bool {
         !matches!(self, Self::Theirs { .. })
+    }
+
+    /// Whether its command is on a terminal, where it is Umbra's to say.
+    pub(crate) fn is_on_terminal(&self) -> bool {
+        match self {
+            Self::Ours { session, .. } => *session != Session::Piped,
+            Self::Shared(settings) => settings.terminal.is_some(),
+            Self::Theirs { .. } => false,
+        }
     }
 }
 
@@ -117,6 +130,8 @@ impl Plan {
             _ => args.kernel,
         };
         Ok(Self {
+            background: args.in_background,
+            remove: args.rm || args.machine.name.is_none(),
             machine: args.machine,
             memory,
             kernel,
@@ -137,7 +152,7 @@ impl Plan {
         };
         let machine = self.machine.clone();
         VmSpec {
-            name: machine.name,
+            name: machine.name.unwrap_or_default(),
             memory: self.memory,
             cpus: machine.cpus,
             cpu: machine.cpu.unwrap_or_default(),
@@ -169,13 +184,18 @@ impl Plan {
         drivers
     }
 
+    /// The command; empty for a shell, or where there is none.
+    pub(crate) fn command(&self) -> &[OsString] {
+        match &self.guest {
+            Guest::Ours { command, .. } => command,
+            Guest::Shared(settings) => &settings.command,
+            Guest::Theirs { .. } => &[],
+        }
+    }
+
     /// Whether there is a command whose status is to be ours.
     pub(crate) fn has_command(&self) -> bool {
-        match &self.guest {
-            Guest::Ours { command, .. } => !command.is_empty(),
-            Guest::Shared(settings) => !settings.command.is_empty(),
-            Guest::Theirs { .. } => false,
-        }
+        !self.command().is_empty()
     }
 }
 
@@ -264,7 +284,7 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
         _ => Directory::Home,
     };
     Settings {
-        hostname: args.machine.name.as_str().to_owned(),
+        hostname: args.machine.name.clone().unwrap_or_default().to_string(),
         root: ROOT_TAG.to_owned(),
         shares: args.session.volume.iter().enumerate().map(mount).collect(),
         network: (args.machine.net != NetSpec::None).then(network),

@@ -1,5 +1,6 @@
 //! What SOURCE is.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// What a VM is made from.
@@ -26,6 +27,16 @@ impl Source {
             Some(path) if path.as_os_str() == HOST => Self::Host,
             Some(path) if path.is_dir() => Self::Directory(path.to_owned()),
             Some(path) => Self::Kernel(path.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours => f.write_str("busybox"),
+            Self::Host => f.write_str(HOST),
+            Self::Directory(path) | Self::Kernel(path) => path.display().fmt(f),
         }
     }
 }

@@ -33,12 +33,13 @@ impl Session {
     /// The echoing guest, once it has answered.
     fn echo(place: &Place) -> Self {
         place.file("guest", &kernel(ECHO));
-        let mut session = Self::start(place.umbra(&["run", "guest", "-m", "16M"]));
+        let mut session = Self::start(place.umbra(&["run", "guest", "-m", "16M"]), "stops the VM");
         session.type_and_read("!", "!");
         session
     }
 
-    fn start(mut command: Command) -> Self {
+    /// Starts a command; the terminal is raw soon after it has said this.
+    fn start(mut command: Command, said: &str) -> Self {
         let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&person).unwrap();
         unlockpt(&person).unwrap();
@@ -49,7 +50,7 @@ impl Session {
         let end = || Stdio::from(terminal.try_clone().unwrap());
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let mut session = Self { child, person: File::from(person), terminal, before };
-        session.read_until("stops the VM");
+        session.read_until(said);
         let start = Instant::now();
         while session.modes().intersects(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG) {
             assert!(start.elapsed().as_secs() < 60, "the terminal does not become raw");
@@ -126,11 +127,55 @@ fn so_does_a_signal() {
     session.expect_end(143);
 }
 
+#[test]
+fn ctrl_p_ctrl_q_leaves_a_console_and_the_vm_goes_on() {
+    let place = Place::new();
+    place.file("guest", &kernel(ECHO));
+    let run = place.umbra(&["run", "-d", "--rm", "--name", "box", "guest", "-m", "16M"]).output().unwrap();
+    assert!(run.status.success());
+    for _ in 0..2 {
+        let mut session = Session::start(place.umbra(&["console", "box"]), "leaves it");
+        // One of the keys alone is the guest's.
+        assert!(session.type_and_read("a\x10b\x11c", "c").ends_with("a\x10b\x11c"));
+        session.person.write_all(b"\x10\x11").unwrap();
+        session.expect_end(0);
+    }
+    let mut session = Session::start(place.umbra(&["console", "box"]), "leaves it");
+    session.person.write_all(b"q").unwrap();
+    session.expect_end(0);
+    assert!(place.umbra(&["ps", "-aq"]).output().unwrap().stdout.is_empty());
+}
+
+/// A shell in the background has the size of the terminal that is attached to it.
+#[test]
+fn a_console_brings_its_size() {
+    let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
+    let place = Place::new();
+    let here = |args: &[&str]| {
+        let mut command = umbra(args);
+        command.env("XDG_RUNTIME_DIR", place.path());
+        command
+    };
+    let run =
+        here(&["run", "-d", "--name", "box", "--kernel", &kernel, "--timeout", "10m"]).output().unwrap();
+    assert!(run.status.success());
+    let mut log = here(&["logs", "-f", "box"]).stdout(Stdio::piped()).spawn().unwrap();
+    // The shell's first word: it is there.
+    log.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let mut session = Session::start(here(&["console", "box"]), "leaves it");
+    session.type_and_read("stty size\r", "33 101\r\n");
+    let stop = here(&["stop", "--timeout", "5m", "box"]).output().unwrap();
+    assert!(stop.status.success());
+    session.expect_end(0);
+    log.wait().unwrap();
+}
+
 /// A person at Debian's shell: size, job control, an editor, power-off.
 #[test]
 fn a_shell_on_a_terminal() {
     let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
-    let mut session = Session::start(umbra(&["run", "--kernel", &kernel, "--timeout", "10m"]));
+    let mut session =
+        Session::start(umbra(&["run", "--kernel", &kernel, "--timeout", "10m"]), "stops the VM");
     session.read_until("# ");
     session.type_and_read("stty size\r", "33 101\r\n");
     // Ctrl-C is meant for what has said that it is there.

@@ -33,7 +33,8 @@ pub(crate) fn run(settings: &Settings, console: &Console) -> Result<u8, Failure>
         .env("PWD", &directory)
         .envs(settings.environment.iter().map(|(name, value)| (name, value)));
     let cannot = |error: io::Error| Failure::new("cannot start the command", error);
-    console.ready()?;
+    let is_shell = settings.command.is_empty();
+    console.ready(move || ask_to_end(is_shell))?;
     let streams = Streams::start(&mut command, console).map_err(cannot)?;
     let status = await_end(&streams.child)?;
     streams.finish();
@@ -117,12 +118,24 @@ impl Streams {
 
     /// The command has ended, and so does everything that it left behind: what was written until then is carried out.
     fn finish(self) {
-        // The group of the first process is everybody but that (kill(2)).
-        let _ = kill_process_group(Pid::INIT, Signal::KILL);
+        signal_everybody(Signal::KILL);
         for carrier in self.carriers {
             let _ = carrier.join();
         }
     }
+}
+
+/// Asks everybody to end, as a system that shuts down does. A shell at a terminal hears of that by its hanging up only.
+fn ask_to_end(is_shell: bool) {
+    signal_everybody(Signal::TERM);
+    if is_shell {
+        signal_everybody(Signal::HUP);
+    }
+}
+
+fn signal_everybody(signal: Signal) {
+    // The group of the first process is everybody but that (kill(2)).
+    let _ = kill_process_group(Pid::INIT, signal);
 }
 
 fn carrier(from: impl io::Read + Send + 'static, to: File) -> JoinHandle<()> {

@@ -3,7 +3,7 @@
 //! | port | job |
 //! |---|---|
 //! | ttyS0 | the terminal; or standard input and standard output |
-//! | ttyS1 | control: lines of text. To the host `ready` and `exit N`, from it `size ROWS COLUMNS` |
+//! | ttyS1 | control: lines of text. To the host `ready` and `exit N`, from it `size ROWS COLUMNS` and `stop` |
 //! | ttyS2 | the kernel's console; without a terminal also standard error |
 //!
 //! On a terminal the command has ttyS0 itself, as its session's terminal. Otherwise its three streams are pipes, as they
@@ -123,20 +123,22 @@ impl Console {
         Ok(Self { main, control, log, is_terminal: terminal.is_some() })
     }
 
-    /// Says that input may come, and follows the size of the host's terminal from then on.
-    pub(crate) fn ready(&self) -> Result<(), Failure> {
+    /// Says that input may come, and follows the host from then on: the size of its terminal, and its wish that all end, of
+    /// which `stop` hears.
+    pub(crate) fn ready(&self, stop: impl Fn() + Send + 'static) -> Result<(), Failure> {
         let failed = |error| Failure::new("cannot use a serial port", error);
         let (control, main) =
             (self.control.try_clone().map_err(failed)?, self.main.try_clone().map_err(failed)?);
-        if self.is_terminal {
-            std::thread::spawn(move || {
-                for line in BufReader::new(control).lines().map_while(Result::ok) {
-                    if let Some(size) = new_size(&line) {
-                        resize(&main, size);
-                    }
+        let is_terminal = self.is_terminal;
+        std::thread::spawn(move || {
+            for line in BufReader::new(control).lines().map_while(Result::ok) {
+                match new_size(&line) {
+                    Some(size) if is_terminal => resize(&main, size),
+                    None if line == "stop" => stop(),
+                    _ => {}
                 }
-            });
-        }
+            }
+        });
         self.say("ready\n");
         Ok(())
     }

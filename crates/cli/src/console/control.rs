@@ -1,7 +1,7 @@
 //! What the guest that Umbra makes and the host tell each other, over the second serial port.
 //!
 //! Lines of text. From the guest: `ready` when its side of the console is set up, `exit N` when the command has ended
-//! with status N. To the guest: `size ROWS COLUMNS` when the terminal has changed. The guest may say anything:
+//! with status N. To the guest: `size ROWS COLUMNS` when the terminal has changed, `stop` when it is to end. The guest may say anything:
 //! what is not one of its lines is ignored, and a line too long to be one is not kept.
 
 /// What the guest says.
@@ -46,8 +46,11 @@ fn parse(line: &[u8]) -> Option<FromGuest> {
     }
 }
 
+/// Asks the guest to end whatever runs there.
+pub(super) const STOP_LINE: &str = "stop\n";
+
 /// Tells the guest the size of the terminal.
-pub(super) fn size_line(rows: u16, columns: u16) -> String {
+pub(crate) fn size_line(rows: u16, columns: u16) -> String {
     format!("size {rows} {columns}\n")
 }
 

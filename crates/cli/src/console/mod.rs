@@ -1,4 +1,4 @@
-//! The guest's console on standard input and output.
+//! The guest's console: on standard input and output, or in the background in a hub ([`crate::vms::hub`]).
 //!
 //! Everything that happens while a VM runs becomes an [`Event`] in one queue, which the main thread reads: the VM
 //! ends, a signal arrives, the user detaches, the guest reports. The other threads here only wait for one thing each:
@@ -13,6 +13,7 @@ pub(crate) mod terminal;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::{Context, Result};
@@ -20,13 +21,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCONT, SIGWINCH};
 use vm::{SerialSink, Stopped, VmHandle};
 
-pub(crate) use control::FromGuest;
+pub(crate) use control::{FromGuest, size_line};
+use encode::Encoder;
 use input::Style;
-use sinks::{Control, LineEnds, Output};
+pub(crate) use sinks::LineEnds;
+use sinks::{Control, Output};
 use terminal::RawMode;
 
 use crate::message;
 use crate::plan::Guest;
+use crate::vms::hub::{Hub, HubSink, Input};
 
 /// Something that the main thread has to know.
 #[derive(Debug)]
@@ -65,7 +69,10 @@ pub(crate) struct Console {
     events: Events,
     /// The root file system is ours: there are ports for control and for the kernel's messages, too.
     ours: bool,
+    /// It is a terminal's: a person's, or in the background nobody's yet.
     interactive: bool,
+    /// The VM is in the background, and this is its console.
+    hub: Option<Arc<Hub>>,
     raw: Option<RawMode>,
 }
 
@@ -77,14 +84,15 @@ const CONTROL_PORT: usize = 1;
 const LOG_PORT: usize = 2;
 
 impl Console {
-    /// A console for one VM. Signals are caught from here on.
+    /// A console for one VM, which is in the background if there is a hub. Signals are caught from here on.
     ///
     /// # Errors
     /// If a signal cannot be caught.
-    pub(crate) fn new(guest: &Guest, events: Events) -> Result<Self> {
+    pub(crate) fn new(guest: &Guest, hub: Option<Arc<Hub>>, events: Events) -> Result<Self> {
         signals::watch(events.clone()).context("cannot catch signals")?;
         let ours = guest.is_ours();
-        Ok(Self { events, ours, interactive: terminal::is_interactive(), raw: None })
+        let interactive = if hub.is_some() { guest.is_on_terminal() } else { terminal::is_interactive() };
+        Ok(Self { events, ours, interactive, hub, raw: None })
     }
 
     /// The serial ports to build into the machine, with their numbers.
@@ -92,16 +100,29 @@ impl Console {
     /// # Errors
     /// If standard output or standard error is closed.
     pub(crate) fn ports(&self) -> Result<Vec<(usize, Box<dyn SerialSink>)>> {
-        let stdout = Output::stdout(self.events.clone()).context("standard output cannot be used")?;
-        let mut ports: Vec<(usize, Box<dyn SerialSink>)> = vec![(CONSOLE_PORT, Box::new(stdout))];
+        let mut ports = vec![(CONSOLE_PORT, self.output()?)];
         if self.ours {
-            let line_ends = if self.interactive { LineEnds::Kept } else { LineEnds::Unix };
-            let log =
-                Output::stderr(line_ends, self.events.clone()).context("standard error cannot be used")?;
             ports.push((CONTROL_PORT, Box::new(Control::new(self.events.clone()))));
-            ports.push((LOG_PORT, Box::new(log)));
+            ports.push((LOG_PORT, self.log()?));
         }
         Ok(ports)
+    }
+
+    fn output(&self) -> Result<Box<dyn SerialSink>> {
+        Ok(match &self.hub {
+            Some(hub) => Box::new(HubSink::output(hub.clone())),
+            None => Box::new(Output::stdout(self.events.clone()).context("standard output cannot be used")?),
+        })
+    }
+
+    fn log(&self) -> Result<Box<dyn SerialSink>> {
+        let line_ends = if self.interactive { LineEnds::Kept } else { LineEnds::Unix };
+        Ok(match &self.hub {
+            Some(hub) => Box::new(HubSink::error(hub.clone(), line_ends)),
+            None => Box::new(
+                Output::stderr(line_ends, self.events.clone()).context("standard error cannot be used")?,
+            ),
+        })
     }
 
     /// The VM runs: takes the terminal, and waits for its end.
@@ -109,7 +130,7 @@ impl Console {
     /// # Errors
     /// If the terminal cannot be used or there is no thread.
     pub(crate) fn start(&mut self, vm: &VmHandle) -> Result<()> {
-        if self.interactive {
+        if self.interactive && self.hub.is_none() {
             message::note("Ctrl-] stops the VM");
             self.raw = Some(RawMode::enter().context("cannot use the terminal")?);
         }
@@ -125,6 +146,16 @@ impl Console {
     /// If there is no thread.
     pub(crate) fn start_input(&self, vm: &VmHandle) -> Result<()> {
         let Some(port) = vm.serial_input(CONSOLE_PORT) else { return Ok(()) };
+        if let Some(hub) = &self.hub {
+            if self.interactive || !self.ours {
+                let control = vm.serial_input(CONTROL_PORT).filter(|_| self.ours);
+                hub.set_input(Input { console: port, control });
+            } else {
+                // A command's input is empty, as that of any in the background.
+                input::end(Style::Quoted, &mut Encoder::default(), &|bytes| port.send(bytes));
+            }
+            return Ok(());
+        }
         let style = match (self.interactive, self.ours) {
             (true, _) => Style::Terminal,
             (false, true) => Style::Quoted,
@@ -137,7 +168,7 @@ impl Console {
     /// A signal that asks for no end has arrived.
     pub(crate) fn signal(&self, number: i32, vm: &VmHandle) {
         match number {
-            SIGWINCH if self.interactive && self.ours => {
+            SIGWINCH if self.raw.is_some() && self.ours => {
                 if let Some(port) = vm.serial_input(CONTROL_PORT) {
                     let (rows, columns) = terminal::size();
                     port.send(control::size_line(rows, columns).as_bytes());
@@ -152,6 +183,13 @@ impl Console {
     /// Gives the terminal back.
     pub(crate) fn close(&mut self) {
         self.raw = None;
+    }
+}
+
+/// Asks a guest of ours to end whatever runs there.
+pub(crate) fn ask_to_stop(vm: &VmHandle) {
+    if let Some(port) = vm.serial_input(CONTROL_PORT) {
+        port.send(control::STOP_LINE.as_bytes());
     }
 }
 
