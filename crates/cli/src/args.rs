@@ -17,8 +17,8 @@ use spec::{
 use x86::cpuid::CpuRequest;
 
 use crate::vms::args::{
-    ConsoleArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs, StopArgs,
-    WaitArgs,
+    ConsoleArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs,
+    StopArgs, WaitArgs,
 };
 use crate::{duration, environment, help, number};
 
@@ -43,6 +43,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Run(Box<RunArgs>),
     Ps(PsArgs),
+    Exec(ExecArgs),
     Console(ConsoleArgs),
     Logs(LogsArgs),
     Stop(StopArgs),

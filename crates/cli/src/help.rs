@@ -10,7 +10,7 @@ Examples:
   umbra run ./bzImage --append 'console=ttyS0'
                                      a kernel of yours
   umbra run -d --name web -p 8080:80 -- httpd -f
-                                     a VM in the background: see ps, logs, console, stop
+                                     a VM in the background: see ps, logs, console, exec, stop
   umbra doctor                       what this machine can do
 
 'umbra run --help' has the exit statuses and more examples.";
@@ -35,7 +35,7 @@ Profiling:
 Background:
   With --detach, umbra prints the VM's name when it runs and ends. There is no daemon: each VM is a
   process, with a directory in $XDG_RUNTIME_DIR/umbra (or /tmp/umbra-UID). 'umbra ps', 'logs',
-  'console', 'stop', 'kill', 'pause', 'resume', 'stats', 'inspect', 'wait' and 'rm' take its name; but
+  'console', 'exec', 'stop', 'kill', 'pause', 'resume', 'stats', 'inspect', 'wait' and 'rm' take its name; but
   for 'logs' and 'console' also that of a VM in the foreground.
 
 Exit status:
@@ -78,6 +78,20 @@ Examples:
 
 Exit status:
   0, or 125 with one sentence on standard error";
+
+/// Below `umbra exec --help`.
+pub(crate) const EXEC: &str = "\
+Exit status:
+  N     CMD's own status; 127 if the guest has no such command, 126 if it cannot be run, 128+S if
+        signal S killed it
+  1     there is no such VM, or no commands can be run in it
+  125   umbra itself failed, or CMD cannot be started as asked
+  137   the VM ended
+
+Examples:
+  umbra run -d --name box host -v .:/work -- sleep infinity
+  umbra exec -it -w /work box bash
+  tar c src | umbra exec -i box tar x -C /tmp";
 
 /// Below `umbra console --help`.
 pub(crate) const CONSOLE: &str = "\

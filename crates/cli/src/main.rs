@@ -59,6 +59,7 @@ fn execute(command: Command) -> Result<Status> {
     match command {
         Command::Run(args) => run::run(*args),
         Command::Ps(args) => list::run(&args),
+        Command::Exec(args) => commands::exec(args),
         Command::Console(args) => commands::console(&args.name),
         Command::Logs(args) => commands::logs(&args),
         Command::Stop(args) => commands::stop(&args),

@@ -66,6 +66,11 @@ impl Guest {
         !matches!(self, Self::Theirs { .. })
     }
 
+    /// Whether its first process runs commands for the host, if its kernel has a driver for that.
+    pub(crate) fn has_agent(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
     /// Whether its command is on a terminal, where it is Umbra's to say.
     pub(crate) fn is_on_terminal(&self) -> bool {
         match self {
@@ -173,7 +178,7 @@ impl Plan {
         let disks = (!self.machine.disk.is_empty()).then_some("virtio_blk");
         let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
         let shared = matches!(self.guest, Guest::Shared(_));
-        let files = shared.then_some(["virtiofs", "overlay"]).into_iter().flatten();
+        let files = shared.then_some(["virtiofs", "overlay", "virtio_console"]).into_iter().flatten();
         let mut drivers: Vec<_> = disks.into_iter().chain(network).chain(files).collect();
         if !drivers.is_empty() {
             drivers.insert(0, "virtio_pci");

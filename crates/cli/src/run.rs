@@ -94,11 +94,9 @@ fn live(plan: &Plan, machine: &VmSpec, images: BootImages, presence: &mut Presen
     } else {
         OnReset::Reboot
     });
-    for (port, sink) in console.ports()? {
-        builder = builder.serial(port, sink);
-    }
+    builder = console.plug(builder)?;
     let vm = builder.build()?.start()?;
-    presence.start(&vm, plan.guest.is_ours())?;
+    presence.start(&vm, plan.guest.is_ours(), console.agent())?;
     console.start(&vm)?;
     let mut watch = Watch::new(plan.timeout);
     let ending = watch.until_the_end(&vm, &console, presence, &queue)?;
@@ -208,9 +206,9 @@ impl Watch {
                     return Ok(Ending::Signal(signal));
                 }
                 Some(Event::Signal(signal)) => console.signal(signal, vm),
-                Some(Event::Guest(FromGuest::Ready)) if self.ready.is_none() => {
+                Some(Event::Guest(FromGuest::Ready(way))) if self.ready.is_none() => {
                     self.ready = Some(self.started.elapsed());
-                    console.start_input(vm)?;
+                    console.start_input(vm, way)?;
                     presence.ready();
                 }
                 Some(Event::Guest(FromGuest::Exit(status))) if self.reported.is_none() => {

@@ -277,3 +277,100 @@ fn a_command_is_asked_to_end_and_says_how() {
         assert_eq!(status, "143\n", "{options:?}");
     }
 }
+
+/// A guest in the background whose root is the host's, with a command that does nothing, ready to run others.
+struct Host {
+    vms: Vms,
+}
+
+impl Host {
+    fn start(kernel: &str) -> Self {
+        let host = Self { vms: Vms::new() };
+        let args = ["run", "-d", "--name", "box", "host", "--kernel", kernel, "--timeout", "10m"];
+        let mut run = host.umbra(&[&args[..], &["-e", "A=b", "-w", "/usr", "--", "sleep", "1000"]].concat());
+        assert_eq!(String::from_utf8_lossy(&run.output().unwrap().stdout), "box\n");
+        let started = Instant::now();
+        while host.exec(&[], &["true"], b"").status.code() != Some(0) {
+            assert!(started.elapsed() < Duration::from_secs(120));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        host
+    }
+
+    /// The command with the user's cache, where Debian's kernels are.
+    fn umbra(&self, args: &[&str]) -> Command {
+        let mut command = umbra(args);
+        command.env("XDG_RUNTIME_DIR", self.vms.0.path().join("runtime"));
+        command
+    }
+
+    fn exec(&self, options: &[&str], command: &[&str], input: &[u8]) -> Output {
+        let args = [&["exec"], options, &["box"], command].concat();
+        let mut child = self
+            .umbra(&args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());
+        let typist = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = child.wait_with_output().unwrap();
+        typist.join().unwrap();
+        output
+    }
+}
+
+#[test]
+fn commands_run_in_a_guest_that_runs() {
+    for kernel in kernels_that_share() {
+        let host = Host::start(kernel);
+        let said = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        // As the main command runs, with no input.
+        let output = host.exec(&[], &["sh", "-c", "pwd; echo $A; echo err >&2; cat; exit 9"], b"nobody's");
+        let seen = (said(&output), complaint(&output), output.status.code());
+        assert_eq!(seen, ("/usr\nb\n".to_owned(), "err\n".to_owned(), Some(9)));
+        let options = ["-i", "-e", "C=d", "-w", "/tmp", "-u", "1234:5678"];
+        let output = host.exec(&options, &["sh", "-c", "pwd; id -u; id -g; echo $A$C; cat"], b"input");
+        assert_eq!(said(&output), "/tmp\n1234\n5678\nbd\ninput");
+        for (command, status) in
+            [("kill -9 $$", 137), ("exec /no/such/command", 127), ("sleep 999 & exit 3", 3)]
+        {
+            assert_eq!(host.exec(&[], &["sh", "-c", command], b"").status.code(), Some(status), "{command}");
+        }
+        let missing = host.exec(&[], &["no-such-command"], b"");
+        assert!(missing.status.code() == Some(127) && complaint(&missing).contains("cannot run"));
+        let nobody = host.exec(&["-u", "no-such-user"], &["true"], b"");
+        assert!(nobody.status.code() == Some(125) && complaint(&nobody).contains("no user"));
+        assert!(complaint(&host.exec(&["-t"], &["true"], b"")).contains("needs a terminal"));
+    }
+}
+
+#[test]
+fn streams_are_whole_and_do_not_hold_each_other_up() {
+    let Some(kernel) = kernels_that_share().first() else { return };
+    let host = Host::start(kernel);
+    // One that nobody reads, longer than all that is kept on the way.
+    let mut stuck = host.umbra(&["exec", "box", "cat", "/dev/zero"]).stdout(Stdio::piped()).spawn().unwrap();
+    stuck.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let bytes: Vec<u8> = (0..4_000_000_u32).map(|n| (n * 7 + n / 256) as u8).collect();
+    let output = host.exec(&["-i"], &["cat"], &bytes);
+    assert!(output.stdout == bytes, "{} of {} bytes", output.stdout.len(), bytes.len());
+    // Input that nobody reads.
+    let output = host.exec(&["-i"], &["true"], &bytes);
+    assert_eq!(output.status.code(), Some(0));
+    let killed = host.umbra(&["exec", "box", "sleep", "1000"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    host.vms.says(&["kill", "box"]);
+    assert_eq!(killed.wait_with_output().unwrap().status.code(), Some(137));
+    drop(stuck.stdout.take());
+    stuck.wait().unwrap();
+}
+
+#[test]
+fn guests_that_run_no_commands_say_so() {
+    let vms = Vms::new();
+    vms.start("box", HANG);
+    assert!(vms.refuses(&["exec", "box", "true"], 1).contains("umbra run host"));
+    assert!(vms.refuses(&["exec", "bix", "true"], 1).contains("did you mean 'box'"));
+}

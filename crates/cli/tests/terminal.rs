@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{ECHO, KERNELS, Place, debian_kernel, kernel, umbra};
+use common::{ECHO, KERNELS, Place, debian_kernel, kernel, kernels_that_share, umbra};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -51,12 +51,16 @@ impl Session {
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let mut session = Self { child, person: File::from(person), terminal, before };
         session.read_until(said);
+        session.until_raw();
+        session
+    }
+
+    fn until_raw(&self) {
         let start = Instant::now();
-        while session.modes().intersects(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG) {
+        while self.modes().intersects(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG) {
             assert!(start.elapsed().as_secs() < 60, "the terminal does not become raw");
             std::thread::sleep(Duration::from_millis(1));
         }
-        session
     }
 
     #[track_caller]
@@ -168,6 +172,39 @@ fn a_console_brings_its_size() {
     assert!(stop.status.success());
     session.expect_end(0);
     log.wait().unwrap();
+}
+
+/// A second person at a guest, on a terminal of his own.
+#[test]
+fn exec_brings_a_terminal() {
+    let Some(kernel) = kernels_that_share().first() else { return };
+    let place = Place::new();
+    let here = |args: &[&str]| {
+        let mut command = umbra(args);
+        command.env("XDG_RUNTIME_DIR", place.path());
+        command
+    };
+    let args =
+        ["run", "-d", "--name", "box", "host", "--kernel", kernel, "--timeout", "10m", "--", "sleep", "1000"];
+    assert!(here(&args).output().unwrap().status.success());
+    let start = Instant::now();
+    while !here(&["exec", "box", "true"]).output().unwrap().status.success() {
+        assert!(start.elapsed().as_secs() < 120);
+    }
+    let mut session =
+        Session::start(here(&["exec", "-it", "box", "sh", "-c", "echo hello; exec sh"]), "hello\r\n");
+    session.type_and_read("stty size\r", "33 101\r\n");
+    tcsetwinsize(&session.terminal, Winsize { ws_row: 44, ..SIZE }).unwrap();
+    kill_process(Pid::from_child(&session.child), Signal::WINCH).unwrap();
+    session.type_and_read(
+        "while [ \"$(stty size)\" != '44 101' ]; do :; done; echo fol\"\"lowed\r",
+        "followed\r\n",
+    );
+    session.type_and_read("sh -c 'echo star\"\"ted; sleep 1000'\r", "started\r\n");
+    session.type_and_read("\x03", "# ");
+    session.person.write_all(b"exit 6\r").unwrap();
+    session.expect_end(6);
+    assert!(here(&["rm", "-f", "box"]).output().unwrap().status.success());
 }
 
 /// A person at Debian's shell: size, job control, an editor, power-off.

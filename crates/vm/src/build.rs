@@ -28,6 +28,7 @@ use crate::gate::{Doorbell, Gate};
 use crate::handle::{Message, OnReset};
 use crate::machine::{BootImages, BootPlan, Machine, next_record};
 use crate::platform::MachinePlatform;
+use crate::ports::{Ports, Wanted};
 use crate::serial::SerialSink;
 use crate::vcpu_thread::VcpuCell;
 use crate::{VmError, engines, functions};
@@ -37,6 +38,7 @@ pub struct Builder {
     spec: VmSpec,
     images: BootImages,
     serial: [Option<Box<dyn SerialSink>>; 4],
+    ports: Vec<Wanted>,
     on_reset: OnReset,
     engine: Option<Arc<dyn Engine>>,
 }
@@ -48,6 +50,7 @@ impl Builder {
             spec: spec.clone(),
             images,
             serial: [const { None }; 4],
+            ports: Vec::new(),
             on_reset: OnReset::default(),
             engine: None,
         }
@@ -59,6 +62,13 @@ impl Builder {
         if let Some(place) = self.serial.get_mut(port) {
             *place = Some(sink);
         }
+        self
+    }
+
+    /// Adds a port of this name to the machine's virtio console, with `sink` at its far end.
+    #[must_use]
+    pub fn port(mut self, name: &str, sink: Box<dyn SerialSink>) -> Self {
+        self.ports.push((name.to_owned(), sink));
         self
     }
 
@@ -103,13 +113,16 @@ impl Builder {
     fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
         let engine = self.engine.unwrap_or_else(|| engines::of(&self.spec));
         let ground = ground(&self.spec)?;
+        let (ports, console) = Ports::start(self.ports, &ground.events)?;
+        let mut functions = functions::of(&self.spec)?;
+        functions.extend(console);
         let options = ChipOptions {
             serial: self.serial,
             debug_exit: self.spec.debug_exit,
-            functions: functions::of(&self.spec)?,
+            functions,
             facts: facts(&self.spec),
         };
-        ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*engine, self.on_reset)
+        ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*engine, self.on_reset, ports)
     }
 }
 
@@ -196,7 +209,7 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn with_vcpus(self, engine: &dyn Engine, on_reset: OnReset) -> Result<Machine, VmError> {
+    fn with_vcpus(self, engine: &dyn Engine, on_reset: OnReset, ports: Ports) -> Result<Machine, VmError> {
         let Self { populated: Populated { ground, chips }, boot, state } = self;
         let router = Arc::new(chips.router);
         let platform = Arc::new(MachinePlatform {
@@ -224,6 +237,7 @@ impl Loaded {
             router,
             power: chips.power,
             serial: chips.serial,
+            ports,
             _workers: chips.workers,
             engine: engine.name(),
             vcpus,

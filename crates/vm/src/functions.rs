@@ -1,7 +1,7 @@
 //! What is on the PCI bus, and the threads that serve it.
 //!
 //! Order matters to guests: the entropy source is device 1, disks follow in the order of the description, then shared
-//! directories, then the network adapter.
+//! directories, then the network adapter, then the console with its ports.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -22,8 +22,9 @@ use virtio::transport::VirtioPci;
 use crate::VmError;
 use crate::events::{EventSink, Watch};
 
-/// The most disks and shared directories: device 0 is the bridge, device 1 the entropy source, the last the network adapter.
-const MOST: usize = 29;
+/// The most disks and shared directories: device 0 is the bridge, device 1 the entropy source, the last two the network adapter and
+/// the console.
+const MOST: usize = 28;
 /// The most bytes of a packet on the user-mode network, as on any Ethernet.
 const MTU: u16 = 1500;
 

@@ -4,6 +4,7 @@
 //! ends, a signal arrives, the user detaches, the guest reports. The other threads here only wait for one thing each:
 //! standard input ([`input`]), signals ([`signals`]), the end of the VM.
 
+pub(crate) mod agent;
 mod control;
 mod encode;
 mod input;
@@ -19,9 +20,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCONT, SIGWINCH};
-use vm::{SerialSink, Stopped, VmHandle};
+use vm::{Builder, SerialSink, Stopped, VmHandle};
 
-pub(crate) use control::{FromGuest, size_line};
+use agent::{Agent, AgentSink, Said};
+pub(crate) use control::{FromGuest, Way, size_line};
 use encode::Encoder;
 use input::Style;
 pub(crate) use sinks::LineEnds;
@@ -73,6 +75,8 @@ pub(crate) struct Console {
     interactive: bool,
     /// The VM is in the background, and this is its console.
     hub: Option<Arc<Hub>>,
+    /// Of a guest whose first process listens to a port.
+    agent: Option<Arc<Agent>>,
     raw: Option<RawMode>,
 }
 
@@ -82,6 +86,8 @@ const CONSOLE_PORT: usize = 0;
 const CONTROL_PORT: usize = 1;
 /// The kernel's messages.
 const LOG_PORT: usize = 2;
+/// The virtio console's port where commands are run.
+const AGENT_PORT: usize = 0;
 
 impl Console {
     /// A console for one VM, which is in the background if there is a hub. Signals are caught from here on.
@@ -92,20 +98,30 @@ impl Console {
         signals::watch(events.clone()).context("cannot catch signals")?;
         let ours = guest.is_ours();
         let interactive = if hub.is_some() { guest.is_on_terminal() } else { terminal::is_interactive() };
-        Ok(Self { events, ours, interactive, hub, raw: None })
+        let agent = guest.has_agent().then(Arc::default);
+        Ok(Self { events, ours, interactive, hub, agent, raw: None })
     }
 
-    /// The serial ports to build into the machine, with their numbers.
+    /// Builds the console's ports into a machine.
     ///
     /// # Errors
     /// If standard output or standard error is closed.
-    pub(crate) fn ports(&self) -> Result<Vec<(usize, Box<dyn SerialSink>)>> {
-        let mut ports = vec![(CONSOLE_PORT, self.output()?)];
+    pub(crate) fn plug(&self, mut builder: Builder) -> Result<Builder> {
+        builder = builder.serial(CONSOLE_PORT, self.output()?);
         if self.ours {
-            ports.push((CONTROL_PORT, Box::new(Control::new(self.events.clone()))));
-            ports.push((LOG_PORT, self.log()?));
+            builder = builder
+                .serial(CONTROL_PORT, Box::new(Control::new(self.events.clone())))
+                .serial(LOG_PORT, self.log()?);
         }
-        Ok(ports)
+        if let Some(agent) = &self.agent {
+            builder = builder.port(init::wire::PORT, Box::new(AgentSink::new(agent.clone())));
+        }
+        Ok(builder)
+    }
+
+    /// Who runs commands in the guest, if there is such.
+    pub(crate) fn agent(&self) -> Option<Arc<Agent>> {
+        self.agent.clone()
     }
 
     fn output(&self) -> Result<Box<dyn SerialSink>> {
@@ -134,17 +150,25 @@ impl Console {
             message::note("Ctrl-] stops the VM");
             self.raw = Some(RawMode::enter().context("cannot use the terminal")?);
         }
+        if let (Some(agent), Some(port)) = (&self.agent, vm.port_input(AGENT_PORT)) {
+            agent.connect(port);
+            let (agent, output, log) = (agent.clone(), self.output()?, self.log()?);
+            spawn("streams", move || pass_on(&agent, output, log))?;
+        }
         let (waiter, events) = (vm.clone(), self.events.clone());
         spawn("vm-wait", move || events.send(Event::Stopped(waiter.wait())))?;
         // Umbra's guest says when; any other reads its port when it likes.
-        if self.ours { Ok(()) } else { self.start_input(vm) }
+        if self.ours { Ok(()) } else { self.start_input(vm, Way::Serial) }
     }
 
     /// The guest is ready for input.
     ///
     /// # Errors
     /// If there is no thread.
-    pub(crate) fn start_input(&self, vm: &VmHandle) -> Result<()> {
+    pub(crate) fn start_input(&self, vm: &VmHandle, way: Way) -> Result<()> {
+        if let (Way::Port, Some(agent)) = (way, &self.agent) {
+            return self.start_agent_input(agent.clone());
+        }
         let Some(port) = vm.serial_input(CONSOLE_PORT) else { return Ok(()) };
         if let Some(hub) = &self.hub {
             if self.interactive || !self.ours {
@@ -165,6 +189,20 @@ impl Console {
         spawn("stdin", move || input::pump(style, &|bytes| port.send(bytes), &events))
     }
 
+    /// The same for one whose command's streams go through the port: no terminal is there.
+    fn start_agent_input(&self, agent: Arc<Agent>) -> Result<()> {
+        let main = agent.main();
+        if self.hub.is_some() {
+            agent.input_end(&main);
+            return Ok(());
+        }
+        let events = self.events.clone();
+        spawn("stdin", move || {
+            input::pump(Style::Plain, &|bytes| agent.input(&main, bytes), &events);
+            agent.input_end(&main);
+        })
+    }
+
     /// A signal that asks for no end has arrived.
     pub(crate) fn signal(&self, number: i32, vm: &VmHandle) {
         match number {
@@ -183,6 +221,26 @@ impl Console {
     /// Gives the terminal back.
     pub(crate) fn close(&mut self) {
         self.raw = None;
+    }
+}
+
+/// Passes the main command's output on to its end.
+fn pass_on(agent: &Agent, mut output: Box<dyn SerialSink>, mut log: Box<dyn SerialSink>) {
+    let main = agent.main();
+    loop {
+        let bytes = match main.next() {
+            Said::Output(bytes) => {
+                output.write(&bytes);
+                bytes.len()
+            }
+            Said::Error(bytes) => {
+                log.write(&bytes);
+                bytes.len()
+            }
+            Said::Exit(_) => return agent.bye(),
+            Said::Lost => return,
+        };
+        agent.passed_on(&main, bytes);
     }
 }
 

@@ -1,10 +1,12 @@
 //! What was typed, of the commands that name VMs.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use crate::{duration, help};
+use crate::{duration, environment, help};
 
 /// One VM or several.
 #[derive(Debug, ClapArgs)]
@@ -142,6 +144,42 @@ pub(crate) struct LogsArgs {
     /// The last lines only
     #[arg(short = 'n', long, value_name = "LINES")]
     pub(crate) tail: Option<usize>,
+}
+
+/// Run a command in a VM that runs
+///
+/// In VMs of 'umbra run host' and 'umbra run DIRECTORY'. What is not given is as it was for the VM's own CMD: user, directory,
+/// environment.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::EXEC)]
+pub(crate) struct ExecArgs {
+    /// Pass standard input on; without this, CMD's is empty
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+
+    /// Run CMD on a terminal of its own, as large as this one
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+
+    /// Set an environment variable, to your own value unless another is given; may be repeated
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = environment::parse)]
+    pub(crate) env: Vec<(OsString, OsString)>,
+
+    /// The directory to run CMD in
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+
+    /// The guest's user to run CMD as, by name or number, with a group or without
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Attach this terminal to the console of a VM in the background

@@ -35,44 +35,82 @@ pub(crate) fn run(name: &str) -> Result<Status> {
         let about_input = if takes_input { "" } else { "; it reads no input" };
         message::note(&format!("attached to '{name}': Ctrl-P Ctrl-Q leaves it{about_input}"));
     }
-    let raw = if interactive { Some(RawMode::enter().context("cannot use the terminal")?) } else { None };
-    if interactive {
-        follow_size(stream.try_clone()?).context("cannot catch signals")?;
-    }
-    let left = Arc::new(AtomicBool::new(false));
-    let (typed_to, has_left) = (stream.try_clone()?, left.clone());
-    std::thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || send_input(typed_to, interactive, &has_left))
-        .context("the host gives no thread")?;
-    let end = show(&mut stream);
-    drop(raw);
-    match end? {
-        Some(status) => {
+    match converse(stream, interactive, Input::Passed)? {
+        End::Exit(status) => {
             // Who asks next is to find it ended.
             client::until_gone(&vm)?;
             Ok(Status(status))
         }
-        None if left.load(Ordering::Relaxed) => {
-            // The guest's prompt is still on the line.
-            message::block("");
-            Ok(Status::OK)
-        }
-        None => {
+        End::Left => Ok(Status::OK),
+        End::Unheard => Ok(Status::BROKEN_PIPE),
+        End::Lost => {
             bail!("the VM '{name}' has left this console: it was killed, or this terminal did not keep up")
         }
     }
 }
 
+/// What becomes of standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// It is passed on.
+    Passed,
+    /// There is none.
+    Empty,
+}
+
+/// How a conversation ended.
+pub(super) enum End {
+    /// The other side has ended, with this status.
+    Exit(u8),
+    /// The user left it.
+    Left,
+    /// Nobody takes the output.
+    Unheard,
+    /// The connection broke.
+    Lost,
+}
+
+/// Passes input on and prints output until either side ends it; on a terminal, if it is interactive, which is raw meanwhile.
+///
+/// # Errors
+/// If the terminal, a thread or standard output cannot be had.
+pub(super) fn converse(mut stream: UnixStream, interactive: bool, input: Input) -> Result<End> {
+    let raw = if interactive { Some(RawMode::enter().context("cannot use the terminal")?) } else { None };
+    if interactive {
+        follow_size(stream.try_clone()?).context("cannot catch signals")?;
+    }
+    let left = Arc::new(AtomicBool::new(false));
+    if input == Input::Passed {
+        let (typed_to, has_left) = (stream.try_clone()?, left.clone());
+        std::thread::Builder::new()
+            .name("stdin".to_owned())
+            .spawn(move || send_input(typed_to, interactive, &has_left))
+            .context("the host gives no thread")?;
+    } else {
+        // What has ended by now needs no input.
+        let _ = protocol::send_frames(&mut stream, Kind::InputEnd, &[]);
+    }
+    let end = show(&mut stream);
+    drop(raw);
+    Ok(match end {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => End::Unheard,
+        Err(error) => return Err(error).context("cannot write to standard output"),
+        Ok(Some(status)) => End::Exit(status),
+        Ok(None) if left.load(Ordering::Relaxed) => {
+            // The guest's prompt is still on the line.
+            message::block("");
+            End::Left
+        }
+        Ok(None) => End::Lost,
+    })
+}
+
 /// Prints what the VM prints; its status, if it ends.
-fn show(stream: &mut UnixStream) -> Result<Option<u8>> {
+fn show(stream: &mut UnixStream) -> io::Result<Option<u8>> {
     loop {
         match protocol::read_frame(stream) {
             Ok(Some((Kind::Output, bytes))) => {
-                stdout()
-                    .write_all(&bytes)
-                    .and_then(|()| stdout().flush())
-                    .context("cannot write to standard output")?;
+                stdout().write_all(&bytes).and_then(|()| stdout().flush())?;
             }
             Ok(Some((Kind::Error, bytes))) => {
                 // Nowhere to complain if standard error is gone.
@@ -89,13 +127,13 @@ fn send_input(mut stream: UnixStream, interactive: bool, left: &AtomicBool) {
     let (mut keys, mut buffer) = (Keys::default(), [0; 4096]);
     loop {
         let typed = match stdin().read(&mut buffer) {
-            Ok(0) => return,
+            Ok(0) => break,
             Ok(count) => buffer.get(..count).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return,
+            Err(_) => break,
         };
         let (bytes, leaves) = if interactive { keys.take(typed) } else { (typed.to_vec(), false) };
-        if protocol::send_frames(&mut stream, Kind::Input, &bytes).is_err() {
+        if !bytes.is_empty() && protocol::send_frames(&mut stream, Kind::Input, &bytes).is_err() {
             return;
         }
         if leaves {
@@ -104,6 +142,7 @@ fn send_input(mut stream: UnixStream, interactive: bool, left: &AtomicBool) {
             return;
         }
     }
+    let _ = protocol::send_frames(&mut stream, Kind::InputEnd, &[]);
 }
 
 /// Looks for the keys that leave.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::args::{LogsArgs, Names, RmArgs, StopArgs};
+use super::args::{ExecArgs, LogsArgs, Names, RmArgs, StopArgs};
 use super::client::{self, Waiter};
 use super::home::{Registry, Vm};
 use super::log::{self, Reader};
 use super::protocol::{Kind, Request};
-use super::{attach, detach};
+use super::{attach, detach, exec};
 use crate::message;
 use crate::status::Status;
 
@@ -42,12 +42,8 @@ fn name(vm: &Vm) -> String {
     vm.description.name.clone()
 }
 
-/// `umbra pause` and `umbra resume`.
-///
-/// # Errors
-/// If VMs cannot be looked for.
-pub(crate) fn ask(vms: &Names, request: Request) -> Result<Status> {
-    each(vms, |vm| client::ask(vm, request).map(|_| name(vm)))
+fn ask(vms: &Names, request: &Request) -> Result<Status> {
+    each(vms, |vm| client::ask(vm, request.clone()).map(|_| name(vm)))
 }
 
 /// `umbra pause`.
@@ -55,7 +51,7 @@ pub(crate) fn ask(vms: &Names, request: Request) -> Result<Status> {
 /// # Errors
 /// If VMs cannot be looked for.
 pub(crate) fn pause(vms: &Names) -> Result<Status> {
-    ask(vms, Request::Pause)
+    ask(vms, &Request::Pause)
 }
 
 /// `umbra resume`.
@@ -63,7 +59,7 @@ pub(crate) fn pause(vms: &Names) -> Result<Status> {
 /// # Errors
 /// If VMs cannot be looked for.
 pub(crate) fn resume(vms: &Names) -> Result<Status> {
-    ask(vms, Request::Resume)
+    ask(vms, &Request::Resume)
 }
 
 /// `umbra stop`.
@@ -229,6 +225,14 @@ fn print_frame((kind, bytes): &(Kind, Vec<u8>)) -> io::Result<()> {
         Kind::Error => stderr().write_all(bytes),
         _ => stdout().write_all(bytes).and_then(|()| stdout().flush()),
     }
+}
+
+/// `umbra exec`.
+///
+/// # Errors
+/// If this terminal cannot be used.
+pub(crate) fn exec(args: ExecArgs) -> Result<Status> {
+    exec::run(args).or_else(|error| Ok(refused(&error)))
 }
 
 /// `umbra console`.

@@ -117,6 +117,8 @@ impl Hub {
                 (Kind::Size, &[a, b, c, d]) => {
                     self.resize((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])));
                 }
+                // The guest may have other typists.
+                (Kind::InputEnd, _) => {}
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }

@@ -15,6 +15,7 @@
 //! | [`presence`] | both of these for the VM of this process |
 //! | [`finale`] | how a VM ended, for those who wait for it |
 //! | [`detach`] | into the background |
+//! | [`exec`] | commands in a guest that runs, both ends |
 //! | [`attach`] | a console from another terminal |
 //! | [`commands`], [`list`], [`usage`] | the commands |
 //! | [`args`] | what was typed |
@@ -24,6 +25,7 @@ mod attach;
 mod client;
 pub(crate) mod commands;
 pub(crate) mod detach;
+mod exec;
 mod finale;
 mod home;
 pub(crate) mod hub;

@@ -11,6 +11,7 @@ use super::home::{Home, Registry};
 use super::hub::Hub;
 use super::record::Description;
 use super::server::Server;
+use crate::console::agent::Agent;
 use crate::message;
 use crate::status::Status;
 
@@ -55,12 +56,12 @@ impl Presence {
     ///
     /// # Errors
     /// If the host does not let it.
-    pub(crate) fn start(&mut self, vm: &VmHandle, ours: bool) -> Result<()> {
+    pub(crate) fn start(&mut self, vm: &VmHandle, ours: bool, agent: Option<Arc<Agent>>) -> Result<()> {
         let hub = self.hub();
         let Some((home, listener)) = &mut self.noted else { return Ok(()) };
         home.start();
         let listener = listener.try_clone().context("the host gives no descriptor")?;
-        self.server = Some(Server::start(listener, vm.clone(), ours, hub)?);
+        self.server = Some(Server::start(listener, vm.clone(), ours, hub, agent)?);
         if self.hub.is_some() {
             detach::leave(&home.name(), home.path())?;
         }

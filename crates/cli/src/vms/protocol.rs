@@ -1,7 +1,7 @@
 //! What is said over a VM's control socket.
 //!
 //! The client sends one line of JSON, the request: `{"version":1,"do":"pause"}`. The VM sends one line of JSON, the
-//! answer: `{"ok":…}` or `{"error":"a sentence"}`. That is all, but for `console`: both go on in *frames*, each a byte that
+//! answer: `{"ok":…}` or `{"error":"a sentence"}`. That is all, but for `console` and `exec`: both go on in *frames*, each a byte that
 //! says what it is, a length of four bytes, little-endian, and so many bytes. Lines and frames have a largest length, and
 //! whoever sends more is not listened to any further.
 
@@ -28,7 +28,7 @@ pub(crate) struct Envelope {
 }
 
 /// What can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub(crate) enum Request {
     /// `"running"` or `"paused"`.
@@ -45,6 +45,11 @@ pub(crate) enum Request {
     Kill,
     /// Wait for its end; the answer is its status.
     Wait,
+    /// Run a command in the guest; the answer says that it runs.
+    Exec {
+        /// What and how, as [`init::Settings`] are encoded.
+        settings: Vec<u8>,
+    },
     /// Attach to the console; the answer says whether it takes input.
     Console {
         /// The terminal's height and width, if there is a terminal.
@@ -103,13 +108,11 @@ pub(crate) fn ask(to: &mut impl Write, request: Request) -> io::Result<()> {
 /// # Errors
 /// If it cannot be read.
 pub(crate) fn read_request(from: &mut impl Read) -> io::Result<Result<Request, String>> {
-    /// Requests are short.
-    const LONGEST_REQUEST: usize = 4096;
     #[derive(Deserialize)]
     struct Version {
         version: u32,
     }
-    let line = read_line(from, LONGEST_REQUEST)?;
+    let line = read_line(from, LONGEST_LINE)?;
     Ok(match serde_json::from_slice::<Envelope>(&line) {
         Ok(Envelope { version: VERSION, request }) => Ok(request),
         _ => Err(match serde_json::from_slice(&line) {
@@ -148,6 +151,8 @@ pub(crate) fn read_answer(from: &mut impl Read) -> io::Result<Answer> {
 pub(crate) enum Kind {
     /// Typed bytes, to the VM.
     Input,
+    /// There are no more of them.
+    InputEnd,
     /// The terminal's new size, to the VM: two numbers of two bytes, height and width.
     Size,
     /// Printed on standard output, or on the terminal.
@@ -159,15 +164,16 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Input, Self::Size, Self::Output, Self::Error, Self::End];
+    const ALL: [Self; 6] = [Self::Input, Self::InputEnd, Self::Size, Self::Output, Self::Error, Self::End];
 }
 
-/// Sends bytes as frames, as many as it takes.
+/// Sends bytes as frames, as many as it takes, at least one.
 ///
 /// # Errors
 /// If nobody takes them.
 pub(crate) fn send_frames(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::Result<()> {
-    for part in bytes.chunks(LARGEST_FRAME) {
+    let parts = bytes.chunks(LARGEST_FRAME);
+    for part in parts.chain(bytes.is_empty().then_some(bytes)) {
         let mut frame = Vec::with_capacity(part.len() + 5);
         frame.push(kind as u8);
         frame.extend((part.len() as u32).to_le_bytes());
@@ -212,11 +218,14 @@ mod tests {
 
     #[test]
     fn requests_come_back_and_others_are_refused() {
-        for request in
-            [Request::Stop, Request::Console { size: Some((24, 80)) }, Request::Console { size: None }]
-        {
+        for request in [
+            Request::Stop,
+            Request::Exec { settings: vec![0, 255] },
+            Request::Console { size: Some((24, 80)) },
+            Request::Console { size: None },
+        ] {
             let mut line = Vec::new();
-            ask(&mut line, request).unwrap();
+            ask(&mut line, request.clone()).unwrap();
             line.extend(b"more");
             let mut rest = &line[..];
             assert_eq!(read_request(&mut rest).unwrap(), Ok(request));
@@ -226,7 +235,7 @@ mod tests {
         assert!(refused(b"{\"version\":2,\"do\":\"stop\"}\n").contains("another version"));
         assert!(refused(b"{\"version\":1,\"do\":\"fly\"}\n").contains("does not know"));
         assert!(refused(b"\xff\n").contains("does not know"));
-        assert!(read_request(&mut &vec![b'x'; 1 << 20][..]).is_err());
+        assert!(read_request(&mut &vec![b'x'; 2 << 20][..]).is_err());
         assert!(read_request(&mut &b"{}"[..]).is_err());
     }
 
@@ -250,9 +259,9 @@ mod tests {
             got.extend(part);
         }
         assert!(got == bytes);
-        assert!(read_frame(&mut &[2, 1, 0, 1, 0][..]).is_err(), "too large");
+        assert!(read_frame(&mut &[3, 1, 0, 1, 0][..]).is_err(), "too large");
         assert!(read_frame(&mut &[9, 0, 0, 0, 0][..]).is_err(), "no kind");
-        assert!(read_frame(&mut &[2, 2, 0, 0, 0, 7][..]).is_err(), "cut off");
+        assert!(read_frame(&mut &[3, 2, 0, 0, 0, 7][..]).is_err(), "cut off");
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! The VM's end of its control socket: a few threads, each of which takes a connection and serves it to its end. All of them
 //! are there from the start, and a client beyond them waits for its turn. Nobody keeps a thread for long but those attached to
-//! the console, of whom there are fewer (see [`super::hub`]).
+//! the console and those who run commands in the guest, of whom there are fewer ([`super::hub`], [`super::exec`]).
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,15 +13,17 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use vm::{State, VmHandle};
 
+use super::exec;
 use super::finale::Finale;
 use super::hub::Hub;
 use super::protocol::{self, Answer, Request};
+use crate::console::agent::Agent;
 use crate::status::Status;
 use crate::{console, counters};
 
 /// How many clients are served at the same time.
-const THREADS: usize = 8;
-const _: () = assert!(Hub::MOST_ATTACHED < THREADS);
+const THREADS: usize = 16;
+const _: () = assert!(Hub::MOST_ATTACHED + exec::MOST < THREADS);
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait for a descriptor when there is none.
@@ -34,6 +36,8 @@ pub(crate) struct Server {
     ours: bool,
     /// The console, of a VM in the background.
     hub: Option<Arc<Hub>>,
+    /// Who runs commands in the guest.
+    exec: Option<exec::Desk>,
     finale: Finale,
     /// The guest was asked to stop.
     stopping: AtomicBool,
@@ -49,9 +53,16 @@ impl Server {
         vm: VmHandle,
         ours: bool,
         hub: Option<Arc<Hub>>,
+        agent: Option<Arc<Agent>>,
     ) -> Result<Arc<Self>> {
-        let server =
-            Arc::new(Self { vm, ours, hub, finale: Finale::default(), stopping: AtomicBool::default() });
+        let server = Arc::new(Self {
+            vm,
+            ours,
+            hub,
+            exec: agent.map(exec::Desk::new),
+            finale: Finale::default(),
+            stopping: AtomicBool::default(),
+        });
         let listener = Arc::new(listener);
         for _ in 0..THREADS {
             let (server, listener) = (server.clone(), listener.clone());
@@ -99,6 +110,10 @@ impl Server {
                 Ok(()) => return Ok(()),
                 Err(why) => Err(why),
             },
+            Ok(Request::Exec { settings }) => match &self.exec {
+                Some(desk) => return desk.serve(&mut stream, &settings),
+                None => Err(exec::NOBODY.to_owned()),
+            },
             Ok(Request::Console { size }) => match &self.hub {
                 Some(hub) => return hub.attach(&mut stream, size),
                 None => {
@@ -106,12 +121,12 @@ impl Server {
                         .to_owned())
                 }
             },
-            Ok(request) => self.answer(request),
+            Ok(request) => self.answer(&request),
         };
         protocol::answer(&mut stream, answer)
     }
 
-    fn answer(&self, request: Request) -> Answer {
+    fn answer(&self, request: &Request) -> Answer {
         let failed = |error: vm::VmError| error.to_string();
         match request {
             Request::State => Ok(state(self.vm.state())),
@@ -132,7 +147,7 @@ impl Server {
                 Ok(Value::Null)
             }
             // They have been dealt with.
-            Request::Wait | Request::Console { .. } => Ok(Value::Null),
+            Request::Wait | Request::Console { .. } | Request::Exec { .. } => Ok(Value::Null),
         }
     }
 

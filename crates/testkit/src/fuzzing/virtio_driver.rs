@@ -11,6 +11,7 @@ use bus::pci::Function;
 use bus::{Device, Lifecycle};
 use memory::{FrameKind, GuestMemory, RamRange};
 use virtio::blk::Blk;
+use virtio::console::Console;
 use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::service::Service;
@@ -45,6 +46,15 @@ enum Kind {
     Disk,
     Entropy,
     Network,
+    Ports,
+}
+
+/// Two ports with something for the guest.
+fn ports() -> Console {
+    let bell = host::poll::Bell::new().expect("a descriptor");
+    let ports = ["one", "two"].map(|name| Arc::new(backend::Port::new(name, bell.clone())));
+    ports.iter().for_each(|port| assert!(port.write(b"input")));
+    Console::new(ports.to_vec(), bell).expect("a descriptor")
 }
 
 struct Bench {
@@ -64,6 +74,7 @@ impl Bench {
         let service: Box<dyn Service> = match kind {
             Kind::Disk => Box::new(Blk::new(Arc::new(MemoryDisk::new()), "fuzz", 2)),
             Kind::Entropy => Box::new(Rng),
+            Kind::Ports => Box::new(ports()),
             Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),
         };
         let (device, workers) = plug(service, &memory);
@@ -88,6 +99,8 @@ impl Bench {
             Kind::Disk => 1 << 9,
             Kind::Entropy => 0,
             Kind::Network => NETWORK,
+            // Several ports.
+            Kind::Ports => 1 << 1,
         };
         let features = 1 << 32 | u.arbitrary::<u64>()? & (PACKED | 3 << 28 | own);
         self.packed = features & PACKED != 0;
@@ -103,7 +116,11 @@ impl Bench {
             self.write(FEATURES, &half.to_le_bytes()[..4]);
         }
         self.write(STATUS, &[11]);
-        let queue = u8::from(self.kind == Kind::Network && u.arbitrary()?);
+        let queue = match self.kind {
+            Kind::Disk | Kind::Entropy => 0,
+            Kind::Network => u.int_in_range(0..=1)?,
+            Kind::Ports => u.int_in_range(0..=5)?,
+        };
         self.write(QUEUE, &[queue, 0]);
         self.write(0x18, &self.size.to_le_bytes());
         for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(self.areas) {
@@ -196,7 +213,7 @@ impl Bench {
 fn attempt(data: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(data);
     let memory = Arc::new(GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM)]).expect("64 KiB"));
-    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network])?;
+    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network, Kind::Ports])?;
     let mut bench = Bench::new(kind, memory);
     bench.set_up(&mut u)?;
     while !u.is_empty() {
