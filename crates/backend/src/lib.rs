@@ -1,4 +1,4 @@
-//! The host side of devices: what stands behind a disk, a network adapter or a shared directory.
+//! The host side of devices: what stands behind a disk, a network adapter, a port or a shared directory.
 //!
 //! Nothing here knows what a guest is: memory comes as ranges ([`host::io`]), which the kernel reads and writes in place.
 
@@ -11,6 +11,7 @@ mod disk;
 mod image;
 mod limit;
 pub mod net;
+mod port;
 pub mod qcow2;
 mod raw;
 pub mod share;
@@ -20,4 +21,5 @@ mod zeros;
 pub use disk::{Disk, DiskError};
 pub use image::{Changes, Format, Image, check};
 pub use limit::Meter;
+pub use port::Port;
 pub use raw::RawDisk;

@@ -16,6 +16,10 @@ use spec::{
 };
 use x86::cpuid::CpuRequest;
 
+use crate::vms::args::{
+    ConsoleArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs,
+    StopArgs, WaitArgs,
+};
 use crate::{duration, environment, help, number};
 
 /// The colours of help, used on a terminal only.
@@ -38,6 +42,18 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<RunArgs>),
+    Ps(PsArgs),
+    Exec(ExecArgs),
+    Console(ConsoleArgs),
+    Logs(LogsArgs),
+    Stop(StopArgs),
+    Kill(KillArgs),
+    Pause(PauseArgs),
+    Resume(ResumeArgs),
+    Wait(WaitArgs),
+    Rm(RmArgs),
+    Inspect(InspectArgs),
+    Stats(StatsArgs),
     Fetch(FetchArgs),
     Doctor(DoctorArgs),
     Debug(DebugArgs),
@@ -89,6 +105,21 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
+
+    /// Run in the background, and print the VM's name
+    ///
+    /// 'umbra ps' lists it, 'umbra logs' shows what it prints, 'umbra console' attaches to it, 'umbra stop' ends it. CMD's
+    /// standard input is empty; without a CMD, there is a shell on the console.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+
+    /// Leave nothing when the VM has ended, neither name nor log nor status; so it is without --name
+    #[arg(long)]
+    pub(crate) rm: bool,
+
+    /// We are the process that runs the VM in the background.
+    #[arg(long, hide = true)]
+    pub(crate) in_background: bool,
 
     /// Stop the VM after this long and exit with status 124: 90s, 5m, 1h30m
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
@@ -183,8 +214,11 @@ pub(crate) struct MachineArgs {
     pub(crate) perf_map: bool,
 
     /// The VM's name, also the guest's host name
-    #[arg(long, value_name = "NAME", default_value_t)]
-    pub(crate) name: Name,
+    ///
+    /// No two VMs have one name; what a VM leaves keeps it until 'umbra rm', unless there is --rm. A VM without one is called
+    /// vm1, vm2 and so on from outside, and its guest umbra.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<Name>,
 
     /// A disk for the guest, a raw or qcow2 image or a block device; may be repeated
     ///

@@ -44,7 +44,8 @@ fn table(stats: &Stats) -> String {
         .trim_end()
 }
 
-fn json(stats: &Stats) -> Value {
+/// Everything that was counted.
+pub(crate) fn json(stats: &Stats) -> Value {
     json!({
         "engine": stats.engine,
         "guest_time_ns": stats.guest_time_ns,

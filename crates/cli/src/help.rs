@@ -10,6 +10,8 @@ Examples:
   umbra run ./disk.qcow2             the system on a disk image, which is not changed
   umbra run ./bzImage --append 'console=ttyS0'
                                      a kernel of yours
+  umbra run -d --name web -p 8080:80 -- httpd -f
+                                     a VM in the background: see ps, logs, console, exec, stop
   umbra doctor                       what this machine can do
 
 'umbra run --help' has the exit statuses and more examples.";
@@ -31,6 +33,12 @@ Profiling:
   When the code cache is full everything in it is translated anew, and old names blur; a larger
   --code-cache helps. --stats counts what engine and MMU did; cache.flushes says whether that happened.
 
+Background:
+  With --detach, umbra prints the VM's name when it runs and ends. There is no daemon: each VM is a
+  process, with a directory in $XDG_RUNTIME_DIR/umbra (or /tmp/umbra-UID). 'umbra ps', 'logs',
+  'console', 'exec', 'stop', 'kill', 'pause', 'resume', 'stats', 'inspect', 'wait' and 'rm' take its name; but
+  for 'logs' and 'console' also that of a VM in the foreground.
+
 Exit status:
   0     the guest powered off
   N     CMD's own status, where there is a CMD; 127 if the guest has no such command, 128+S if
@@ -39,6 +47,7 @@ Exit status:
   124   --timeout ran out
   125   umbra itself failed; one sentence on standard error says why
   128+S umbra was stopped by signal S (130: Ctrl-C, 141: nobody reads its output, 143: kill)
+  137   'umbra kill' ended it, or 'umbra stop' did when its time was over
   139   the guest's processor shut down (triple fault); its registers are on standard error
 
 Examples:
@@ -55,6 +64,48 @@ Examples:
   truncate -s 1G disk.img; umbra run --disk disk.img -- mke2fs /dev/vda
   umbra run -p 8080:80 -- httpd -f -h /etc
   umbra run kernel.elf --initrd module.bin --debug-exit";
+
+/// Below the help of commands that act on VMs.
+pub(crate) const VMS: &str = "\
+Exit status:
+  0     it was done to every VM
+  1     not to every VM; a sentence on standard error says why
+  125   umbra itself failed";
+
+/// Below `umbra ps --help`.
+pub(crate) const PS: &str = "\
+Examples:
+  umbra ps
+  umbra stop $(umbra ps -q)
+  umbra ps -a --format json
+
+Exit status:
+  0, or 125 with one sentence on standard error";
+
+/// Below `umbra exec --help`.
+pub(crate) const EXEC: &str = "\
+Exit status:
+  N     CMD's own status; 127 if the guest has no such command, 126 if it cannot be run, 128+S if
+        signal S killed it
+  1     there is no such VM, or no commands can be run in it
+  125   umbra itself failed, or CMD cannot be started as asked
+  137   the VM ended
+
+Examples:
+  umbra run -d --name box host -v .:/work -- sleep infinity
+  umbra exec -it -w /work box bash
+  tar c src | umbra exec -i box tar x -C /tmp";
+
+/// Below `umbra console --help`.
+pub(crate) const CONSOLE: &str = "\
+Exit status:
+  0     detached
+  1     there is no such VM, or no console to attach to
+  N     the VM ended, with this status
+
+Examples:
+  umbra run -d --name box; umbra console box
+  echo 'poweroff -f' | umbra console box";
 
 /// Below `umbra fetch --help`.
 pub(crate) const FETCH: &str = "\

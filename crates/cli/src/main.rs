@@ -23,6 +23,7 @@ mod report;
 mod run;
 mod source;
 mod status;
+mod vms;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ use clap::error::{ContextKind, ErrorKind};
 use args::{Args, Command, FetchArgs};
 use debian::{Cache, Freshness, Wanted};
 use status::Status;
+use vms::{commands, list, usage};
 
 fn main() -> ExitCode {
     // A thread that panics leaves the terminal raw and the VM headless: put the one back and end the other.
@@ -54,7 +56,7 @@ fn main() -> ExitCode {
             message::error(&format!("{error:#}"));
             Status::OURS
         }),
-        Err(error) => usage(&error),
+        Err(error) => misuse(&error),
     };
     status.into()
 }
@@ -62,6 +64,18 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<Status> {
     match command {
         Command::Run(args) => run::run(*args),
+        Command::Ps(args) => list::run(&args),
+        Command::Exec(args) => commands::exec(args),
+        Command::Console(args) => commands::console(&args.name),
+        Command::Logs(args) => commands::logs(&args),
+        Command::Stop(args) => commands::stop(&args),
+        Command::Kill(args) => commands::kill(&args.vms),
+        Command::Pause(args) => commands::pause(&args.vms),
+        Command::Resume(args) => commands::resume(&args.vms),
+        Command::Wait(args) => commands::wait(&args.vms),
+        Command::Rm(args) => commands::rm(&args),
+        Command::Inspect(args) => commands::inspect(&args.vms),
+        Command::Stats(args) => usage::run(&args),
         Command::Fetch(args) => fetch(&args),
         Command::Doctor(_) => doctor::run(),
         Command::Debug(args) => debug::run(&args.what),
@@ -82,7 +96,7 @@ fn fetch(args: &FetchArgs) -> Result<Status> {
 }
 
 /// Shows help, or says in one sentence what is wrong with the command line.
-fn usage(error: &clap::Error) -> Status {
+fn misuse(error: &clap::Error) -> Status {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();

@@ -32,6 +32,10 @@ pub(crate) struct Plan {
     pub(crate) shares: Vec<ShareSpec>,
     /// The kernel's command line.
     pub(crate) command_line: String,
+    /// It runs in the background.
+    pub(crate) background: bool,
+    /// It leaves nothing when it has ended.
+    pub(crate) remove: bool,
     /// How long it may run.
     pub(crate) timeout: Option<Duration>,
     /// Whether the process is confined.
@@ -67,6 +71,20 @@ impl Guest {
     /// Whether its first process is Umbra's, which speaks on the control port.
     pub(crate) fn is_ours(&self) -> bool {
         !matches!(self, Self::Theirs { .. } | Self::Booted(_))
+    }
+
+    /// Whether its first process runs commands for the host, if its kernel has a driver for that.
+    pub(crate) fn has_agent(&self) -> bool {
+        matches!(self, Self::Entered(_))
+    }
+
+    /// Whether its command is on a terminal, where it is Umbra's to say.
+    pub(crate) fn is_on_terminal(&self) -> bool {
+        match self {
+            Self::Ours { session, .. } => *session != Session::Piped,
+            Self::Entered(settings) => settings.terminal.is_some(),
+            Self::Theirs { .. } | Self::Booted(_) => false,
+        }
     }
 }
 
@@ -132,6 +150,8 @@ impl Plan {
             _ => args.kernel,
         };
         Ok(Self {
+            background: args.in_background,
+            remove: args.rm || machine.name.is_none(),
             machine,
             memory,
             kernel,
@@ -153,7 +173,7 @@ impl Plan {
         };
         let machine = self.machine.clone();
         VmSpec {
-            name: machine.name,
+            name: machine.name.unwrap_or_default(),
             memory: self.memory,
             cpus: machine.cpus,
             cpu: machine.cpu.unwrap_or_default(),
@@ -179,7 +199,9 @@ impl Plan {
         let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
         let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
         let files = (!self.shares.is_empty()).then_some(["virtiofs", "overlay"]).into_iter().flatten();
-        let mut drivers: Vec<_> = disks.into_iter().chain(network).chain(sockets).chain(files).collect();
+        let agent = self.guest.has_agent().then_some("virtio_console");
+        let mut drivers: Vec<_> =
+            disks.into_iter().chain(network).chain(sockets).chain(files).chain(agent).collect();
         if !drivers.is_empty() {
             drivers.insert(0, "virtio_pci");
         }
@@ -189,13 +211,18 @@ impl Plan {
         drivers
     }
 
+    /// The command; empty for a shell, or where there is none.
+    pub(crate) fn command(&self) -> &[OsString] {
+        match &self.guest {
+            Guest::Ours { command, .. } => command,
+            Guest::Entered(settings) => &settings.command,
+            Guest::Theirs { .. } | Guest::Booted(_) => &[],
+        }
+    }
+
     /// Whether there is a command whose status is to be ours.
     pub(crate) fn has_command(&self) -> bool {
-        match &self.guest {
-            Guest::Ours { command, .. } => !command.is_empty(),
-            Guest::Entered(settings) => !settings.command.is_empty(),
-            Guest::Theirs { .. } | Guest::Booted(_) => false,
-        }
+        !self.command().is_empty()
     }
 }
 
@@ -293,7 +320,7 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
         _ => Directory::Home,
     };
     Settings {
-        hostname: args.machine.name.as_str().to_owned(),
+        hostname: args.machine.name.clone().unwrap_or_default().to_string(),
         root: match source {
             Source::Image(disk) => {
                 Root::Disk { read_only: disk.changes == DiskChanges::Refused, boot: args.command.is_empty() }

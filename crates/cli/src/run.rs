@@ -18,6 +18,9 @@ use crate::plan::{Guest, Plan, Surroundings};
 use crate::report::OwnFigures;
 use crate::source::Source;
 use crate::status::Status;
+use crate::vms::detach;
+use crate::vms::presence::Presence;
+use crate::vms::record::Description;
 use crate::{counters, files, message, report};
 
 /// How long a guest whose command has ended may take to power off.
@@ -44,40 +47,73 @@ enum Ending {
 /// # Errors
 /// If it cannot be built, or we fail it.
 pub(crate) fn run(args: RunArgs) -> Result<Status> {
-    let session = if terminal::is_interactive() {
+    if args.detach && !args.in_background {
+        return detach::start();
+    }
+    let surroundings = Surroundings { session: session(&args), directory: std::env::current_dir().ok() };
+    let source = Source::of(args.source.as_deref())?;
+    let described_source = source.to_string();
+    let plan = Plan::new(args, source, surroundings)?;
+    let (machine, images) = load(&plan)?;
+    let mut presence = note(&plan, &machine, described_source)?;
+    let status = live(&plan, &machine, images, &mut presence).unwrap_or_else(|error| {
+        message::error(&format!("{error:#}"));
+        Status::OURS
+    });
+    presence.end(status);
+    Ok(status)
+}
+
+/// How a command of ours is to meet the console.
+fn session(args: &RunArgs) -> Session {
+    // In the background nobody is there to type, but to a shell somebody may come.
+    let terminal = if args.in_background { args.command.is_empty() } else { terminal::is_interactive() };
+    if terminal {
         Session::Terminal { size: terminal::size(), term: terminal::kind() }
     } else {
         Session::Piped
+    }
+}
+
+/// Lets others see the VM.
+fn note(plan: &Plan, machine: &VmSpec, source: String) -> Result<Presence> {
+    let command = plan.command().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let description = Description {
+        remove: plan.remove,
+        detached: plan.background,
+        ..Description::new(machine, source, command)
     };
-    let source = Source::of(args.source.as_deref())?;
-    let surroundings = Surroundings { session, directory: std::env::current_dir().ok() };
-    let plan = Plan::new(args, source, surroundings)?;
-    let (machine, images) = load(&plan)?;
+    let name = plan.machine.name.as_ref().map(spec::Name::as_str);
+    Presence::open(name, description)
+}
+
+/// The VM's life.
+fn live(plan: &Plan, machine: &VmSpec, images: BootImages, presence: &mut Presence) -> Result<Status> {
     let (events, queue) = Events::queue();
-    let mut console = Console::new(&plan.guest, events);
-    let mut builder = Builder::new(&machine, images).on_reset(if plan.guest.is_ours() {
+    let mut console = Console::new(&plan.guest, presence.hub(), events);
+    let mut builder = Builder::new(machine, images).on_reset(if plan.guest.is_ours() {
         OnReset::Stop
     } else {
         OnReset::Reboot
     });
-    for (port, sink) in console.ports()? {
-        builder = builder.serial(port, sink);
-    }
+    builder = console.plug(builder)?;
     let opened = builder.open()?;
     let figures = plan.verbose.then(OwnFigures::open);
     if plan.jail {
         let needs = Needs {
             directories: opened.directories(),
+            own: &presence.directories()?,
             ram_bytes: plan.memory.bytes(),
             before_the_end: terminal::restore_at_once,
         };
         jail::shut(&needs).context("the VM cannot be jailed; --no-jail runs it without, for debugging")?;
     }
     let vm = opened.build()?.start()?;
+    presence.start(&vm, plan.guest.is_ours(), console.agent())?;
     console.start(&vm)?;
     jail::enter(Role::Main);
     let mut watch = Watch::new(plan.timeout);
-    let ending = watch.until_the_end(&vm, &console, &queue)?;
+    let ending = watch.until_the_end(&vm, &console, presence, &queue)?;
     if !matches!(ending, Ending::Stopped(_)) {
         vm.stop();
     }
@@ -108,7 +144,7 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
             let bytes = initramfs::build(&Contents {
                 busybox: &files::read(&busybox.program, "busybox", limit)?,
                 applets: &busybox.applets,
-                hostname: plan.machine.name.as_str(),
+                hostname: plan.machine.name.clone().unwrap_or_default().as_str(),
                 modules: &modules(plan, &path)?,
                 command,
                 session,
@@ -166,7 +202,13 @@ impl Watch {
     }
 
     /// Reacts to events until one of them is the end.
-    fn until_the_end(&mut self, vm: &VmHandle, console: &Console, queue: &Receiver<Event>) -> Result<Ending> {
+    fn until_the_end(
+        &mut self,
+        vm: &VmHandle,
+        console: &Console,
+        presence: &Presence,
+        queue: &Receiver<Event>,
+    ) -> Result<Ending> {
         loop {
             match self.next(queue)? {
                 None if self.reported.is_some() => return Ok(Ending::Lingering),
@@ -178,9 +220,10 @@ impl Watch {
                     return Ok(Ending::Signal(signal));
                 }
                 Some(Event::Signal(signal)) => console.signal(signal, vm),
-                Some(Event::Guest(FromGuest::Ready)) if self.ready.is_none() => {
+                Some(Event::Guest(FromGuest::Ready(way))) if self.ready.is_none() => {
                     self.ready = Some(self.started.elapsed());
-                    console.start_input();
+                    console.start_input(vm, way);
+                    presence.ready();
                 }
                 Some(Event::Guest(FromGuest::Exit(status))) if self.reported.is_none() => {
                     self.reported = Some(status);
@@ -213,6 +256,8 @@ fn status(ending: Ending, reported: Option<u8>, expects_reset: bool) -> Result<S
             Status::TRIPLE_FAULT
         }
         Ending::Stopped(Stopped::DebugExit(value)) => Status::debug_exit(value),
+        // By 'umbra kill', or a guest that 'umbra stop' asked in vain.
+        Ending::Stopped(Stopped::Killed) => Status::KILLED,
         Ending::Stopped(_) | Ending::Lingering if reported.is_some() => reported.map_or(Status::OK, Status),
         Ending::Stopped(Stopped::Reset) if !expects_reset => {
             bail!("the guest's kernel panicked or rebooted: run with --verbose to see its messages")

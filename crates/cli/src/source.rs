@@ -1,5 +1,6 @@
 //! What SOURCE is.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
@@ -83,6 +84,17 @@ fn is_image(path: &Path) -> bool {
     let has = |at: usize, mark: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(mark));
     let is_kernel = has(0x202, b"HdrS") || has(0, b"\x7fELF");
     read.is_ok() && !is_kernel && (has(0, b"QFI\xfb") || has(510, &[0x55, 0xaa]) || has(1080, &[0x53, 0xef]))
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours => f.write_str("busybox"),
+            Self::Host => f.write_str(HOST),
+            Self::Directory(path) | Self::Kernel(path) => path.display().fmt(f),
+            Self::Image(disk) => disk.file.display().fmt(f),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,12 +11,16 @@ impl Status {
     pub(crate) const OK: Self = Self(0);
     /// `umbra doctor` found something missing.
     pub(crate) const MISSING: Self = Self(1);
+    /// What was asked for was not done to every VM, as docker says it.
+    pub(crate) const REFUSED: Self = Self(1);
     /// The time allowed ran out, as timeout(1) says it.
     pub(crate) const TIMEOUT: Self = Self(124);
     /// Our own failure, as chroot(1), env(1) and their kind say it.
     pub(crate) const OURS: Self = Self(125);
     /// Nobody reads our output: 128 + SIGPIPE, what the shell says of any filter.
     pub(crate) const BROKEN_PIPE: Self = Self(128 + 13);
+    /// Somebody ended the VM at once: 128 + SIGKILL.
+    pub(crate) const KILLED: Self = Self(128 + 9);
     /// The guest's processor shut down. The shell says 139 of a program that died of SIGSEGV, the nearest kin.
     pub(crate) const TRIPLE_FAULT: Self = Self(139);
 

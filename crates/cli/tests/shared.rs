@@ -25,7 +25,7 @@ fn text(output: &Output) -> String {
 #[test]
 fn the_hosts_programs_run_with_their_streams_and_status() {
     for kernel in kernels_that_share() {
-        let output = run(kernel, &["host", "--name", "guest"], &["uname", "-n"]);
+        let output = run(kernel, &["host", "--name", "guest", "--rm"], &["uname", "-n"]);
         assert_eq!(
             (text(&output).as_str(), output.status.code()),
             ("guest\n", Some(0)),

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{ECHO, KERNELS, Place, debian_kernel, kernel, umbra};
+use common::{ECHO, KERNELS, Place, debian_kernel, kernel, kernels_that_share, umbra};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -33,12 +33,13 @@ impl Session {
     /// The echoing guest, once it has answered.
     fn echo(place: &Place) -> Self {
         place.file("guest", &kernel(ECHO));
-        let mut session = Self::start(place.umbra(&["run", "guest", "-m", "16M"]));
+        let mut session = Self::start(place.umbra(&["run", "guest", "-m", "16M"]), "stops the VM");
         session.type_and_read("!", "!");
         session
     }
 
-    fn start(mut command: Command) -> Self {
+    /// Starts a command; the terminal is raw soon after it has said this.
+    fn start(mut command: Command, said: &str) -> Self {
         let person = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&person).unwrap();
         unlockpt(&person).unwrap();
@@ -49,13 +50,17 @@ impl Session {
         let end = || Stdio::from(terminal.try_clone().unwrap());
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let mut session = Self { child, person: File::from(person), terminal, before };
-        session.read_until("stops the VM");
+        session.read_until(said);
+        session.until_raw();
+        session
+    }
+
+    fn until_raw(&self) {
         let start = Instant::now();
-        while session.modes().intersects(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG) {
+        while self.modes().intersects(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG) {
             assert!(start.elapsed().as_secs() < 60, "the terminal does not become raw");
             std::thread::sleep(Duration::from_millis(1));
         }
-        session
     }
 
     #[track_caller]
@@ -126,11 +131,88 @@ fn so_does_a_signal() {
     session.expect_end(143);
 }
 
+#[test]
+fn ctrl_p_ctrl_q_leaves_a_console_and_the_vm_goes_on() {
+    let place = Place::new();
+    place.file("guest", &kernel(ECHO));
+    let run = place.umbra(&["run", "-d", "--rm", "--name", "box", "guest", "-m", "16M"]).output().unwrap();
+    assert!(run.status.success());
+    for _ in 0..2 {
+        let mut session = Session::start(place.umbra(&["console", "box"]), "leaves it");
+        // One of the keys alone is the guest's.
+        assert!(session.type_and_read("a\x10b\x11c", "c").ends_with("a\x10b\x11c"));
+        session.person.write_all(b"\x10\x11").unwrap();
+        session.expect_end(0);
+    }
+    let mut session = Session::start(place.umbra(&["console", "box"]), "leaves it");
+    session.person.write_all(b"q").unwrap();
+    session.expect_end(0);
+    assert!(place.umbra(&["ps", "-aq"]).output().unwrap().stdout.is_empty());
+}
+
+/// A shell in the background has the size of the terminal that is attached to it.
+#[test]
+fn a_console_brings_its_size() {
+    let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
+    let place = Place::new();
+    let here = |args: &[&str]| {
+        let mut command = umbra(args);
+        command.env("XDG_RUNTIME_DIR", place.path());
+        command
+    };
+    let run =
+        here(&["run", "-d", "--name", "box", "--kernel", &kernel, "--timeout", "10m"]).output().unwrap();
+    assert!(run.status.success());
+    let mut log = here(&["logs", "-f", "box"]).stdout(Stdio::piped()).spawn().unwrap();
+    // The shell's first word: it is there.
+    log.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let mut session = Session::start(here(&["console", "box"]), "leaves it");
+    session.type_and_read("stty size\r", "33 101\r\n");
+    let stop = here(&["stop", "--timeout", "5m", "box"]).output().unwrap();
+    assert!(stop.status.success());
+    session.expect_end(0);
+    log.wait().unwrap();
+}
+
+/// A second person at a guest, on a terminal of his own.
+#[test]
+fn exec_brings_a_terminal() {
+    let Some(kernel) = kernels_that_share().first() else { return };
+    let place = Place::new();
+    let here = |args: &[&str]| {
+        let mut command = umbra(args);
+        command.env("XDG_RUNTIME_DIR", place.path());
+        command
+    };
+    let args =
+        ["run", "-d", "--name", "box", "host", "--kernel", kernel, "--timeout", "10m", "--", "sleep", "1000"];
+    assert!(here(&args).output().unwrap().status.success());
+    let start = Instant::now();
+    while !here(&["exec", "box", "true"]).output().unwrap().status.success() {
+        assert!(start.elapsed().as_secs() < 120);
+    }
+    let mut session =
+        Session::start(here(&["exec", "-it", "box", "sh", "-c", "echo hello; exec sh"]), "hello\r\n");
+    session.type_and_read("stty size\r", "33 101\r\n");
+    tcsetwinsize(&session.terminal, Winsize { ws_row: 44, ..SIZE }).unwrap();
+    kill_process(Pid::from_child(&session.child), Signal::WINCH).unwrap();
+    session.type_and_read(
+        "while [ \"$(stty size)\" != '44 101' ]; do :; done; echo fol\"\"lowed\r",
+        "followed\r\n",
+    );
+    session.type_and_read("sh -c 'echo star\"\"ted; sleep 1000'\r", "started\r\n");
+    session.type_and_read("\x03", "# ");
+    session.person.write_all(b"exit 6\r").unwrap();
+    session.expect_end(6);
+    assert!(here(&["rm", "-f", "box"]).output().unwrap().status.success());
+}
+
 /// A person at Debian's shell: size, job control, an editor, power-off.
 #[test]
 fn a_shell_on_a_terminal() {
     let Some(kernel) = debian_kernel(KERNELS[0]) else { return };
-    let mut session = Session::start(umbra(&["run", "--kernel", &kernel, "--timeout", "10m"]));
+    let mut session =
+        Session::start(umbra(&["run", "--kernel", &kernel, "--timeout", "10m"]), "stops the VM");
     session.read_until("# ");
     session.type_and_read("stty size\r", "33 101\r\n");
     // Ctrl-C is meant for what has said that it is there.

@@ -5,13 +5,15 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use init::{Directory, Settings};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait};
 
 use crate::account::{Account, Accounts};
-use crate::console::{Console, carry};
+use crate::agent::Agent;
+use crate::console::{Console, Way, carry};
 use crate::{Failure, session};
 
 /// Where programs are looked for.
@@ -20,24 +22,41 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const SHELL: &str = "/bin/sh";
 
 /// Runs the command to its end; returns its status, as a shell has it.
-pub(crate) fn run(settings: &Settings, console: &Console) -> Result<u8, Failure> {
+pub(crate) fn run(settings: &Settings, console: &Console, agent: Option<&Arc<Agent>>) -> Result<u8, Failure> {
+    let mut command = prepare(settings, console.is_terminal)?;
+    let cannot = |error: io::Error| Failure::new("cannot start the command", error);
+    let is_shell = settings.command.is_empty();
+    let stop = move || ask_to_end(is_shell);
+    if let Some(agent) = agent.filter(|_| !console.is_terminal) {
+        // Input for a session that has not begun would be nobody's.
+        let begun = agent.begin(0, settings)?;
+        console.ready(Way::Port, stop)?;
+        let status = await_end(begun.process, Some(agent))?;
+        signal_everybody(Signal::KILL);
+        agent.farewell(begun, status);
+        return Ok(status);
+    }
+    console.ready(Way::Serial, stop)?;
+    let streams = Streams::start(&mut command, console).map_err(cannot)?;
+    let status = await_end(streams.child.id(), agent)?;
+    streams.finish();
+    Ok(status)
+}
+
+/// The command, as the settings say, but for its streams.
+pub(crate) fn prepare(settings: &Settings, is_terminal: bool) -> Result<Command, Failure> {
     let account = Accounts::read().find(settings.user.as_deref().unwrap_or("0"))?;
     let directory = directory(settings, &account)?;
     let mut command = Command::new("/proc/self/exe");
     command
-        .args(session::arguments(&account, console.is_terminal))
+        .args(session::arguments(&account, is_terminal))
         .args(words(settings, &account))
         .current_dir(&directory)
         .env_clear()
         .envs(environment(settings, &account))
         .env("PWD", &directory)
         .envs(settings.environment.iter().map(|(name, value)| (name, value)));
-    let cannot = |error: io::Error| Failure::new("cannot start the command", error);
-    console.ready()?;
-    let streams = Streams::start(&mut command, console).map_err(cannot)?;
-    let status = await_end(&streams.child)?;
-    streams.finish();
-    Ok(status)
+    Ok(command)
 }
 
 /// The account's shell.
@@ -117,12 +136,24 @@ impl Streams {
 
     /// The command has ended, and so does everything that it left behind: what was written until then is carried out.
     fn finish(self) {
-        // The group of the first process is everybody but that (kill(2)).
-        let _ = kill_process_group(Pid::INIT, Signal::KILL);
+        signal_everybody(Signal::KILL);
         for carrier in self.carriers {
             let _ = carrier.join();
         }
     }
+}
+
+/// Asks everybody to end, as a system that shuts down does. A shell at a terminal hears of that by its hanging up only.
+fn ask_to_end(is_shell: bool) {
+    signal_everybody(Signal::TERM);
+    if is_shell {
+        signal_everybody(Signal::HUP);
+    }
+}
+
+fn signal_everybody(signal: Signal) {
+    // The group of the first process is everybody but that (kill(2)).
+    let _ = kill_process_group(Pid::INIT, signal);
 }
 
 fn carrier(from: impl io::Read + Send + 'static, to: File) -> JoinHandle<()> {
@@ -130,13 +161,19 @@ fn carrier(from: impl io::Read + Send + 'static, to: File) -> JoinHandle<()> {
 }
 
 /// Waits for the end of the command, and buries whoever else dies meanwhile, as a first process has to.
-fn await_end(child: &Child) -> Result<u8, Failure> {
+fn await_end(process: u32, agent: Option<&Arc<Agent>>) -> Result<u8, Failure> {
     loop {
         match wait(WaitOptions::empty()) {
-            Ok(Some((pid, status))) if pid.as_raw_nonzero().get().cast_unsigned() == child.id() => {
-                return Ok(status_of(status));
+            Ok(Some((pid, status))) => {
+                let (pid, status) = (pid.as_raw_nonzero().get().cast_unsigned(), status_of(status));
+                if pid == process {
+                    return Ok(status);
+                }
+                if let Some(agent) = agent {
+                    agent.buried(pid, status);
+                }
             }
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Failure::new("cannot wait for the command", error)),
         }
     }

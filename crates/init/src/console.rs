@@ -3,13 +3,16 @@
 //! | port | job |
 //! |---|---|
 //! | ttyS0 | the terminal; or standard input and standard output |
-//! | ttyS1 | control: lines of text. To the host `ready` and `exit N`, from it `size ROWS COLUMNS` |
+//! | ttyS1 | control: lines of text. To the host `ready` (or `ready port`) and `exit N`, from it `size ROWS COLUMNS` and `stop` |
 //! | ttyS2 | the kernel's console; without a terminal also standard error |
 //!
 //! On a terminal the command has ttyS0 itself, as its session's terminal. Otherwise its three streams are pipes, as they
 //! would be on the host, and threads carry the bytes between these and the ports. A serial line has no end of input but
 //! in canonical mode, so input stays in that; every special character is off but the two that the host quotes data
 //! with. Flow control keeps the line discipline from dropping what is not read yet.
+//!
+//! Where the kernel has a driver for a virtio console, a command's streams go that way instead ([`crate::agent`]), which is
+//! a hundred times as fast.
 //!
 //! Ports are opened before `ready` is said, for a driver empties a port's buffers when it is opened first.
 
@@ -29,6 +32,15 @@ const EOF: u8 = 0x04;
 const LNEXT: u8 = 0x16;
 /// A serial port that nobody waits for.
 const SPEED: u32 = 115_200;
+
+/// Which way the command's streams go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Through the serial ports.
+    Serial,
+    /// As session 0 of the [`crate::agent`].
+    Port,
+}
 
 /// The open ports.
 pub(crate) struct Console {
@@ -123,21 +135,26 @@ impl Console {
         Ok(Self { main, control, log, is_terminal: terminal.is_some() })
     }
 
-    /// Says that input may come, and follows the size of the host's terminal from then on.
-    pub(crate) fn ready(&self) -> Result<(), Failure> {
+    /// Says that input may come, and follows the host from then on: the size of its terminal, and its wish that all end, of
+    /// which `stop` hears.
+    pub(crate) fn ready(&self, way: Way, stop: impl Fn() + Send + 'static) -> Result<(), Failure> {
         let failed = |error| Failure::new("cannot use a serial port", error);
         let (control, main) =
             (self.control.try_clone().map_err(failed)?, self.main.try_clone().map_err(failed)?);
-        if self.is_terminal {
-            std::thread::spawn(move || {
-                for line in BufReader::new(control).lines().map_while(Result::ok) {
-                    if let Some(size) = new_size(&line) {
-                        resize(&main, size);
-                    }
+        let is_terminal = self.is_terminal;
+        std::thread::spawn(move || {
+            for line in BufReader::new(control).lines().map_while(Result::ok) {
+                match new_size(&line) {
+                    Some(size) if is_terminal => resize(&main, size),
+                    None if line == "stop" => stop(),
+                    _ => {}
                 }
-            });
-        }
-        self.say("ready\n");
+            }
+        });
+        self.say(match way {
+            Way::Serial => "ready\n",
+            Way::Port => "ready port\n",
+        });
         Ok(())
     }
 
@@ -201,7 +218,8 @@ fn new_size(line: &str) -> Option<(u16, u16)> {
     Some((rows.parse().ok()?, columns.parse().ok()?))
 }
 
-fn resize(terminal: &File, (ws_row, ws_col): (u16, u16)) {
+/// Tells a terminal its height and width.
+pub(crate) fn resize(terminal: &File, (ws_row, ws_col): (u16, u16)) {
     let _ = tcsetwinsize(terminal, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
 }
 

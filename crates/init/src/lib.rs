@@ -3,6 +3,8 @@
 //! The text form is a list of `KEY=VALUE`, each ended by a NUL, since arguments, paths and environment may hold anything
 //! else.
 
+pub mod wire;
+
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

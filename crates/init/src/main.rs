@@ -1,7 +1,7 @@
 //! The first process of a guest whose root is shared from the host, or on a disk ([`disk`]).
 //!
 //! It loads drivers, puts the root together ([`root`]), sets the network ([`network`]) and the console up ([`console`]), runs the user's command
-//! ([`command`]), says on the control port what became of it, and powers the machine off. Whatever fails is said in one
+//! ([`command`]) and those that the host begins later ([`agent`]), says on the control port what became of it, and powers the machine off. Whatever fails is said in one
 //! sentence on the kernel's console, and is status 125.
 //!
 //! # Two processes of one program
@@ -10,6 +10,7 @@
 //! and then the command.
 
 mod account;
+mod agent;
 mod command;
 mod console;
 mod disk;
@@ -24,6 +25,7 @@ use std::os::unix::ffi::OsStrExt;
 use init::{Root, SETTINGS, Settings};
 use rustix::system::RebootCommand;
 
+use agent::Agent;
 use console::Console;
 
 /// What could not be done, in a sentence.
@@ -59,7 +61,8 @@ fn run() {
     let prepared = prepare();
     let quiet = match &prepared {
         Ok((settings, console)) => {
-            let status = command::run(settings, console).unwrap_or_else(|Failure(why)| {
+            let agent = Agent::start(settings);
+            let status = command::run(settings, console, agent.as_ref()).unwrap_or_else(|Failure(why)| {
                 console.complain(&why);
                 OURS
             });

@@ -35,6 +35,7 @@ use crate::handle::{Message, OnReset};
 use crate::host_share::HostShare;
 use crate::machine::{BootImages, BootPlan, Machine, next_record};
 use crate::platform::MachinePlatform;
+use crate::ports::{Ports, Wanted};
 use crate::serial::SerialSink;
 use crate::vcpu_thread::VcpuCell;
 use crate::{VmError, engines, functions};
@@ -44,6 +45,7 @@ pub struct Builder {
     spec: VmSpec,
     images: BootImages,
     serial: [Option<Box<dyn SerialSink>>; 4],
+    ports: Vec<Wanted>,
     on_reset: OnReset,
     engine: Option<Arc<dyn Engine>>,
 }
@@ -55,6 +57,7 @@ impl Builder {
             spec: spec.clone(),
             images,
             serial: [const { None }; 4],
+            ports: Vec::new(),
             on_reset: OnReset::default(),
             engine: None,
         }
@@ -66,6 +69,13 @@ impl Builder {
         if let Some(place) = self.serial.get_mut(port) {
             *place = Some(sink);
         }
+        self
+    }
+
+    /// Adds a port of this name to the machine's virtio console, with `sink` at its far end.
+    #[must_use]
+    pub fn port(mut self, name: &str, sink: Box<dyn SerialSink>) -> Self {
+        self.ports.push((name.to_owned(), sink));
         self
     }
 
@@ -93,8 +103,8 @@ impl Builder {
             None => engines::of(&self.spec)?,
         };
         let functions = functions::of(&self.spec)?;
-        let Self { spec, images, serial, on_reset, .. } = self;
-        Ok(Opened { spec, images, serial, on_reset, engine, functions })
+        let Self { spec, images, serial, ports, on_reset, .. } = self;
+        Ok(Opened { spec, images, serial, ports, on_reset, engine, functions })
     }
 
     /// Builds the machine.
@@ -119,6 +129,7 @@ pub struct Opened {
     spec: VmSpec,
     images: BootImages,
     serial: [Option<Box<dyn SerialSink>>; 4],
+    ports: Vec<Wanted>,
     on_reset: OnReset,
     engine: Arc<dyn Engine>,
     functions: Functions,
@@ -156,13 +167,20 @@ impl Opened {
 
     fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
         let ground = ground(&self.spec)?;
+        let (ports, console) = Ports::start(self.ports, &ground.events)?;
+        let mut functions = self.functions.services;
+        functions.extend(console);
         let options = ChipOptions {
             serial: self.serial,
             debug_exit: self.spec.debug_exit,
-            functions: self.functions.services,
+            functions,
             facts: facts(&self.spec),
         };
-        ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(&*self.engine, self.on_reset)
+        ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(
+            &*self.engine,
+            self.on_reset,
+            ports,
+        )
     }
 }
 
@@ -249,7 +267,7 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn with_vcpus(self, engine: &dyn Engine, on_reset: OnReset) -> Result<Machine, VmError> {
+    fn with_vcpus(self, engine: &dyn Engine, on_reset: OnReset, ports: Ports) -> Result<Machine, VmError> {
         let Self { populated: Populated { ground, chips }, boot, state } = self;
         let router = Arc::new(chips.router);
         let host_share = Arc::new(HostShare::new(ground.bells.len(), chips.kvm_sched));
@@ -280,6 +298,7 @@ impl Loaded {
             router,
             power: chips.power,
             serial: chips.serial,
+            ports,
             _workers: chips.workers,
             engine: engine.name(),
             vcpus,

@@ -47,7 +47,8 @@ struct Driver {
 /// If the host has no threads for us.
 pub(crate) fn start(machine: Machine) -> Result<VmHandle, VmError> {
     let board = Arc::new(Board::new(State::Running));
-    let handle = VmHandle::new(machine.outbox.clone(), board.clone(), machine.serial_inputs());
+    let handle =
+        VmHandle::new(machine.outbox.clone(), board.clone(), machine.serial_inputs(), machine.ports.inputs());
     let threads = Vec::new();
     let mut driver = Driver { machine, threads, board, state: State::Paused, resets: 0 };
     for vcpu in &driver.machine.vcpus {

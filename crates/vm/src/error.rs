@@ -73,6 +73,9 @@ pub enum VmError {
     /// The network cannot be had.
     #[error(transparent)]
     Network(#[from] UserNetError),
+    /// The host has no descriptors for ports.
+    #[error("the guest's ports cannot be made: {0}")]
+    Ports(std::io::Error),
     /// The host has no thread for us.
     #[error("the host gives no thread: {0}")]
     Thread(std::io::Error),

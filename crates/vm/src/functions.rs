@@ -1,7 +1,7 @@
 //! What is on the PCI bus, and the threads that serve it.
 //!
 //! Order matters to guests: the entropy source is device 1, disks follow in the order of the description, then shared
-//! directories, then the socket device, then the network adapter.
+//! directories, then the socket device, then the network adapter, then the console with its ports.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ use backend::share::{Access, Share};
 use backend::vsock::SocketFiles;
 use backend::{Changes, Disk, DiskError, Format, Image};
 use bus::Lifecycle;
-use host::jail::Directory;
+use host::jail::{self, Directory};
 use spec::{
     DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec, VsockSpec,
 };
@@ -27,8 +27,9 @@ use virtio::vsock::Vsock;
 use crate::VmError;
 use crate::events::{EventSink, Watch};
 
-/// The most disks, shared directories and socket devices: device 0 is the bridge, device 1 the entropy source, the last the network adapter.
-const MOST: usize = 29;
+/// The most disks, shared directories and socket devices: device 0 is the bridge, device 1 the entropy source, the last two the
+/// network adapter and the console.
+const MOST: usize = 28;
 /// The most bytes of a packet on the user-mode network, as on any Ethernet.
 const MTU: u16 = 1500;
 
@@ -74,7 +75,8 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
         let validity = if *settled { Validity::Settled } else { Validity::Changing };
         let share = Share::open(directory, access, spec.shares.len())?;
-        directories.push(Directory { descriptor: share.root()?, writable: !read_only });
+        let access = if *read_only { jail::Access::Read } else { jail::Access::Change };
+        directories.push(Directory { descriptor: share.root()?, access });
         services.push(Box::new(Fs::new(share, tag, validity, queues)));
     }
     if let Some(VsockSpec { path }) = &spec.vsock {

@@ -13,6 +13,7 @@ use state::Record;
 use crate::VmError;
 use crate::dump::Dump;
 use crate::events::Event;
+use crate::ports::PortInput;
 use crate::serial::SerialInput;
 
 /// Whether the VM runs.
@@ -151,6 +152,7 @@ struct HandleInner {
     driver: Sender<Message>,
     board: Arc<Board>,
     serial: [Option<SerialInput>; 4],
+    ports: Vec<PortInput>,
 }
 
 impl Drop for HandleInner {
@@ -161,13 +163,23 @@ impl Drop for HandleInner {
 
 impl VmHandle {
     /// A handle on the VM whose driver reads `driver` and writes `board`.
-    pub(crate) fn new(driver: Sender<Message>, board: Arc<Board>, serial: [Option<SerialInput>; 4]) -> Self {
-        Self(Arc::new(HandleInner { driver, board, serial }))
+    pub(crate) fn new(
+        driver: Sender<Message>,
+        board: Arc<Board>,
+        serial: [Option<SerialInput>; 4],
+        ports: Vec<PortInput>,
+    ) -> Self {
+        Self(Arc::new(HandleInner { driver, board, serial, ports }))
     }
 
     /// The far end of a serial port's receive line, COM1 being 0. `None` if the port is not there.
     pub fn serial_input(&self, port: usize) -> Option<SerialInput> {
         self.0.serial.get(port)?.clone()
+    }
+
+    /// Where bytes for a port of the virtio console go, in the order of [`crate::Builder::port`]. `None` if there are fewer.
+    pub fn port_input(&self, port: usize) -> Option<PortInput> {
+        self.0.ports.get(port).cloned()
     }
 
     /// Waits until the VM has stopped.

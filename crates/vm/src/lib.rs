@@ -14,7 +14,7 @@
 //! | `vcpu_thread`, `gate` | the thread of a vCPU; when vCPUs may run and where idle ones wait |
 //! | `clock`, `alarms` | guest time and TSC, which stop with the VM; the thread that calls devices when their time has come |
 //! | `events` | what the machine tells its driver |
-//! | `serial` | the host ends of the serial ports |
+//! | `serial`, `ports` | the host ends of the serial ports, and of the ports of a virtio console |
 //! | `dump` | what a processor looked like when it could not go on |
 
 mod alarms;
@@ -33,6 +33,7 @@ mod host_share;
 mod image;
 mod machine;
 mod platform;
+mod ports;
 mod saved_ram;
 mod serial;
 mod vcpu_thread;
@@ -45,4 +46,5 @@ pub use error::VmError;
 pub use handle::{OnReset, State, Stats, Stopped, VcpuFigures, VmHandle};
 pub use image::Image;
 pub use machine::{BootImages, Initrd, Machine};
+pub use ports::PortInput;
 pub use serial::{SerialInput, SerialSink};

@@ -25,6 +25,7 @@ use crate::events::EventSink;
 use crate::functions::Workers;
 use crate::handle::{Message, OnReset, Stats, VmHandle};
 use crate::image::Image;
+use crate::ports::Ports;
 use crate::saved_ram::SavedRam;
 use crate::serial::{SerialInput, SerialPort};
 use crate::vcpu_thread::VcpuCell;
@@ -100,6 +101,7 @@ pub struct Machine {
     pub(crate) router: Arc<Router>,
     pub(crate) power: Arc<Mutex<AcpiPm>>,
     pub(crate) serial: [Option<SerialPort>; 4],
+    pub(crate) ports: Ports,
     /// Held for as long as the machine lives.
     pub(crate) _workers: Vec<Workers>,
     /// Its name.

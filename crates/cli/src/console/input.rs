@@ -71,7 +71,7 @@ fn send_typed(read: &[u8], send: &dyn Fn(&[u8]) -> bool, events: &Events) -> boo
 }
 
 /// Tells a guest that understands it that there is no more.
-fn end(style: Style, encoder: &mut Encoder, send: &dyn Fn(&[u8]) -> bool) {
+pub(super) fn end(style: Style, encoder: &mut Encoder, send: &dyn Fn(&[u8]) -> bool) {
     if style == Style::Quoted {
         let mut typed = Vec::new();
         encoder.end(&mut typed);

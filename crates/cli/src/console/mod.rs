@@ -1,9 +1,10 @@
-//! The guest's console on standard input and output.
+//! The guest's console: on standard input and output, or in the background in a hub ([`crate::vms::hub`]).
 //!
 //! Everything that happens while a VM runs becomes an [`Event`] in one queue, which the main thread reads: the VM
 //! ends, a signal arrives, the user detaches, the guest reports. The other threads here only wait for one thing each:
 //! standard input ([`input`]), signals ([`signals`]), the end of the VM.
 
+pub(crate) mod agent;
 mod control;
 mod encode;
 mod input;
@@ -13,21 +14,26 @@ pub(crate) mod terminal;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::{Context, Result};
 use host::jail::Role;
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCONT, SIGWINCH};
-use vm::{SerialSink, Stopped, VmHandle};
+use vm::{Builder, SerialSink, Stopped, VmHandle};
 
-pub(crate) use control::FromGuest;
+use agent::{Agent, AgentSink, Said};
+pub(crate) use control::{FromGuest, Way, size_line};
+use encode::Encoder;
 use input::Style;
-use sinks::{Control, LineEnds, Output};
+pub(crate) use sinks::LineEnds;
+use sinks::{Control, Output};
 use terminal::RawMode;
 
 use crate::message;
 use crate::plan::Guest;
+use crate::vms::hub::{Hub, HubSink, Input};
 
 /// Something that the main thread has to know.
 #[derive(Debug)]
@@ -61,15 +67,23 @@ impl Events {
     }
 }
 
+/// How standard input is read.
+type Job = Box<dyn FnOnce() + Send>;
+
 /// The host's side of the console.
 pub(crate) struct Console {
     events: Events,
     /// The root file system is ours: there are ports for control and for the kernel's messages, too.
     ours: bool,
+    /// It is a terminal's: a person's, or in the background nobody's yet.
     interactive: bool,
+    /// The VM is in the background, and this is its console.
+    hub: Option<Arc<Hub>>,
+    /// Of a guest whose first process listens to a port.
+    agent: Option<Arc<Agent>>,
     raw: Option<RawMode>,
-    /// Tells the thread that reads standard input to begin.
-    input: Option<Sender<()>>,
+    /// What the thread that reads standard input is to do.
+    input: Option<Sender<Job>>,
 }
 
 /// The console's port.
@@ -78,34 +92,55 @@ const CONSOLE_PORT: usize = 0;
 const CONTROL_PORT: usize = 1;
 /// The kernel's messages.
 const LOG_PORT: usize = 2;
+/// The virtio console's port where commands are run.
+const AGENT_PORT: usize = 0;
 
 impl Console {
-    /// A console for one VM.
-    pub(crate) fn new(guest: &Guest, events: Events) -> Self {
-        Self {
-            events,
-            ours: guest.is_ours(),
-            interactive: terminal::is_interactive(),
-            raw: None,
-            input: None,
-        }
+    /// A console for one VM, which is in the background if there is a hub.
+    pub(crate) fn new(guest: &Guest, hub: Option<Arc<Hub>>, events: Events) -> Self {
+        let ours = guest.is_ours();
+        let interactive = if hub.is_some() { guest.is_on_terminal() } else { terminal::is_interactive() };
+        let agent = guest.has_agent().then(Arc::default);
+        Self { events, ours, interactive, hub, agent, raw: None, input: None }
     }
 
-    /// The serial ports to build into the machine, with their numbers.
+    /// Builds the console's ports into a machine.
     ///
     /// # Errors
     /// If standard output or standard error is closed.
-    pub(crate) fn ports(&self) -> Result<Vec<(usize, Box<dyn SerialSink>)>> {
-        let stdout = Output::stdout(self.events.clone()).context("standard output cannot be used")?;
-        let mut ports: Vec<(usize, Box<dyn SerialSink>)> = vec![(CONSOLE_PORT, Box::new(stdout))];
+    pub(crate) fn plug(&self, mut builder: Builder) -> Result<Builder> {
+        builder = builder.serial(CONSOLE_PORT, self.output()?);
         if self.ours {
-            let line_ends = if self.interactive { LineEnds::Kept } else { LineEnds::Unix };
-            let log =
-                Output::stderr(line_ends, self.events.clone()).context("standard error cannot be used")?;
-            ports.push((CONTROL_PORT, Box::new(Control::new(self.events.clone()))));
-            ports.push((LOG_PORT, Box::new(log)));
+            builder = builder
+                .serial(CONTROL_PORT, Box::new(Control::new(self.events.clone())))
+                .serial(LOG_PORT, self.log()?);
         }
-        Ok(ports)
+        if let Some(agent) = &self.agent {
+            builder = builder.port(init::wire::PORT, Box::new(AgentSink::new(agent.clone())));
+        }
+        Ok(builder)
+    }
+
+    /// Who runs commands in the guest, if there is such.
+    pub(crate) fn agent(&self) -> Option<Arc<Agent>> {
+        self.agent.clone()
+    }
+
+    fn output(&self) -> Result<Box<dyn SerialSink>> {
+        Ok(match &self.hub {
+            Some(hub) => Box::new(HubSink::output(hub.clone())),
+            None => Box::new(Output::stdout(self.events.clone()).context("standard output cannot be used")?),
+        })
+    }
+
+    fn log(&self) -> Result<Box<dyn SerialSink>> {
+        let line_ends = if self.interactive { LineEnds::Kept } else { LineEnds::Unix };
+        Ok(match &self.hub {
+            Some(hub) => Box::new(HubSink::error(hub.clone(), line_ends)),
+            None => Box::new(
+                Output::stderr(line_ends, self.events.clone()).context("standard error cannot be used")?,
+            ),
+        })
     }
 
     /// The VM runs: takes the terminal, catches signals, and waits for its end. All threads are made here.
@@ -114,50 +149,86 @@ impl Console {
     /// If the terminal cannot be used, a signal cannot be caught, or there is no thread.
     pub(crate) fn start(&mut self, vm: &VmHandle) -> Result<()> {
         signals::watch(self.events.clone()).context("cannot catch signals")?;
-        if self.interactive {
+        if self.interactive && self.hub.is_none() {
             message::note("Ctrl-] stops the VM");
             self.raw = Some(RawMode::enter().context("cannot use the terminal")?);
         }
+        if let (Some(agent), Some(port)) = (&self.agent, vm.port_input(AGENT_PORT)) {
+            agent.connect(port);
+            let (agent, output, log) = (agent.clone(), self.output()?, self.log()?);
+            spawn("streams", move || pass_on(&agent, output, log))?;
+        }
         let (waiter, events) = (vm.clone(), self.events.clone());
         spawn("vm-wait", move || events.send(Event::Stopped(waiter.wait())))?;
-        self.prepare_input(vm)?;
+        self.prepare_input()?;
         // Umbra's guest says when; any other reads its port when it likes.
         if !self.ours {
-            self.start_input();
+            self.start_input(vm, Way::Serial);
         }
         Ok(())
     }
 
-    /// Starts the thread that will read standard input.
-    fn prepare_input(&mut self, vm: &VmHandle) -> Result<()> {
-        let Some(port) = vm.serial_input(CONSOLE_PORT) else { return Ok(()) };
+    /// Makes the thread that will read standard input.
+    fn prepare_input(&mut self) -> Result<()> {
+        let (begin, begun) = channel::<Job>();
+        self.input = Some(begin);
+        spawn("stdin", move || {
+            if let Ok(job) = begun.recv() {
+                job();
+            }
+        })
+    }
+
+    /// The guest is ready for input.
+    pub(crate) fn start_input(&self, vm: &VmHandle, way: Way) {
+        if let (Way::Port, Some(agent)) = (way, &self.agent) {
+            return self.start_agent_input(agent.clone());
+        }
+        let Some(port) = vm.serial_input(CONSOLE_PORT) else { return };
+        if let Some(hub) = &self.hub {
+            if self.interactive || !self.ours {
+                let control = vm.serial_input(CONTROL_PORT).filter(|_| self.ours);
+                hub.set_input(Input { console: port, control });
+            } else {
+                // A command's input is empty, as that of any in the background.
+                input::end(Style::Quoted, &mut Encoder::default(), &|bytes| port.send(bytes));
+            }
+            return;
+        }
         let style = match (self.interactive, self.ours) {
             (true, _) => Style::Terminal,
             (false, true) => Style::Quoted,
             (false, false) => Style::Plain,
         };
         let events = self.events.clone();
-        let (begin, begun) = channel();
-        self.input = Some(begin);
-        spawn("stdin", move || {
-            if begun.recv().is_ok() {
-                input::pump(style, &|bytes| port.send(bytes), &events);
-            }
-        })
+        self.read_by(move || input::pump(style, &|bytes| port.send(bytes), &events));
     }
 
-    /// The guest is ready for input.
-    pub(crate) fn start_input(&self) {
+    /// The same for one whose command's streams go through the port: no terminal is there.
+    fn start_agent_input(&self, agent: Arc<Agent>) {
+        let main = agent.main();
+        if self.hub.is_some() {
+            return agent.input_end(&main);
+        }
+        let events = self.events.clone();
+        self.read_by(move || {
+            input::pump(Style::Plain, &|bytes| agent.input(&main, bytes), &events);
+            agent.input_end(&main);
+        });
+    }
+
+    /// Lets the thread for standard input do this.
+    fn read_by(&self, job: impl FnOnce() + Send + 'static) {
         if let Some(begin) = &self.input {
             // Its thread ends when the user detaches.
-            let _ = begin.send(());
+            let _ = begin.send(Box::new(job));
         }
     }
 
     /// A signal that asks for no end has arrived.
     pub(crate) fn signal(&self, number: i32, vm: &VmHandle) {
         match number {
-            SIGWINCH if self.interactive && self.ours => {
+            SIGWINCH if self.raw.is_some() && self.ours => {
                 if let Some(port) = vm.serial_input(CONTROL_PORT) {
                     let (rows, columns) = terminal::size();
                     port.send(control::size_line(rows, columns).as_bytes());
@@ -172,6 +243,33 @@ impl Console {
     /// Gives the terminal back.
     pub(crate) fn close(&mut self) {
         self.raw = None;
+    }
+}
+
+/// Passes the main command's output on to its end.
+fn pass_on(agent: &Agent, mut output: Box<dyn SerialSink>, mut log: Box<dyn SerialSink>) {
+    let main = agent.main();
+    loop {
+        let bytes = match main.next() {
+            Said::Output(bytes) => {
+                output.write(&bytes);
+                bytes.len()
+            }
+            Said::Error(bytes) => {
+                log.write(&bytes);
+                bytes.len()
+            }
+            Said::Exit(_) => return agent.bye(),
+            Said::Lost => return,
+        };
+        agent.passed_on(&main, bytes);
+    }
+}
+
+/// Asks a guest of ours to end whatever runs there.
+pub(crate) fn ask_to_stop(vm: &VmHandle) {
+    if let Some(port) = vm.serial_input(CONTROL_PORT) {
+        port.send(control::STOP_LINE.as_bytes());
     }
 }
 

@@ -20,11 +20,18 @@ pub(super) struct Output {
 
 /// What becomes of a carriage return before a line feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LineEnds {
+pub(crate) enum LineEnds {
     /// It stays.
     Kept,
     /// It goes. The kernel writes its messages for terminals; a file wants them without.
     Unix,
+}
+
+impl LineEnds {
+    /// The parts of these bytes that are kept.
+    pub(crate) fn kept(self, bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+        bytes.split(move |byte| self == Self::Unix && *byte == b'\r').filter(|part| !part.is_empty())
+    }
 }
 
 impl Output {
@@ -56,13 +63,8 @@ impl Output {
 
 impl SerialSink for Output {
     fn write(&mut self, bytes: &[u8]) {
-        match self.line_ends {
-            LineEnds::Kept => self.put(bytes),
-            LineEnds::Unix => {
-                for part in bytes.split(|byte| *byte == b'\r') {
-                    self.put(part);
-                }
-            }
+        for part in self.line_ends.kept(bytes) {
+            self.put(part);
         }
     }
 }

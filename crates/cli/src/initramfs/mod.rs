@@ -70,7 +70,7 @@ pub(crate) fn build(contents: &Contents<'_>) -> Vec<u8> {
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", b"root:x:0:\ntty:x:5:\n");
     add_modules(&mut archive, script::MODULES, contents.modules);
-    archive.program("init", script::init(contents.session).as_bytes());
+    archive.program("init", script::init(contents.session, contents.command.is_empty()).as_bytes());
     archive.program(
         script::COMMAND.trim_start_matches('/'),
         &command_script(contents.command, contents.session),

@@ -108,23 +108,41 @@ grep -q quiet /proc/cmdline && echo 0 >/proc/sys/kernel/printk
 exec poweroff -f
 ";
 
-/// The text of `/init`.
-pub(super) fn init(session: &Session) -> String {
+/// Follows the host: the terminal's size, and the wish that all end. The first process is spared (kill(2)).
+fn follow(session: &Session, is_shell: bool) -> String {
+    let hang_up = if is_shell { "; kill -HUP -1" } else { "" };
+    let size = match session {
+        Session::Terminal { .. } => "stty -F /dev/ttyS0 rows \"$rows\" cols \"$columns\"",
+        Session::Piped => "",
+    };
+    format!(
+        "\
+while read -r word rows columns; do
+    case \"$word\" in
+    size) {size} ;;
+    stop) kill -TERM -1{hang_up} ;;
+    esac
+done <&3 &
+"
+    )
+}
+
+/// The text of `/init`, which runs a command or a shell.
+pub(super) fn init(session: &Session, is_shell: bool) -> String {
+    let follow = follow(session, is_shell);
     let prepare = [PREPARE, &network(), CONSOLE].concat();
     match session {
         Session::Terminal { size: (rows, columns), term } => format!(
             "{prepare}\
 export TERM={term}
 stty -F /dev/ttyS0 115200 sane rows {rows} cols {columns}
-while read -r word rows columns; do
-    [ \"$word\" = size ] && stty -F /dev/ttyS0 rows \"$rows\" cols \"$columns\"
-done <&3 &
+{follow}\
 echo ready >&3
 setsid -c {COMMAND} <&4 >&4 2>&4 3<&- 4<&-
 {FINISH}"
         ),
         Session::Piped => format!(
-            "{prepare}{PIPED}\
+            "{prepare}{PIPED}{follow}\
 echo ready >&3
 {COMMAND} <&4 >&4 2>/dev/ttyS2 3<&- 4<&-
 {FINISH}"
@@ -144,7 +162,7 @@ mod tests {
         let terminal = Session::Terminal { size: (24, 80), term: "xterm-256color".into() };
         for session in [terminal, Session::Piped] {
             let mut sh = Command::new("sh").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
-            sh.stdin.take().unwrap().write_all(init(&session).as_bytes()).unwrap();
+            sh.stdin.take().unwrap().write_all(init(&session, true).as_bytes()).unwrap();
             assert!(sh.wait().unwrap().success());
         }
     }

@@ -71,7 +71,10 @@ impl Place {
     /// The command with nothing on its standard input, and this place's cache.
     pub(crate) fn umbra(&self, args: &[&str]) -> Command {
         let mut command = umbra(args);
-        command.env("XDG_CACHE_HOME", self.dir.path().join("cache")).current_dir(self.dir.path());
+        command
+            .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
+            .env("XDG_RUNTIME_DIR", self.dir.path().join("runtime"))
+            .current_dir(self.dir.path());
         command
     }
 

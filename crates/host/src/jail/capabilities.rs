@@ -11,7 +11,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities,
 };
 
-use super::{Directory, Role};
+use super::{Access, Directory, Role};
 
 /// To read what root reads.
 const TO_READ: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
@@ -26,7 +26,7 @@ const TO_CHANGE: CapabilitySet = CapabilitySet::DAC_READ_SEARCH
 pub(super) fn needed(directories: &[Directory]) -> CapabilitySet {
     match directories {
         [] => CapabilitySet::empty(),
-        some if some.iter().any(|directory| directory.writable) => TO_CHANGE,
+        some if some.iter().any(|directory| directory.access == Access::Change) => TO_CHANGE,
         _ => TO_READ,
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null;
 
-use super::Directory;
+use super::{Access, Directory};
 
 /// The rights of `linux/landlock.h`, by name.
 mod right {
@@ -89,10 +89,10 @@ pub fn abi() -> Option<u32> {
 
 /// Restricts the calling thread, and those that it will make, to opening files in these directories; whether the kernel could. The
 /// thread must have given up new privileges.
-pub(super) fn restrict(directories: &[Directory]) -> io::Result<bool> {
+pub(super) fn restrict<'a>(directories: impl Iterator<Item = &'a Directory> + Clone) -> io::Result<bool> {
     let Some(abi) = abi() else { return Ok(false) };
     // The first version lets nobody move files between directories, which a guest must be able to.
-    if abi < ABI_WITH_REFER && directories.iter().any(|directory| directory.writable) {
+    if abi < ABI_WITH_REFER && directories.clone().any(|directory| directory.access == Access::Change) {
         return Ok(false);
     }
     let ruleset = Ruleset {
@@ -107,7 +107,11 @@ pub(super) fn restrict(directories: &[Directory]) -> io::Result<bool> {
     // SAFETY: the kernel has just made this descriptor for us.
     let rules = unsafe { OwnedFd::from_raw_fd(made) };
     for directory in directories {
-        let rights = if directory.writable { CHANGING } else { READING };
+        let rights = match directory.access {
+            Access::Read => READING,
+            Access::Change => CHANGING,
+            Access::RemoveDirectories => right::REMOVE_DIR,
+        };
         let rule =
             PathBeneath { allowed_access: rights & known(abi), parent_fd: directory.descriptor.as_raw_fd() };
         // SAFETY: the rule lives, and is of the type that its number says.

@@ -45,15 +45,28 @@ use crate::HostError;
 pub struct Directory {
     /// It; with all that is below.
     pub descriptor: OwnedFd,
-    /// Whether it may be changed.
-    pub writable: bool,
+    /// What may be done there.
+    pub access: Access,
+}
+
+/// What may be done in a directory and below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Files are opened to be read.
+    Read,
+    /// Files are made, changed and removed.
+    Change,
+    /// Nothing, but directories that are empty are removed.
+    RemoveDirectories,
 }
 
 /// What the process will still need.
 #[derive(Debug)]
 pub struct Needs<'a> {
-    /// Where it will open files.
+    /// Where it will open files for its guest.
     pub directories: &'a [Directory],
+    /// Where it keeps files of its own.
+    pub own: &'a [Directory],
     /// How much memory the guest has: a saved VM holds it once more.
     pub ram_bytes: u64,
     /// What is to be put right before the process ends because of a call that was refused. It must not wait for anything that the
@@ -89,7 +102,8 @@ pub fn shut(needs: &Needs<'_>) -> Result<(), HostError> {
     capabilities::drop_for_good(capabilities::needed(needs.directories))
         .map_err(failed("drop capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(|errno| failed("refuse new privileges")(errno.into()))?;
-    landlock::restrict(needs.directories).map_err(failed("restrict the opening of files"))?;
+    landlock::restrict(needs.directories.iter().chain(needs.own))
+        .map_err(failed("restrict the opening of files"))?;
     *outside() = Some(1);
     Ok(())
 }

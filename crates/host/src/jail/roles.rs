@@ -29,16 +29,20 @@ pub enum Role {
     Network,
     /// Serves a socket device: connections with programs of the host.
     LocalSockets,
+    /// Serves a console with ports.
+    Ports,
     /// Moves bytes between a guest's console and the user's streams.
     Console,
     /// Takes signals.
     Signals,
+    /// Answers commands from outside.
+    Control,
 }
 
 impl Role {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Main,
         Self::Driver,
         Self::Vcpu,
@@ -49,8 +53,10 @@ impl Role {
         Self::FilesToRead,
         Self::Network,
         Self::LocalSockets,
+        Self::Ports,
         Self::Console,
         Self::Signals,
+        Self::Control,
     ];
 
     /// Its name in messages.
@@ -66,15 +72,17 @@ impl Role {
             Self::FilesToRead => "files to read",
             Self::Network => "network",
             Self::LocalSockets => "local sockets",
+            Self::Ports => "ports",
             Self::Console => "console",
             Self::Signals => "signals",
+            Self::Control => "control",
         }
     }
 
     /// Its lists beyond [`EVERYONE`]'s.
     fn lists(self) -> &'static [&'static [Call]] {
         match self {
-            Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES],
+            Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES, CLIENTS, OWN_FILES],
             // Kernels are read again at a reset, and disk images closed at the end.
             Self::Driver => &[GUEST_MEMORY, BLOCKS, CLOSED_IMAGES],
             Self::Vcpu => &[GUEST_MEMORY],
@@ -83,10 +91,13 @@ impl Role {
             Self::Disk => &[BLOCKS, CHANGED_BLOCKS],
             Self::Files => &[BLOCKS, CHANGED_BLOCKS, FILES, CHANGED_FILES],
             Self::FilesToRead => &[BLOCKS, FILES],
-            Self::Network => &[SOCKETS, INTERNET],
-            Self::LocalSockets => &[SOCKETS, LOCAL],
-            Self::Console => &[CONSOLE],
+            Self::Network => &[SOCKETS, MANY_FILES, INTERNET],
+            Self::LocalSockets => &[SOCKETS, MANY_FILES, LOCAL],
+            Self::Ports => &[MANY_FILES],
+            // What a VM in the background prints goes to files.
+            Self::Console => &[CONSOLE, CLIENTS, OWN_FILES],
             Self::Signals => &[CONSOLE],
+            Self::Control => &[CLIENTS],
         }
     }
 
@@ -192,6 +203,33 @@ const CONSOLE: &[Call] = &[
     one_of(SYS_fcntl, 1, &[F_GETFL as u64, F_SETFL as u64, F_DUPFD_CLOEXEC as u64]),
 ];
 
+/// Commands from outside, by connections that are there or come to a socket that is.
+const CLIENTS: &[Call] = &[
+    any(SYS_accept4),
+    any(SYS_recvfrom),
+    any(SYS_shutdown),
+    any(SYS_setsockopt),
+    any(SYS_poll),
+    any(SYS_ppoll),
+    one_of(SYS_fcntl, 1, &[F_DUPFD_CLOEXEC as u64]),
+];
+
+/// The files of the VM's own directory. Where they may be is Landlock's business.
+const OWN_FILES: &[Call] = &[
+    any(SYS_openat),
+    any(SYS_lseek),
+    any(SYS_statx),
+    any(SYS_fstat),
+    any(SYS_newfstatat),
+    any(SYS_getdents64),
+    any(SYS_rename),
+    any(SYS_unlink),
+    any(SYS_unlinkat),
+    any(SYS_rmdir),
+    // Directories that are read are not for programs; nor are there any.
+    one_of(SYS_fcntl, 1, &[F_GETFL as u64, F_SETFL as u64, F_SETFD as u64]),
+];
+
 /// The size of the user's window.
 const TERMINAL: &[Call] = &[one_of(SYS_ioctl, 1, &[TIOCGWINSZ])];
 
@@ -250,6 +288,10 @@ const INTERNET: &[Call] = &[one_of(SYS_socket, 0, &[AF_INET as u64, AF_INET6 as 
 /// Connections with programs of the host.
 const LOCAL: &[Call] = &[one_of(SYS_socket, 0, &[AF_UNIX as u64])];
 
+/// Waiting for many files at once.
+const MANY_FILES: &[Call] =
+    &[any(SYS_epoll_ctl), any(SYS_epoll_wait), any(SYS_epoll_pwait), any(SYS_epoll_pwait2)];
+
 /// What is done with connections.
 const SOCKETS: &[Call] = &[
     any(SYS_connect),
@@ -266,9 +308,5 @@ const SOCKETS: &[Call] = &[
     any(SYS_setsockopt),
     any(SYS_getsockname),
     any(SYS_getpeername),
-    any(SYS_epoll_ctl),
-    any(SYS_epoll_wait),
-    any(SYS_epoll_pwait),
-    any(SYS_epoll_pwait2),
     one_of(SYS_ioctl, 1, &[FIONBIO]),
 ];

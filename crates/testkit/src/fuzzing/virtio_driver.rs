@@ -15,6 +15,7 @@ use bus::pci::Function;
 use bus::{Device, Lifecycle};
 use memory::{FrameKind, GuestMemory, RamRange};
 use virtio::blk::Blk;
+use virtio::console::Console;
 use virtio::net::Net;
 use virtio::rng::Rng;
 use virtio::service::Service;
@@ -74,6 +75,15 @@ enum Kind {
     Entropy,
     Network,
     Sockets,
+    Ports,
+}
+
+/// Two ports with something for the guest.
+fn ports() -> Console {
+    let bell = host::poll::Bell::new().expect("a descriptor");
+    let ports = ["one", "two"].map(|name| Arc::new(backend::Port::new(name, bell.clone())));
+    ports.iter().for_each(|port| assert!(port.write(b"input")));
+    Console::new(ports.to_vec(), bell).expect("a descriptor")
 }
 
 struct Bench {
@@ -93,6 +103,7 @@ impl Bench {
         let service: Box<dyn Service> = match kind {
             Kind::Disk => Box::new(Blk::new(Arc::new(MemoryDisk::new()), "fuzz", 2)),
             Kind::Entropy => Box::new(Rng),
+            Kind::Ports => Box::new(ports()),
             Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),
             Kind::Sockets => Box::new(Vsock::new(GUEST, Box::new(Echoes)).expect("descriptors")),
         };
@@ -119,6 +130,8 @@ impl Bench {
             Kind::Entropy => 0,
             Kind::Network => NETWORK,
             Kind::Sockets => 1,
+            // Several ports.
+            Kind::Ports => 1 << 1,
         };
         let features = 1 << 32 | u.arbitrary::<u64>()? & (PACKED | 3 << 28 | own);
         self.packed = features & PACKED != 0;
@@ -134,7 +147,11 @@ impl Bench {
             self.write(FEATURES, &half.to_le_bytes()[..4]);
         }
         self.write(STATUS, &[11]);
-        let queue = u8::from(matches!(self.kind, Kind::Network | Kind::Sockets) && u.arbitrary()?);
+        let queue = match self.kind {
+            Kind::Disk | Kind::Entropy => 0,
+            Kind::Network | Kind::Sockets => u.int_in_range(0..=1)?,
+            Kind::Ports => u.int_in_range(0..=5)?,
+        };
         self.write(QUEUE, &[queue, 0]);
         self.write(0x18, &self.size.to_le_bytes());
         for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(self.areas) {
@@ -243,7 +260,7 @@ impl Bench {
 fn attempt(data: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(data);
     let memory = Arc::new(GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM)]).expect("64 KiB"));
-    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network, Kind::Sockets])?;
+    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network, Kind::Sockets, Kind::Ports])?;
     let mut bench = Bench::new(kind, memory);
     bench.set_up(&mut u)?;
     while !u.is_empty() {

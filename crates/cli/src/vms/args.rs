@@ -1,0 +1,194 @@
+//! What was typed, of the commands that name VMs.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, ValueEnum};
+
+use crate::{duration, environment, help};
+
+/// One VM or several.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Names {
+    /// The VMs' names
+    #[arg(required = true, value_name = "VM")]
+    pub(crate) names: Vec<String>,
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// Columns
+    #[default]
+    Table,
+    /// A line of JSON for each VM
+    Json,
+}
+
+/// List VMs
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::PS)]
+pub(crate) struct PsArgs {
+    /// Those that have ended, too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+
+    /// Names only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: ListFormat,
+}
+
+/// Say everything that is known of VMs, as JSON
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+}
+
+/// Show what VMs use and do, every second
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct StatsArgs {
+    /// The VMs' names; all that run unless given
+    #[arg(value_name = "VM")]
+    pub(crate) names: Vec<String>,
+
+    /// Once, not every second
+    #[arg(long)]
+    pub(crate) no_stream: bool,
+
+    /// How to print; json has every counter
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: ListFormat,
+}
+
+/// Halt VMs, with their clocks
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct PauseArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+}
+
+/// Let paused VMs go on
+#[derive(Debug, ClapArgs)]
+#[command(visible_alias = "unpause", after_help = help::VMS)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+}
+
+/// Switch VMs off: press the power button, and after a while pull the plug
+///
+/// The guest hears of an ACPI power button. A guest that umbra made, or whose root is shared, sends SIGTERM to CMD (and
+/// SIGHUP to a shell), whose end is its own. A guest that does not listen is ended when the time is over, with status 137.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+
+    /// How long the guest may take: 90s, 5m, or a number of seconds
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
+    pub(crate) timeout: Duration,
+}
+
+/// End VMs at once, with status 137
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct KillArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+}
+
+/// Wait until VMs have ended, and print their exit statuses
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct WaitArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+}
+
+/// Remove what VMs that have ended left: name, log and status
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct RmArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+
+    /// End those that run
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+/// Print what a VM in the background has printed
+///
+/// Standard output and standard error stay what they are. The last megabytes are kept.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::VMS)]
+pub(crate) struct LogsArgs {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+
+    /// Go on with what it prints from now on, until it ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+
+    /// The last lines only
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) tail: Option<usize>,
+}
+
+/// Run a command in a VM that runs
+///
+/// In VMs of 'umbra run host' and 'umbra run DIRECTORY'. What is not given is as it was for the VM's own CMD: user, directory,
+/// environment.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::EXEC)]
+pub(crate) struct ExecArgs {
+    /// Pass standard input on; without this, CMD's is empty
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+
+    /// Run CMD on a terminal of its own, as large as this one
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+
+    /// Set an environment variable, to your own value unless another is given; may be repeated
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = environment::parse)]
+    pub(crate) env: Vec<(OsString, OsString)>,
+
+    /// The directory to run CMD in
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+
+    /// The guest's user to run CMD as, by name or number, with a group or without
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Attach this terminal to the console of a VM in the background
+///
+/// Ctrl-P Ctrl-Q detaches it, and the VM goes on. Several terminals may be attached.
+#[derive(Debug, ClapArgs)]
+#[command(visible_alias = "attach", after_help = help::CONSOLE)]
+pub(crate) struct ConsoleArgs {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+}

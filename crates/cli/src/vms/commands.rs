@@ -1,0 +1,244 @@
+//! The commands that act on VMs: each does what it does to one VM after the other, and says of each that it was done (its
+//! name, on standard output) or why not. If one was not, the status is 1, as docker's.
+
+use std::io::{self, Write, stderr, stdout};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::args::{ExecArgs, LogsArgs, Names, RmArgs, StopArgs};
+use super::client::{self, Waiter};
+use super::home::{Registry, Vm};
+use super::log::{self, Reader};
+use super::protocol::{Kind, Request};
+use super::{attach, detach, exec};
+use crate::message;
+use crate::status::Status;
+
+/// How often a log is looked at for more.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Does something to each VM; prints what that gives.
+fn each(vms: &Names, act: impl Fn(&Vm) -> Result<String>) -> Result<Status> {
+    let registry = Registry::of_user()?;
+    let mut status = Status::OK;
+    for name in &vms.names {
+        match registry.find(name).and_then(|vm| act(&vm)) {
+            Ok(text) => writeln!(stdout(), "{text}").context("cannot write to standard output")?,
+            Err(error) => status = refused(&error),
+        }
+    }
+    Ok(status)
+}
+
+/// Says why something was not done.
+pub(super) fn refused(error: &anyhow::Error) -> Status {
+    message::error(&format!("{error:#}"));
+    Status::REFUSED
+}
+
+fn name(vm: &Vm) -> String {
+    vm.description.name.clone()
+}
+
+fn ask(vms: &Names, request: &Request) -> Result<Status> {
+    each(vms, |vm| client::ask(vm, request.clone()).map(|_| name(vm)))
+}
+
+/// `umbra pause`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn pause(vms: &Names) -> Result<Status> {
+    ask(vms, &Request::Pause)
+}
+
+/// `umbra resume`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn resume(vms: &Names) -> Result<Status> {
+    ask(vms, &Request::Resume)
+}
+
+/// `umbra stop`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn stop(args: &StopArgs) -> Result<Status> {
+    each(&args.vms, |vm| {
+        if vm.ended.is_none() {
+            let mut waiter = Waiter::new(vm)?;
+            client::ask(vm, Request::Stop)?;
+            if waiter.status(Some(args.timeout))?.is_none() {
+                end(vm)?;
+            }
+            client::until_gone(vm)?;
+        }
+        Ok(name(vm))
+    })
+}
+
+/// Ends a VM, unless it has just ended.
+fn end(vm: &Vm) -> Result<()> {
+    match client::ask(vm, Request::Kill) {
+        Err(error) if !vm.is_gone() => Err(error),
+        _ => client::until_gone(vm),
+    }
+}
+
+/// `umbra kill`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn kill(vms: &Names) -> Result<Status> {
+    each(vms, |vm| {
+        ensure!(vm.ended.is_none(), "the VM '{}' has ended", vm.description.name);
+        end(vm)?;
+        Ok(name(vm))
+    })
+}
+
+/// `umbra wait`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn wait(vms: &Names) -> Result<Status> {
+    each(vms, |vm| {
+        let status = match vm.ended {
+            Some(ended) => ended.status,
+            None => {
+                let status = Waiter::new(vm)?.status(None)?;
+                client::until_gone(vm)?;
+                status.unwrap_or(Status::KILLED.0)
+            }
+        };
+        Ok(status.to_string())
+    })
+}
+
+/// `umbra rm`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn rm(args: &RmArgs) -> Result<Status> {
+    each(&args.vms, |vm| {
+        if args.force && vm.ended.is_none() {
+            end(vm)?;
+        }
+        vm.remove()?;
+        Ok(name(vm))
+    })
+}
+
+/// `umbra inspect`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn inspect(vms: &Names) -> Result<Status> {
+    let registry = Registry::of_user()?;
+    let (mut found, mut status) = (Vec::new(), Status::OK);
+    for name in &vms.names {
+        match registry.find(name).and_then(|vm| all_of(&vm)) {
+            Ok(all) => found.push(all),
+            Err(error) => status = refused(&error),
+        }
+    }
+    let text = serde_json::to_string_pretty(&Value::Array(found))?;
+    writeln!(stdout(), "{text}").context("cannot write to standard output")?;
+    Ok(status)
+}
+
+/// Everything that is known of a VM.
+fn all_of(vm: &Vm) -> Result<Value> {
+    let mut all = serde_json::to_value(&vm.description)?;
+    all["directory"] = json!(vm.path);
+    all["state"] = match vm.ended {
+        Some(_) => json!("exited"),
+        None => client::ask(vm, Request::State)?,
+    };
+    all["ended"] = json!(vm.ended);
+    Ok(all)
+}
+
+/// `umbra logs`.
+///
+/// # Errors
+/// If there is no such VM, or nobody takes its output.
+pub(crate) fn logs(args: &LogsArgs) -> Result<Status> {
+    let found = Registry::of_user()?.find(&args.name).and_then(|vm| {
+        let reader = Reader::open(&vm.path).map_err(|_| {
+            anyhow::anyhow!(
+                "the VM '{}' prints where it was started: only VMs in the background have logs",
+                args.name
+            )
+        })?;
+        Ok((vm, reader))
+    });
+    let (vm, mut reader) = match found {
+        Ok(found) => found,
+        Err(error) => return Ok(refused(&error)),
+    };
+    match print_log(&vm, &mut reader, args) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Status::BROKEN_PIPE),
+        other => other.map(|()| Status::OK).context("cannot print the log"),
+    }
+}
+
+fn print_log(vm: &Vm, reader: &mut Reader, args: &LogsArgs) -> io::Result<()> {
+    let mut frames = Vec::new();
+    while let Some(frame) = reader.next()? {
+        frames.push(frame);
+    }
+    if let Some(lines) = args.tail {
+        frames = log::tail(frames, lines);
+    }
+    frames.iter().try_for_each(print_frame)?;
+    if args.follow {
+        follow(vm, reader)?;
+    }
+    // What umbra itself had to say.
+    match std::fs::read(vm.path.join(detach::MESSAGES)) {
+        Ok(messages) => stderr().write_all(&messages),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Prints what comes, until the VM has gone.
+fn follow(vm: &Vm, reader: &mut Reader) -> io::Result<()> {
+    loop {
+        // Asked before the rest is read: one that has gone prints no more.
+        let gone = vm.is_gone();
+        while let Some(frame) = reader.next()? {
+            print_frame(&frame)?;
+        }
+        if gone {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn print_frame((kind, bytes): &(Kind, Vec<u8>)) -> io::Result<()> {
+    match kind {
+        Kind::Error => stderr().write_all(bytes),
+        _ => stdout().write_all(bytes).and_then(|()| stdout().flush()),
+    }
+}
+
+/// `umbra exec`.
+///
+/// # Errors
+/// If this terminal cannot be used.
+pub(crate) fn exec(args: ExecArgs) -> Result<Status> {
+    exec::run(args).or_else(|error| Ok(refused(&error)))
+}
+
+/// `umbra console`.
+///
+/// # Errors
+/// If this terminal cannot be used.
+pub(crate) fn console(name: &str) -> Result<Status> {
+    attach::run(name).or_else(|error| Ok(refused(&error)))
+}

@@ -1,0 +1,146 @@
+//! `umbra exec`: a command in a guest that runs. Its streams go from the guest's first process ([`crate::console::agent`]) through
+//! the VM's process and its control socket to here, and each of the three waits when the next has no room.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use host::jail::Role;
+use init::{Directory, Settings, Terminal};
+
+use super::args::ExecArgs;
+use super::attach::{self, End, Input};
+use super::client;
+use super::home::Registry;
+use super::protocol::{self, Kind, Request};
+use crate::console::agent::{Agent, Said, Session};
+use crate::console::terminal;
+use crate::status::Status;
+
+/// How many commands may run at a time.
+pub(super) const MOST: usize = 8;
+/// What is said where nobody runs commands.
+pub(super) const NOBODY: &str =
+    "no commands can be run in its guest: that takes 'umbra run host' or 'umbra run DIRECTORY'";
+
+/// Runs a command.
+///
+/// # Errors
+/// If there is no such VM, it runs no commands, or this terminal cannot be used.
+pub(crate) fn run(args: ExecArgs) -> Result<Status> {
+    ensure!(!args.tty || terminal::is_interactive(), "--tty needs a terminal here: leave it out in a pipe");
+    let vm = Registry::of_user()?.find(&args.name)?;
+    let settings = Settings {
+        terminal: args.tty.then(|| Terminal { size: terminal::size(), kind: terminal::kind() }),
+        environment: args.env,
+        directory: args.workdir.map_or(Directory::Home, Directory::Exactly),
+        user: args.user,
+        command: args.command,
+        ..Settings::default()
+    };
+    let mut stream = client::connect(&vm, Request::Exec { settings: settings.encode() })?;
+    client::answer(&vm, &mut stream)?;
+    let input = if args.interactive { Input::Passed } else { Input::Empty };
+    match attach::converse(stream, args.tty, input)? {
+        End::Exit(status) => Ok(Status(status)),
+        End::Left => Ok(Status::OK),
+        End::Unheard => Ok(Status::BROKEN_PIPE),
+        End::Lost => bail!("the process of the VM '{}' was killed", args.name),
+    }
+}
+
+/// The VM's end.
+pub(super) struct Desk {
+    agent: Arc<Agent>,
+    running: AtomicUsize,
+    /// To the threads that pass clients' input on, one for each command.
+    typists: Sender<Typing>,
+}
+
+/// A session and its client.
+type Typing = (Arc<Session>, UnixStream);
+
+impl Desk {
+    /// For a guest whose first process runs commands.
+    ///
+    /// # Errors
+    /// If the host gives no threads.
+    pub(super) fn new(agent: Arc<Agent>) -> Result<Self> {
+        let (typists, waiting) = channel::<Typing>();
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..MOST {
+            let (agent, waiting) = (agent.clone(), waiting.clone());
+            host::thread::spawn("typist", Role::Control, move || type_for_all(&agent, &waiting))
+                .context("the host gives no thread")?;
+        }
+        Ok(Self { agent, running: AtomicUsize::default(), typists })
+    }
+
+    /// Runs a command for a client, to its end, also if the client leaves.
+    ///
+    /// # Errors
+    /// If the client cannot be answered.
+    pub(super) fn serve(&self, stream: &mut UnixStream, settings: &[u8]) -> io::Result<()> {
+        let others = self.running.fetch_add(1, Ordering::Relaxed);
+        let served = if others < MOST {
+            self.attend(stream, settings)
+        } else {
+            protocol::answer(stream, Err(format!("{MOST} commands run in its guest already")))
+        };
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        served
+    }
+
+    fn attend(&self, stream: &mut UnixStream, settings: &[u8]) -> io::Result<()> {
+        let session = match self.agent.open(settings) {
+            Ok(session) => session,
+            Err(why) => return protocol::answer(stream, Err(why)),
+        };
+        protocol::answer(stream, Ok(serde_json::Value::Null))?;
+        stream.set_read_timeout(None)?;
+        stream.set_write_timeout(None)?;
+        self.typists.send((session.clone(), stream.try_clone()?)).map_err(io::Error::other)?;
+        let mut listens = true;
+        loop {
+            let (kind, bytes) = match session.next() {
+                Said::Output(bytes) => (Kind::Output, bytes),
+                Said::Error(bytes) => (Kind::Error, bytes),
+                Said::Exit(status) => (Kind::End, vec![status]),
+                Said::Lost => (Kind::End, vec![Status::KILLED.0]),
+            };
+            // A client that has gone takes nothing from the command.
+            listens = listens && protocol::send_frames(stream, kind, &bytes).is_ok();
+            if kind == Kind::End {
+                return stream.shutdown(std::net::Shutdown::Both);
+            }
+            self.agent.passed_on(&session, bytes.len());
+        }
+    }
+}
+
+/// Passes the input of one client after the other on.
+fn type_for_all(agent: &Agent, waiting: &Mutex<Receiver<Typing>>) {
+    loop {
+        let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((session, mut from)) = next else { return };
+        pass_input(agent, &session, &mut from);
+    }
+}
+
+/// Passes a client's input on until he has no more, or has left.
+fn pass_input(agent: &Agent, session: &Session, from: &mut UnixStream) {
+    while let Ok(Some((kind, bytes))) = protocol::read_frame(from) {
+        match (kind, bytes.as_slice()) {
+            (Kind::Input, typed) if agent.input(session, typed) => {}
+            (Kind::InputEnd, _) => agent.input_end(session),
+            (Kind::Size, &[a, b, c, d]) => {
+                agent.resize(session, (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])));
+            }
+            _ => break,
+        }
+    }
+    agent.input_end(session);
+}

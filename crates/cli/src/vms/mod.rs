@@ -1,0 +1,38 @@
+//! VMs seen from outside: what the commands that name a VM do, and what a VM does for them.
+//!
+//! There is no daemon. Each VM is a process, and each has a directory of its own (see [`home`]) that says all there is to
+//! know of it: who it is, whether it lives, where to reach it, what it printed, how it ended. While it lives it answers
+//! requests on a socket there ([`protocol`], [`server`]).
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`home`] | the directories of all VMs: made, found, and cleaned of the dead |
+//! | [`record`] | what is written there |
+//! | [`protocol`] | what is said over a VM's socket, with bounds on everything read |
+//! | [`server`], [`client`] | the two ends of it |
+//! | [`hub`] | the console of a VM in the background: its log, and who is attached |
+//! | [`log`] | what a VM printed, kept in bounded files |
+//! | [`presence`] | both of these for the VM of this process |
+//! | [`finale`] | how a VM ended, for those who wait for it |
+//! | [`detach`] | into the background |
+//! | [`exec`] | commands in a guest that runs, both ends |
+//! | [`attach`] | a console from another terminal |
+//! | [`commands`], [`list`], [`usage`] | the commands |
+//! | [`args`] | what was typed |
+
+pub(crate) mod args;
+mod attach;
+mod client;
+pub(crate) mod commands;
+pub(crate) mod detach;
+mod exec;
+mod finale;
+mod home;
+pub(crate) mod hub;
+pub(crate) mod list;
+mod log;
+pub(crate) mod presence;
+mod protocol;
+pub(crate) mod record;
+mod server;
+pub(crate) mod usage;

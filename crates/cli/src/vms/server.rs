@@ -1,0 +1,178 @@
+//! The VM's end of its control socket: a few threads, each of which takes a connection and serves it to its end. All of them
+//! are there from the start, and a client beyond them waits for its turn. Nobody keeps a thread for long but those attached to
+//! the console and those who run commands in the guest, of whom there are fewer ([`super::hub`], [`super::exec`]).
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use host::jail::Role;
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+use vm::{State, VmHandle};
+
+use super::exec;
+use super::finale::Finale;
+use super::hub::Hub;
+use super::protocol::{self, Answer, Request};
+use crate::console::agent::Agent;
+use crate::status::Status;
+use crate::{console, counters};
+
+/// How many clients are served at the same time.
+const THREADS: usize = 16;
+const _: () = assert!(Hub::MOST_ATTACHED + exec::MOST < THREADS);
+/// How long a client may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a descriptor when there is none.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What answers requests.
+pub(crate) struct Server {
+    vm: VmHandle,
+    /// The guest listens on its control port.
+    ours: bool,
+    /// The console, of a VM in the background.
+    hub: Option<Arc<Hub>>,
+    /// Who runs commands in the guest.
+    exec: Option<exec::Desk>,
+    finale: Finale,
+    /// The guest was asked to stop.
+    stopping: AtomicBool,
+}
+
+impl Server {
+    /// Answers requests from now on, as long as the process lives.
+    ///
+    /// # Errors
+    /// If the host gives no thread.
+    pub(crate) fn start(
+        listener: UnixListener,
+        vm: VmHandle,
+        ours: bool,
+        hub: Option<Arc<Hub>>,
+        agent: Option<Arc<Agent>>,
+    ) -> Result<Arc<Self>> {
+        let server = Arc::new(Self {
+            vm,
+            ours,
+            hub,
+            exec: agent.map(exec::Desk::new).transpose()?,
+            finale: Finale::default(),
+            stopping: AtomicBool::default(),
+        });
+        let listener = Arc::new(listener);
+        for _ in 0..THREADS {
+            let (server, listener) = (server.clone(), listener.clone());
+            host::thread::spawn("control", Role::Control, move || server.listen(&listener))
+                .context("the host gives no thread")?;
+        }
+        Ok(server)
+    }
+
+    /// The guest reads its control port from now on; what it was told before is lost.
+    pub(crate) fn ready(&self) {
+        if self.ours && self.stopping.load(Ordering::SeqCst) {
+            console::ask_to_stop(&self.vm);
+        }
+    }
+
+    /// The VM has ended: tells everybody who wants to know.
+    pub(crate) fn end(&self, status: Status) {
+        if let Some(hub) = &self.hub {
+            hub.end(status);
+        }
+        self.finale.come(status);
+    }
+
+    /// A thread's life.
+    fn listen(&self, listener: &UnixListener) {
+        loop {
+            match listener.accept() {
+                // Whoever left needs no answer.
+                Ok((stream, _)) => drop(self.converse(stream)),
+                // The process has too many files open, which passes.
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    fn converse(&self, mut stream: UnixStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let answer = match protocol::read_request(&mut stream)? {
+            Err(why) => Err(why),
+            Ok(Request::Wait) => match self.finale.wait(stream.try_clone()?) {
+                Ok(()) => return Ok(()),
+                Err(why) => Err(why),
+            },
+            Ok(Request::Exec { settings }) => match &self.exec {
+                Some(desk) => return desk.serve(&mut stream, &settings),
+                None => Err(exec::NOBODY.to_owned()),
+            },
+            Ok(Request::Console { size }) => match &self.hub {
+                Some(hub) => return hub.attach(&mut stream, size),
+                None => {
+                    Err("its console is where it was started: only VMs in the background are attached to"
+                        .to_owned())
+                }
+            },
+            Ok(request) => self.answer(&request),
+        };
+        protocol::answer(&mut stream, answer)
+    }
+
+    fn answer(&self, request: &Request) -> Answer {
+        let failed = |error: vm::VmError| error.to_string();
+        match request {
+            Request::State => Ok(state(self.vm.state())),
+            Request::Stats => Ok(json!({
+                "cpu_ns": cpu_ns(),
+                "counters": counters::json(&self.vm.stats()),
+            })),
+            Request::Pause if self.vm.state() == State::Paused => Err("it is paused already".to_owned()),
+            Request::Pause => self.vm.pause().map(|()| Value::Null).map_err(failed),
+            Request::Resume if self.vm.state() == State::Running => Err("it is not paused".to_owned()),
+            Request::Resume => self.vm.resume().map(|()| Value::Null).map_err(failed),
+            Request::Stop => {
+                self.power_button();
+                Ok(Value::Null)
+            }
+            Request::Kill => {
+                self.vm.stop();
+                Ok(Value::Null)
+            }
+            // They have been dealt with.
+            Request::Wait | Request::Console { .. } | Request::Exec { .. } => Ok(Value::Null),
+        }
+    }
+
+    /// Presses the power button. A guest of ours may have no driver for that, and hears of it on its control port, too.
+    fn power_button(&self) {
+        // One that stands still hears of nothing. If it cannot go on, it has ended.
+        let _ = self.vm.resume();
+        self.stopping.store(true, Ordering::SeqCst);
+        self.vm.press_power_button();
+        if self.ours {
+            console::ask_to_stop(&self.vm);
+        }
+    }
+}
+
+fn state(state: State) -> Value {
+    match state {
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Stopped => "stopped",
+    }
+    .into()
+}
+
+/// The processor time that this process has had.
+fn cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
