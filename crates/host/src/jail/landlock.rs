@@ -89,10 +89,10 @@ pub fn abi() -> Option<u32> {
 
 /// Restricts the calling thread, and those that it will make, to opening files in these directories; whether the kernel could. The
 /// thread must have given up new privileges.
-pub(super) fn restrict<'a>(directories: impl Iterator<Item = &'a Directory> + Clone) -> io::Result<bool> {
+pub(super) fn restrict(shared: &[Directory], own: &[Directory]) -> io::Result<bool> {
     let Some(abi) = abi() else { return Ok(false) };
     // The first version lets nobody move files between directories, which a guest must be able to.
-    if abi < ABI_WITH_REFER && directories.clone().any(|directory| directory.access == Access::Change) {
+    if abi < ABI_WITH_REFER && shared.iter().any(|directory| directory.access == Access::Change) {
         return Ok(false);
     }
     let ruleset = Ruleset {
@@ -106,7 +106,7 @@ pub(super) fn restrict<'a>(directories: impl Iterator<Item = &'a Directory> + Cl
     })?;
     // SAFETY: the kernel has just made this descriptor for us.
     let rules = unsafe { OwnedFd::from_raw_fd(made) };
-    for directory in directories {
+    for directory in shared.iter().chain(own) {
         let rights = match directory.access {
             Access::Read => READING,
             Access::Change => CHANGING,

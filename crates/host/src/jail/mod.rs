@@ -102,8 +102,7 @@ pub fn shut(needs: &Needs<'_>) -> Result<(), HostError> {
     capabilities::drop_for_good(capabilities::needed(needs.directories))
         .map_err(failed("drop capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(|errno| failed("refuse new privileges")(errno.into()))?;
-    landlock::restrict(needs.directories.iter().chain(needs.own))
-        .map_err(failed("restrict the opening of files"))?;
+    landlock::restrict(needs.directories, needs.own).map_err(failed("restrict the opening of files"))?;
     *outside() = Some(1);
     Ok(())
 }

@@ -82,7 +82,7 @@ impl Role {
     /// Its lists beyond [`EVERYONE`]'s.
     fn lists(self) -> &'static [&'static [Call]] {
         match self {
-            Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES, CLIENTS, OWN_FILES],
+            Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES, FAREWELL, OWN_FILES],
             // Kernels are read again at a reset, and disk images closed at the end.
             Self::Driver => &[GUEST_MEMORY, BLOCKS, CLOSED_IMAGES],
             Self::Vcpu => &[GUEST_MEMORY],
@@ -95,9 +95,9 @@ impl Role {
             Self::LocalSockets => &[SOCKETS, MANY_FILES, LOCAL],
             Self::Ports => &[MANY_FILES],
             // What a VM in the background prints goes to files.
-            Self::Console => &[CONSOLE, CLIENTS, OWN_FILES],
+            Self::Console => &[CONSOLE, FAREWELL, OWN_FILES],
             Self::Signals => &[CONSOLE],
-            Self::Control => &[CLIENTS],
+            Self::Control => &[CLIENTS, FAREWELL],
         }
     }
 
@@ -207,12 +207,14 @@ const CONSOLE: &[Call] = &[
 const CLIENTS: &[Call] = &[
     any(SYS_accept4),
     any(SYS_recvfrom),
-    any(SYS_shutdown),
-    any(SYS_setsockopt),
     any(SYS_poll),
     any(SYS_ppoll),
     one_of(SYS_fcntl, 1, &[F_DUPFD_CLOEXEC as u64]),
 ];
+
+/// Connections that have served their purpose, or whose other end does not listen.
+const FAREWELL: &[Call] =
+    &[any(SYS_shutdown), one_of(SYS_setsockopt, 2, &[SO_RCVTIMEO as u64, SO_SNDTIMEO as u64])];
 
 /// The files of the VM's own directory. Where they may be is Landlock's business.
 const OWN_FILES: &[Call] = &[

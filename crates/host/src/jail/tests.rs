@@ -73,18 +73,19 @@ const NEVER: &[(&str, libc::c_long, [usize; 6])] = &[
 
 /// What only roles with a reason may do, and those.
 const SOMETIMES: &[(&str, libc::c_long, &[Role])] = &[
-    ("openat", libc::SYS_openat, &[Role::Files, Role::FilesToRead]),
+    ("openat", libc::SYS_openat, &[Role::Files, Role::FilesToRead, Role::Main, Role::Console]),
     ("fchownat", libc::SYS_fchownat, &[Role::Files]),
-    ("unlinkat", libc::SYS_unlinkat, &[Role::Files]),
+    ("unlinkat", libc::SYS_unlinkat, &[Role::Files, Role::Main, Role::Console]),
+    ("accept4", libc::SYS_accept4, &[Role::Network, Role::LocalSockets, Role::Control]),
     ("pwritev", libc::SYS_pwritev, &[Role::Disk, Role::Files]),
     ("preadv", libc::SYS_preadv, &[Role::Disk, Role::Files, Role::FilesToRead, Role::Driver]),
     ("connect", libc::SYS_connect, &[Role::Network, Role::LocalSockets]),
-    ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network, Role::LocalSockets]),
+    ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network, Role::LocalSockets, Role::Ports]),
     ("sendto", libc::SYS_sendto, &[Role::Network, Role::LocalSockets]),
     (
         "recvfrom",
         libc::SYS_recvfrom,
-        &[Role::Network, Role::LocalSockets, Role::Console, Role::Signals, Role::Main],
+        &[Role::Network, Role::LocalSockets, Role::Console, Role::Signals, Role::Main, Role::Control],
     ),
 ];
 
@@ -141,7 +142,7 @@ fn files_are_opened_in_shared_directories_and_nowhere_else() {
         eprintln!("SKIPPED: this kernel has no Landlock that can be used");
         return;
     }
-    for case in ["files", "own files"] {
+    for case in ["files", "own-files"] {
         let output = run(case);
         assert!(output.status.success(), "{}", said(&output));
     }
@@ -208,7 +209,7 @@ fn try_case(case: &str) {
         ["live", on] => live(role(on)),
         ["status"] => status(),
         ["files"] => files(),
-        ["own files"] => own_files(),
+        ["own-files"] => own_files(),
         ["crowded"] => {
             let (_keep, kept) = std::sync::mpsc::channel::<()>();
             let _other = std::thread::spawn(move || kept.recv());
