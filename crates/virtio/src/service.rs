@@ -85,11 +85,14 @@ pub trait Service: Send + Sync {
         Duration::ZERO
     }
 
-    /// Serves a request, taking its time; returns how many bytes were written to the beginning of its writable buffers.
+    /// Serves a request, taking its time; returns how many bytes were written to the beginning of its writable buffers. Where
+    /// all queues are a pump's, nobody asks for that.
     ///
     /// # Errors
     /// If it is malformed.
-    fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed>;
+    fn serve(&self, _request: &Request<'_>) -> Result<u32, Malformed> {
+        Err(Malformed)
+    }
 
     /// The saved form of what it remembers from one request to the next, if it is a device that does. No request is out.
     fn save(&self) -> Option<Record> {
@@ -101,12 +104,17 @@ pub trait Service: Send + Sync {
     /// # Errors
     /// If the record is another device's, or damaged.
     fn restore(&self, record: Option<&Record>) -> Result<(), StateError> {
-        match record {
-            None => Ok(()),
-            Some(_) => Err(StateError::Damaged {
-                name: self.kind().name,
-                reason: "it has what this device does not remember".to_owned(),
-            }),
+        restore_nothing(self.kind().name, record)
+    }
+}
+
+/// What a device does that remembers nothing.
+pub(crate) fn restore_nothing(name: &'static str, record: Option<&Record>) -> Result<(), StateError> {
+    match record {
+        None => Ok(()),
+        Some(_) => {
+            let reason = "it has what this device does not remember".to_owned();
+            Err(StateError::Damaged { name, reason })
         }
     }
 }

@@ -27,7 +27,7 @@ use x86::bits::{index, low16, low32};
 
 use self::control::{Control, Message};
 use crate::queue::Chain;
-use crate::service::{Kind, Malformed, Pump, Request, Service};
+use crate::service::{self, Kind, Malformed, Pump, Service};
 use crate::transport::Queues;
 
 // Features (5.3.3).
@@ -112,11 +112,6 @@ impl Service for Console {
         Some(self)
     }
 
-    fn serve(&self, _: &Request<'_>) -> Result<u32, Malformed> {
-        // All queues are the pump's.
-        Err(Malformed)
-    }
-
     fn save(&self) -> Option<Record> {
         Some(saved::save(&self.control()))
     }
@@ -162,15 +157,17 @@ impl Pump for Console {
 
 /// Takes what the driver says of ports; true if there may be more.
 fn hear(control: &mut Control, queues: &Queues<'_>) -> bool {
-    let mut batch = queues.take(CONTROL_OUT, BATCH);
-    while let Some(chain) = batch.next() {
-        let said = crate::service::header(queues.memory(), &chain);
-        if let Ok((bytes, _)) = &said {
-            control.hear(Message::parse(bytes));
-        }
-        batch.answer(chain.ticket, said.map(|_| 0));
-    }
-    batch.has_more()
+    queues.drain(
+        CONTROL_OUT,
+        BATCH,
+        control,
+        |_| true,
+        |control, chain| {
+            let (bytes, _) = service::header(queues.memory(), chain)?;
+            control.hear(Message::parse(&bytes));
+            Ok(())
+        },
+    )
 }
 
 /// Tells the driver what it has not been told of ports, as far as it has room; true if it may have more by now.
@@ -197,21 +194,17 @@ fn tell(control: &mut Control, ports: &[Arc<Port>], queues: &Queues<'_>) -> bool
 
 /// Takes output, as long as the port has room; true if there may be more that it has room for.
 fn send(port: &Port, queues: &Queues<'_>, number: usize) -> bool {
-    if !port.has_room() {
-        return false;
-    }
     let (_, queue) = queues_of(number);
-    let mut batch = queues.take(queue, BATCH);
-    while port.has_room()
-        && let Some(chain) = batch.next()
-    {
-        let sent = output(&chain, queues);
-        if let Ok(bytes) = &sent {
-            port.put(bytes);
-        }
-        batch.answer(chain.ticket, sent.map(|_| 0));
-    }
-    batch.has_more() && port.has_room()
+    queues.drain(
+        queue,
+        BATCH,
+        &mut (),
+        |()| port.has_room(),
+        |(), chain| {
+            port.put(&output(chain, queues)?);
+            Ok(())
+        },
+    )
 }
 
 fn output(chain: &Chain, queues: &Queues<'_>) -> Result<Vec<u8>, Malformed> {

@@ -21,7 +21,7 @@ use backend::net::{Abilities, LONGEST_FRAME, Mac, Network};
 use host::jail::Role;
 use host::poll::Bell;
 
-use crate::service::{Kind, Malformed, Pump, Request, Service};
+use crate::service::{Kind, Pump, Service};
 use crate::transport::Queues;
 
 /// The receive queue and the transmit queue.
@@ -113,11 +113,6 @@ impl Service for Net {
 
     fn pump(&self) -> Option<&dyn Pump> {
         Some(self)
-    }
-
-    fn serve(&self, _: &Request<'_>) -> Result<u32, Malformed> {
-        // All queues are the pump's.
-        Err(Malformed)
     }
 }
 

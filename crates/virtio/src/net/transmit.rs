@@ -11,17 +11,8 @@ const BATCH: usize = 64;
 
 /// Takes frames, as long as the network does; true if there may be more that it takes.
 pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
-    if !far.network.is_open() {
-        return false;
-    }
-    let mut batch = queues.take(TRANSMIT, BATCH);
-    while far.network.is_open()
-        && let Some(chain) = batch.next()
-    {
-        let sent = send(far, queues, &chain);
-        batch.answer(chain.ticket, sent.map(|()| 0));
-    }
-    batch.has_more() && far.network.is_open()
+    let is_open = |far: &Far| far.network.is_open();
+    queues.drain(TRANSMIT, BATCH, far, is_open, |far, chain| send(far, queues, chain))
 }
 
 /// Sends one frame. What is too long to be a frame, or asks for what was not offered, is lost.

@@ -131,6 +131,29 @@ impl<'a> Queues<'a> {
         batch.take_more(most);
         batch
     }
+
+    /// Takes chains with what the guest sends to `far`, `most` at most and as long as that is open, and gives each back when
+    /// `send` has dealt with it. True if there may be more, for which it is open.
+    pub fn drain<F: ?Sized>(
+        &self,
+        queue: u16,
+        most: usize,
+        far: &mut F,
+        is_open: impl Fn(&F) -> bool,
+        mut send: impl FnMut(&mut F, &Chain) -> Result<(), Malformed>,
+    ) -> bool {
+        if !is_open(far) {
+            return false;
+        }
+        let mut batch = self.take(queue, most);
+        while is_open(far)
+            && let Some(chain) = batch.next()
+        {
+            let sent = send(far, &chain);
+            batch.answer(chain.ticket, sent.map(|()| 0));
+        }
+        batch.has_more() && is_open(far)
+    }
 }
 
 /// Chains that are out. Dropping it gives those back that have been answered, with one interrupt, and makes the others, which

@@ -25,7 +25,7 @@ use state::{Record, StateError};
 use x86::bits::{index, low32};
 
 use crate::queue::Chain;
-use crate::service::{self, Kind, Malformed, Pump, Request, Service};
+use crate::service::{self, Kind, Malformed, Pump, Service};
 use crate::transport::Queues;
 use exchange::Exchange;
 use wire::{HEADER, Header};
@@ -125,16 +125,8 @@ impl Service for Vsock {
         Some(self)
     }
 
-    fn serve(&self, _: &Request<'_>) -> Result<u32, Malformed> {
-        // All queues are the pump's.
-        Err(Malformed)
-    }
-
     fn restore(&self, record: Option<&Record>) -> Result<(), StateError> {
-        if record.is_some() {
-            let reason = "it has what this device does not remember".to_owned();
-            return Err(StateError::Damaged { name: self.kind().name, reason });
-        }
+        service::restore_nothing(self.kind().name, record)?;
         self.news_of_reset.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -168,17 +160,8 @@ impl Pump for Vsock {
 
 /// Takes the guest's packets, as long as there is room for answers; true if there may be more to be taken.
 fn transmit(far: &mut Far, queues: &Queues<'_>) -> bool {
-    if !far.exchange.is_open() {
-        return false;
-    }
-    let mut batch = queues.take(TRANSMIT, BATCH);
-    while far.exchange.is_open()
-        && let Some(chain) = batch.next()
-    {
-        let sent = send(far, queues, &chain);
-        batch.answer(chain.ticket, sent.map(|()| 0));
-    }
-    batch.has_more() && far.exchange.is_open()
+    let is_open = |far: &Far| far.exchange.is_open();
+    queues.drain(TRANSMIT, BATCH, far, is_open, |far, chain| send(far, queues, chain))
 }
 
 /// Passes one packet on. Data that is not there, or too long, is a packet that nobody can use: its connection ends.
