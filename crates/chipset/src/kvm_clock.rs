@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
 use x86::{Gpa, msr};
 
+use crate::kvm_version;
+
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// Bit 0 of the system-time MSR.
@@ -187,13 +189,9 @@ impl KvmClock {
     }
 }
 
-/// Writes `body` behind its version, which is odd meanwhile.
+/// Writes `body` behind its version.
 fn publish(memory: &GuestMemory, at: Gpa, version: &mut u32, body: &[u8]) -> Result<(), MemoryError> {
-    let odd = version.wrapping_add(1) | 1;
-    memory.write_word::<u32>(at, odd)?;
-    memory.write(at.wrapping_add(4), body)?;
-    *version = odd.wrapping_add(1);
-    memory.write_word::<u32>(at, *version)
+    kvm_version::publish(memory, at, version, || memory.write(at.wrapping_add(4), body))
 }
 
 /// A device without registers of its own, for the sake of its life: it is plugged in with the others.

@@ -21,6 +21,7 @@ use state::{Record, Saved, StateError};
 use x86::{Gpa, msr};
 
 use crate::apic::{MsrOutcome, VcpuIndex};
+use crate::kvm_version;
 use crate::sync::lock;
 
 /// Bit 0 of the MSR.
@@ -87,11 +88,9 @@ impl Vcpu {
     /// Writes the time.
     fn publish(&mut self, memory: &GuestMemory) {
         self.touch(|saved, at| {
-            let odd = saved.version.wrapping_add(1) | 1;
-            memory.write_word::<u32>(at.wrapping_add(VERSION), odd)?;
-            memory.write_word::<u64>(at, saved.steal_ns)?;
-            saved.version = odd.wrapping_add(1);
-            memory.write_word::<u32>(at.wrapping_add(VERSION), saved.version)
+            kvm_version::publish(memory, at.wrapping_add(VERSION), &mut saved.version, || {
+                memory.write_word::<u64>(at, saved.steal_ns)
+            })
         });
     }
 

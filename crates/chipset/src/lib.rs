@@ -18,6 +18,7 @@ pub mod ioapic;
 pub mod irq_router;
 pub mod kvm_clock;
 pub mod kvm_sched;
+mod kvm_version;
 pub mod pci;
 pub mod pic;
 pub mod pit;
