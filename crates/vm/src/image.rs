@@ -6,10 +6,11 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use firmware::{Content, LoadError};
-use memory::GuestMemory;
+use memory::{GuestMemory, GuestRange};
 use x86::Gpa;
 
 /// A kernel or an initial RAM disk.
@@ -25,9 +26,6 @@ pub enum Image {
         len: u64,
     },
 }
-
-/// Bytes that are read at once.
-const PIECE: usize = 1 << 20;
 
 impl Image {
     /// All of it.
@@ -63,22 +61,16 @@ impl Content for Image {
     fn put(&self, memory: &GuestMemory, at: Gpa) -> Result<(), LoadError> {
         match self {
             Self::Bytes(bytes) => bytes.put(memory, at),
-            Self::File { file, len } => copy(file, *len, memory, at),
+            Self::File { file, len } => read_into(file, *len, memory, at),
         }
     }
 }
 
-fn copy(file: &File, len: u64, memory: &GuestMemory, at: Gpa) -> Result<(), LoadError> {
-    let mut piece = vec![0; PIECE];
-    let mut done = 0;
-    while done < len {
-        let wanted = usize::try_from(len - done).unwrap_or(PIECE).min(PIECE);
-        let unreadable = |error: io::Error| LoadError::Unreadable { error: error.kind() };
-        file.read_exact_at(&mut piece[..wanted], done).map_err(unreadable)?;
-        memory.write(at + done, &piece[..wanted])?;
-        done += wanted as u64;
-    }
-    Ok(())
+/// Reads a file into guest memory, without a copy of ours.
+fn read_into(file: &File, len: u64, memory: &GuestMemory, at: Gpa) -> Result<(), LoadError> {
+    let whole = [GuestRange { gpa: at, len }];
+    let read = memory.receive(&whole, |targets| targets.read_from(file.as_fd(), 0))?;
+    read.map_err(|error| LoadError::Unreadable { error: error.kind() })
 }
 
 #[cfg(test)]
@@ -92,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_file_is_put_as_bytes_are_until_it_is_cut() {
-        let bytes: Vec<u8> = (0..PIECE as u32 + 100).map(|i| (i / 7) as u8).collect();
+        let bytes: Vec<u8> = (0..(1 << 20) + 100_u32).map(|i| (i / 7) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         let image = Image::File { file: file.try_clone().unwrap(), len: bytes.len() as u64 };
