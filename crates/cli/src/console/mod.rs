@@ -160,7 +160,9 @@ impl Console {
         }
         let (waiter, events) = (vm.clone(), self.events.clone());
         spawn("vm-wait", move || events.send(Event::Stopped(waiter.wait())))?;
-        self.prepare_input()?;
+        if self.hub.is_none() {
+            self.prepare_input()?;
+        }
         // Umbra's guest says when; any other reads its port when it likes.
         if !self.ours {
             self.start_input(vm, Way::Serial);

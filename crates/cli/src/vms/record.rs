@@ -1,5 +1,7 @@
 //! What is written of a VM into its directory.
 
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -96,17 +98,15 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn write(path: &Path, record: &impl Serialize) -> Result<()> {
     let whole = path.with_extension("new");
     let text = serde_json::to_vec(record)?;
-    std::fs::write(&whole, text)
-        .and_then(|()| std::fs::rename(&whole, path))
+    fs::write(&whole, text)
+        .and_then(|()| fs::rename(&whole, path))
         .with_context(|| format!("cannot write '{}'", path.display()))
 }
 
 /// Reads a record; none if it is not there or is none.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let file = std::fs::File::open(path).ok()?;
     let mut text = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, protocol::LONGEST_LINE as u64), &mut text)
-        .ok()?;
+    File::open(path).ok()?.take(protocol::LONGEST_LINE as u64).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
@@ -123,7 +123,7 @@ mod tests {
         write(&path, &ended).unwrap();
         assert_eq!(read(&path), Some(ended));
         for nonsense in ["", "{", "[1]", "{\"status\":256,\"at\":1}"] {
-            std::fs::write(&path, nonsense).unwrap();
+            fs::write(&path, nonsense).unwrap();
             assert_eq!(read::<Ended>(&path), None, "{nonsense}");
         }
     }
