@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use init::wire::{Frame, Kind, PIECE, PORT, Reader, Window};
+use init::wire::{Frame, Kind, PIECE, PORT, Reader, Window, decode_size};
 use init::{Directory, Settings};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -132,9 +132,10 @@ impl Agent {
             (Kind::InputEnd, _) => {
                 let _ = session.input.send(Vec::new());
             }
-            (Kind::Size, &[a, b, c, d]) => {
-                let size = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
-                session.terminal.iter().for_each(|terminal| resize(terminal, size));
+            (Kind::Size, size) => {
+                if let (Some(terminal), Some(size)) = (&session.terminal, decode_size(size)) {
+                    resize(terminal, size);
+                }
             }
             (Kind::Credit, &[a, b, c, d]) => session.output.give(u32::from_le_bytes([a, b, c, d]) as usize),
             _ => {}

@@ -83,6 +83,18 @@ impl Frame {
     }
 }
 
+/// A terminal's height and width as they are sent.
+pub fn encode_size((rows, columns): (u16, u16)) -> [u8; 4] {
+    let ([a, b], [c, d]) = (rows.to_le_bytes(), columns.to_le_bytes());
+    [a, b, c, d]
+}
+
+/// What [`encode_size`] made of them; none if it did not make these bytes.
+pub fn decode_size(bytes: &[u8]) -> Option<(u16, u16)> {
+    let &[a, b, c, d] = bytes else { return None };
+    Some((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])))
+}
+
 /// What was sent is no frame, or one that is too large. Nothing that follows can be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Broken;
@@ -187,6 +199,12 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(Reader::default().feed(&Frame::encode(1, kind, b"x")).unwrap()[0].kind, kind);
         }
+    }
+
+    #[test]
+    fn sizes_come_back() {
+        assert_eq!(decode_size(&encode_size((24, 0x1234))), Some((24, 0x1234)));
+        assert_eq!((decode_size(&[1, 2, 3]), decode_size(&[0; 5])), (None, None));
     }
 
     #[test]

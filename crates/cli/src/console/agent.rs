@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use init::wire::{Frame, Kind, LARGEST, PIECE, Reader, WINDOW, Window};
+use init::wire::{Frame, Kind, LARGEST, PIECE, Reader, WINDOW, Window, encode_size};
 use vm::{PortInput, SerialSink};
 
 /// The host's end, for one VM.
@@ -143,9 +143,8 @@ impl Agent {
     }
 
     /// The terminal has another size.
-    pub(crate) fn resize(&self, session: &Session, (rows, columns): (u16, u16)) {
-        let size = [rows.to_le_bytes(), columns.to_le_bytes()].concat();
-        self.send(session.number, Kind::Size, &size);
+    pub(crate) fn resize(&self, session: &Session, size: (u16, u16)) {
+        self.send(session.number, Kind::Size, &encode_size(size));
     }
 
     /// Output has been passed on.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
+use init::wire::encode_size;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
@@ -183,9 +184,7 @@ fn follow_size(mut stream: UnixStream) -> io::Result<()> {
                 terminal::restore();
                 process::exit(i32::from(Status::signal(signal).0));
             }
-            let (rows, columns) = terminal::size();
-            let size = [rows.to_le_bytes(), columns.to_le_bytes()].concat();
-            let _ = protocol::send_frames(&mut stream, Kind::Size, &size);
+            let _ = protocol::send_frames(&mut stream, Kind::Size, &encode_size(terminal::size()));
         }
     })?;
     Ok(())

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use host::jail::Role;
+use init::wire::decode_size;
 use init::{Directory, Settings, Terminal};
 
 use super::args::ExecArgs;
@@ -136,9 +137,10 @@ fn pass_input(agent: &Agent, session: &Session, from: &mut UnixStream) {
         match (kind, bytes.as_slice()) {
             (Kind::Input, typed) if agent.input(session, typed) => {}
             (Kind::InputEnd, _) => agent.input_end(session),
-            (Kind::Size, &[a, b, c, d]) => {
-                agent.resize(session, (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])));
-            }
+            (Kind::Size, size) => match decode_size(size) {
+                Some(size) => agent.resize(session, size),
+                None => break,
+            },
             _ => break,
         }
     }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use init::wire::decode_size;
 use vm::{SerialInput, SerialSink};
 
 use super::log::Writer;
@@ -114,8 +115,8 @@ impl Hub {
                         return Ok(());
                     }
                 }
-                (Kind::Size, &[a, b, c, d]) => {
-                    self.resize((u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d])));
+                (Kind::Size, size) => {
+                    self.resize(decode_size(size).ok_or(io::ErrorKind::InvalidData)?);
                 }
                 // The guest may have other typists.
                 (Kind::InputEnd, _) => {}
