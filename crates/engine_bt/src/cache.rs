@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use host::{CodeMemory, HostError};
 use translate::context::Entrance;
-use translate::{Block, Form, Mode, Routines, UNFORESEEN, Way};
+use translate::{Block, Form, Mode, Routines, Site, UNFORESEEN, Way};
 use x86::Mfn;
 
 use crate::entrances::Entrances;
@@ -178,6 +178,11 @@ impl Cache {
         self.routines.look_ups.map(|pair| pair.map(|offset| self.code.exec_ptr(offset as usize) as u64))
     }
 
+    /// Where the callers are.
+    pub(crate) fn callers(&self) -> [u64; 3] {
+        self.routines.callers.map(|offset| self.code.exec_ptr(offset as usize) as u64)
+    }
+
     /// Where translations look code up.
     pub(crate) fn entrances(&self) -> [u64; 2] {
         self.index.address()
@@ -335,6 +340,35 @@ impl Cache {
         self.code.write(at as usize, &target.wrapping_sub(at + 4).to_le_bytes())
     }
 
+    /// The page offset of the target of a bridge that has not been built yet, by its site.
+    pub(crate) fn unbuilt(&self, site: &PlacedSite) -> Option<u16> {
+        let mut word = [0; 8];
+        word.copy_from_slice(self.bytes((site.behind + Site::KEY) as usize, 8));
+        u16::try_from(u64::from_le_bytes(word)).ok().filter(|&word| word < IN_USE as u16)
+    }
+
+    /// Builds the bridge of a site, whose displacement is at `jump`, to block `to`; gives it up if the block's code depends on
+    /// more than one page.
+    pub(crate) fn build(&mut self, site: &PlacedSite, jump: u32, to: u32) -> Result<(), HostError> {
+        let Some(target) = self.block(to).copied() else { return Ok(()) };
+        if target.is_across {
+            return self.give_up(site);
+        }
+        let key = target.key.page().number().to_le_bytes();
+        self.code.write((site.behind + Site::KEY) as usize, &key)?;
+        self.link(site.block, jump, Form::Memory, to)
+    }
+
+    /// The bridge of a site leads by the way round from now on.
+    pub(crate) fn give_up(&mut self, site: &PlacedSite) -> Result<(), HostError> {
+        self.divert(JMP, site.start(), site.behind + Site::ROUND)
+    }
+
+    /// The host address of the way round.
+    pub(crate) fn way_round(&self, site: &PlacedSite) -> u64 {
+        self.base() + u64::from(site.behind + Site::ROUND)
+    }
+
     /// Lets a site, whose flags are in memory, lead to block `to`.
     pub(crate) fn lead(&mut self, site: &PlacedSite, to: u32) -> Result<(), HostError> {
         let Some(to) = self.block(to).copied() else { return Ok(()) };
@@ -420,10 +454,14 @@ impl Cache {
 
     /// The code of a block, as it is now.
     pub(crate) fn code_of(&self, block: &Placed) -> Vec<u8> {
-        let start = self.code.exec_ptr(block.start as usize);
+        self.bytes(block.start as usize, block.bytes.into()).to_vec()
+    }
+
+    /// Bytes of a block's code, as they are now.
+    fn bytes(&self, start: usize, length: usize) -> &[u8] {
         // SAFETY: blocks lie inside the code memory, which is readable where it can be executed; only `write`, which
         // needs this cache exclusively, changes it.
-        unsafe { std::slice::from_raw_parts(start, block.bytes.into()) }.to_vec()
+        unsafe { std::slice::from_raw_parts(self.code.exec_ptr(start), length) }
     }
 }
 

@@ -97,7 +97,7 @@ impl JumpBook {
         }
         self.private |= !resolved.global;
         if let Some(key) = key.filter(|_| va > PAGE_MASK) {
-            let page = CodePage { last: va | PAGE_MASK, key };
+            let page = CodePage { page: va & !PAGE_MASK, key };
             // SAFETY: as in `write`, for the page's entry.
             unsafe { self.code_page(base, va).write(page) };
         }

@@ -50,6 +50,7 @@ enum Kind {
     LinkMemory,
     LinkBoth,
     LinkDead,
+    Bridge,
     Lookup,
     Transfer,
     Attention,
@@ -82,6 +83,7 @@ impl Packed {
             Exit::Link { jump, form: Form::Memory | Form::Again } => (Kind::LinkMemory, jump),
             Exit::Link { jump, form: Form::Both } => (Kind::LinkBoth, jump),
             Exit::Link { jump, form: Form::Dead } => (Kind::LinkDead, jump),
+            Exit::Bridge { jump } => (Kind::Bridge, jump),
             Exit::Lookup => (Kind::Lookup, 0),
             Exit::Transfer { mode } => (Kind::Transfer, mode.bits().into()),
             Exit::Attention => (Kind::Attention, 0),
@@ -106,6 +108,7 @@ impl Packed {
             Kind::LinkMemory => link(Form::Memory),
             Kind::LinkBoth => link(Form::Both),
             Kind::LinkDead => link(Form::Dead),
+            Kind::Bridge => Exit::Bridge { jump: detail },
             Kind::Lookup => Exit::Lookup,
             Kind::Transfer => Exit::Transfer { mode: Mode::from_bits(self.detail) },
             Kind::Attention => Exit::Attention,
@@ -193,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    const EXITS: [Exit; 14] = [
+    const EXITS: [Exit; 15] = [
         Exit::Miss { write: false, resume: 7 },
         Exit::Miss { write: true, resume: 65_535 },
         Exit::Lend { resume: 8 },
@@ -202,6 +205,7 @@ mod tests {
         Exit::Link { jump: 10, form: Form::Memory },
         Exit::Link { jump: 11, form: Form::Both },
         Exit::Link { jump: 12, form: Form::Dead },
+        Exit::Bridge { jump: 13 },
         Exit::Lookup,
         Exit::Transfer { mode: Mode::GS },
         Exit::Attention,

@@ -12,6 +12,7 @@
 //! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
+mod bridges;
 mod changes;
 mod lockstep;
 mod registers;
@@ -156,6 +157,7 @@ impl BtVcpu {
         let context = self.views.context();
         context.exit = exit;
         context.routines = routines;
+        context.callers = self.cache.callers();
         context.entrances = entrances;
         context.code = code;
         context.shadow_top = tops;
@@ -532,6 +534,10 @@ impl BtVcpu {
                 self.stats.unlinked += 1;
                 let target = self.link(site.block, jump, form, rip)?;
                 Ok(self.resume_at(target, Next::Dispatch))
+            }
+            Exit::Bridge { jump } => {
+                self.stats.unlinked += 1;
+                self.bridge(&site, jump, rax)
             }
             Exit::Lookup => {
                 self.stats.lookups += 1;

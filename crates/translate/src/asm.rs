@@ -633,6 +633,13 @@ impl Asm {
         self.hole()
     }
 
+    /// CMP register, [what the hole leads to].
+    pub(crate) fn cmp_literal(&mut self, register: Gpr) -> Hole {
+        self.rex(true, register.number(), 0, 0);
+        self.raw(&[Op::Cmp as u8, (register.number() & 7) << 3 | 5]);
+        self.hole()
+    }
+
     /// JRCXZ.
     pub(crate) fn jrcxz(&mut self) -> ShortHole {
         self.raw(&[0xe3, 0]);

@@ -166,6 +166,11 @@ pub struct Site {
 impl Site {
     /// Bytes of a site's code.
     pub const BYTES: u32 = 5;
+    /// From behind the site of an [`Exit::Bridge`] to the bridge's key, 8 bytes: the target's offset in its page as long as
+    /// nothing has been built.
+    pub const KEY: u32 = 2;
+    /// From there to the way round, which has RAX as the site has it.
+    pub const ROUND: u32 = 10;
 
     /// Completes the site's code: the distance to its shared exit, which begins at `exit`, if the block's first byte lies at
     /// `start`, both counted as [`crate::Routines::exit`] does.
@@ -248,6 +253,12 @@ pub enum Exit {
         jump: u32,
         /// The flags at the jump.
         form: Form,
+    },
+    /// A direct jump to another page, RAX its linear address, where the frame is not the one that the bridge has been built to:
+    /// it may be built, the 32-bit displacement at `jump` leading to the target with the flags in memory, or given up.
+    Bridge {
+        /// Where the displacement is.
+        jump: u32,
     },
     /// RAX is the linear address at which to go on.
     Lookup,

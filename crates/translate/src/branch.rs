@@ -1,7 +1,8 @@
 //! Control flow.
 //!
 //! A direct jump within the page is one jump of the host's, made to lead to its target when that is known. One that
-//! leaves the page, and every indirect one, goes through the *jump cache* of the address space: a comparison and a jump.
+//! leaves the page crosses a *bridge* ([`crate::bridge`]), or, as every indirect one, goes through the *jump cache* of the
+//! address space: a comparison and a jump.
 //! Entries are dropped when a mapping changes, so that what is found is the right code.
 //!
 //! A call pushes the guest's return address on the guest's stack and, beside it, on the *shadow stack*: host RSP, where
@@ -16,7 +17,8 @@
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 
 use crate::asm::{Condition, Hole, Op, Place};
-use crate::block::{Form, Mode};
+use crate::block::{Exit, Form, Mode};
+use crate::bridge;
 use crate::context::{SHADOW_BYTES, at};
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
@@ -86,19 +88,44 @@ pub(crate) const fn is_whole_return(insn: &Instruction) -> bool {
 
 /// Goes to an offset from the page's start, between instructions, and ends the block there.
 pub(crate) fn go_to(e: &mut Emitter<'_>, target: i64) -> Result {
-    leave_to(e, target, dispatch)
-}
-
-fn leave_to(e: &mut Emitter<'_>, target: i64, leave: impl FnOnce(&mut Emitter<'_>)) -> Result {
-    if let Some(offset) = in_page(e, target) {
-        e.settle_flags();
-        let hole = e.asm.jmp();
-        e.link(hole, offset);
-        return Ok(());
+    if in_page(e, target).is_some() {
+        return go_within(e, target);
     }
     e.free_flags();
     page_address(e, target)?;
-    leave(e);
+    dispatch(e);
+    Ok(())
+}
+
+/// Goes on with the next instruction, and ends the block there.
+pub(crate) fn go_on(e: &mut Emitter<'_>, next: u16) -> Result {
+    let target = i64::from(next);
+    if in_page(e, target).is_some() || !bridge::fits(e, target) {
+        return go_to(e, target);
+    }
+    e.free_flags();
+    bridge::jump(e, target, next, Exit::Lookup)
+}
+
+/// Goes where the instruction, a jump, leads: see [`transfer`].
+fn jump_to(e: &mut Emitter<'_>, target: i64) -> Result {
+    if in_page(e, target).is_some() {
+        return go_within(e, target);
+    }
+    e.free_flags();
+    if bridge::fits(e, target) {
+        return bridge::jump(e, target, e.at, Exit::Transfer { mode: e.mode });
+    }
+    page_address(e, target)?;
+    transfer(e);
+    Ok(())
+}
+
+fn go_within(e: &mut Emitter<'_>, target: i64) -> Result {
+    let offset = in_page(e, target).ok_or(Unsupported)?;
+    e.settle_flags();
+    let hole = e.asm.jmp();
+    e.link(hole, offset);
     Ok(())
 }
 
@@ -152,12 +179,12 @@ pub(crate) fn poll_freely(e: &mut Emitter<'_>) {
 
 fn jump(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
     if !leads_back(e, target) {
-        leave_to(e, target, transfer)?;
+        jump_to(e, target)?;
         return Ok(Flow::End);
     }
     let form = e.form;
     let poll = poll(e);
-    leave_to(e, target, transfer)?;
+    jump_to(e, target)?;
     end_poll(e, &poll, form)?;
     Ok(Flow::End)
 }
@@ -180,7 +207,7 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
             e.free_flags();
             poll_freely(e);
         }
-        leave_to(e, target, transfer)?;
+        jump_to(e, target)?;
         e.set_flags(flags);
         e.asm.land(not_taken);
         return Ok(Flow::Next);
@@ -194,15 +221,14 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let poll = poll(e);
     let taken = e.asm.jcc(condition);
     e.link(taken, offset);
-    let next = i64::from(e.next);
-    if in_page(e, next).is_some() {
-        go_to(e, next)?;
+    if in_page(e, e.next.into()).is_some() {
+        go_on(e, e.next)?;
         end_poll(e, &poll, form)?;
     } else {
         let over = e.asm.jmp();
         end_poll(e, &poll, form)?;
         e.asm.land(over);
-        go_to(e, next)?;
+        go_on(e, e.next)?;
     }
     Ok(Flow::End)
 }
@@ -342,8 +368,9 @@ fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     Ok(Flow::End)
 }
 
-/// Pushes the address of the next instruction on the guest's stack and on the shadow stack.
-fn push_return(e: &mut Emitter<'_>) -> Result {
+/// Pushes the address of the next instruction on the guest's stack and on the shadow stack. It is in the register that is
+/// given; the other scratch register is free.
+pub(crate) fn push_return(e: &mut Emitter<'_>) -> Result<Gpr> {
     let Slot { stack, place, free } = stack::slot(e, -e.word(), true)?;
     e.asm.gs_load(free, at::PAGE);
     e.add(free, free, i32::from(e.next));
@@ -353,7 +380,7 @@ fn push_return(e: &mut Emitter<'_>) -> Result {
     #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
     e.asm.op_imm(Op::Or, Gpr::RSP, SHADOW_BYTES as i32);
     e.asm.push(free);
-    Ok(())
+    Ok(free)
 }
 
 /// Where a return arrives: RAX is the address of the next instruction.
@@ -381,6 +408,8 @@ fn call(e: &mut Emitter<'_>, target: i64) -> Result<Flow> {
         push_return(e)?;
         let hole = e.asm.call();
         e.link(hole, offset);
+    } else if bridge::fits(e, target) {
+        bridge::call(e, target)?;
     } else {
         page_address(e, target)?;
         call_known(e)?;

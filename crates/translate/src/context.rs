@@ -34,7 +34,7 @@ pub const JUMP_BYTES: usize = 16;
 /// Neighbouring slots of a jump cache that are emptied together.
 pub const JUMP_GROUP: usize = 32;
 /// Pages that code is known to lie in, for each jump cache.
-pub const CODE_PAGES: usize = 1 << 11;
+pub const CODE_PAGES: usize = 1 << 12;
 /// Bytes of a [`CodePage`].
 pub const CODE_PAGE_BYTES: usize = 16;
 /// Bytes of each of the two shadow return stacks.
@@ -88,6 +88,8 @@ pub struct Context {
     pub pauses: u32,
     /// Where the routines are that look accesses up in the TLBs: by [`Table`], reads and writes.
     pub routines: [[u64; 2]; 3],
+    /// Where the routines are that make a call whose target has been found: by [`Table`].
+    pub callers: [u64; 3],
     /// Where the [`Entrance`]s are: the first slot, and the last that [`entrance_slot`] gives.
     pub entrances: [u64; 2],
     /// Where the code cache begins.
@@ -271,12 +273,13 @@ impl JumpEntry {
     }
 }
 
-/// A page that holds code, by its linear address: what the jump cache is filled from. An all-zero entry matches nothing.
+/// A page that holds code, by its linear address: what bridges ask and the jump cache is filled from. An all-zero entry
+/// leads nowhere: no key is zero.
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CodePage {
-    /// The linear address of the page's last byte.
-    pub last: u64,
+    /// The linear address of the page.
+    pub page: u64,
     /// The key of the page's first byte: see [`Entrance::key`].
     pub key: u64,
 }
@@ -332,7 +335,7 @@ pub mod at {
         };
     }
     field_offsets! {
-        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; BOUNCE: bounce; TURNS: turns; LAST_TURN: last_turn; FORESEEN: foreseen; PAUSES: pauses; ROUTINES: routines; ENTRANCES: entrances; CODE: code;
+        GPR: gpr; STATUS: status; PAGE: page; SITE: site; SCRATCH: scratch; TEMP: temp; KEPT: kept; DELTAS: deltas; BOUNCE: bounce; TURNS: turns; LAST_TURN: last_turn; FORESEEN: foreseen; PAUSES: pauses; ROUTINES: routines; CALLERS: callers; ENTRANCES: entrances; CODE: code;
         SYSTEM_FLAGS: system_flags; SEGMENT_BASE: segment_base; TARGET: target; EXIT: exit; HOST_STACK: host_stack; STACK: stack; SHADOW: shadow; SHADOW_TOP: shadow_top; VECTOR: vector; MXCSR: mxcsr;
         HOST_MXCSR: host_mxcsr; WAITING: waiting; SEGMENTS: segments; RETURNS: returns; USER_CLOSED: user_closed; CONTROL: control; FRAME: frame; IMAGE: image; SELECTORS: selectors;
         SYSCALL_SELECTORS: fast_selectors; LSTAR: lstar; FLAG_KEEP: flag_keep;
@@ -381,7 +384,9 @@ pub mod at {
     /// The code of a jump-cache entry.
     pub const JUMP_CODE: i32 = disp(offset_of!(JumpEntry, code));
 
-    /// The key of a code page.
+    /// The linear address of a code page.
+    pub const CODE_PAGE: i32 = disp(offset_of!(CodePage, page));
+    /// Its key.
     pub const KEY: i32 = disp(offset_of!(CodePage, key));
     /// The code of an entrance.
     pub const ENTRANCE_CODE: i32 = disp(offset_of!(Entrance, code));

@@ -25,6 +25,7 @@ use iced_x86::{Encoder, Instruction, Register};
 use crate::again::Again;
 use crate::asm::{Asm, Condition, Hole, Op, Place};
 use crate::block::{Block, Exit, Form, Mode, Site, Source, Way};
+use crate::bridge::{FarSide, far_side};
 use crate::compat;
 use crate::context::{ANCHOR_BYTES, ANCHORS, BOUNCE, SPANS, at, gpr_at};
 use crate::groups::{Group, Groups, Key, Member};
@@ -45,6 +46,7 @@ struct Cold {
     /// What computes the flags, if they are nowhere.
     again: Option<Again>,
     look_up: Option<LookUp>,
+    far: Option<FarSide>,
 }
 
 /// A look-up before a cold path leaves, which comes back if it finds something: see [`crate::routines`].
@@ -263,7 +265,7 @@ impl<'a> Emitter<'a> {
     fn leave_by(&mut self, from: Hole, guest: u16, exit: Exit, way: Way) {
         let site = Site { guest, exit, mode: self.mode, at: 0, way };
         let again = self.again.filter(|_| self.form == Form::Again);
-        self.tools.cold.push(Cold { from, site, again, look_up: None });
+        self.tools.cold.push(Cold { from, site, again, look_up: None, far: None });
     }
 
     /// The jump leaves to have the current instruction interpreted. Flags are in memory.
@@ -305,6 +307,14 @@ impl<'a> Emitter<'a> {
         let (at, way) = (self.asm.here(), Way::Find(mode.table()));
         self.tools.finders.push(Site { guest: self.at, exit, mode: self.mode, at, way });
         let _completed_when_placed = self.asm.call();
+    }
+
+    /// The jump leaves because a bridge leads to another frame, and the bridge's far side is to be emitted. Flags are in memory.
+    pub(crate) fn bridge_from(&mut self, hole: Hole, guest: u16, exit: Exit, far: FarSide) {
+        self.leave_by(hole, guest, exit, Way::BARE);
+        if let Some(cold) = self.tools.cold.last_mut() {
+            cold.far = Some(far);
+        }
     }
 
     /// The jump gives way to whoever wants attention, before the current instruction.
@@ -721,6 +731,9 @@ impl<'a> Emitter<'a> {
                 site.way = site.way.with_flags();
             }
             self.leave(site, &mut block);
+            if let Some(far) = &cold.far {
+                far_side(&mut self, far, &site, &mut block);
+            }
         }
         self.tools.cold = colds;
         block.code = self.asm.finish();

@@ -6,6 +6,7 @@
 //! - [`block`](Block): what goes in and what comes out; [`context`]: what the code finds at run time, behind GS;
 //! - `host`: which host register holds which guest register;
 //! - `emit`: flags, exits, and the check before every memory access;
+//! - `bridge`: direct jumps to other pages;
 //! - `copy` and `catalogue`: instructions that run as they are; `special`, `stack`, `strings`, `mxcsr`, `clock`, `branch`,
 //!   `system`, `iret`: those that do not; `x87`: those whose registers are the x87 unit's, MMX included;
 //! - `self_check`: blocks of pages whose code changes too often to be watched;
@@ -23,6 +24,7 @@ mod again;
 mod asm;
 mod block;
 mod branch;
+mod bridge;
 mod catalogue;
 mod clock;
 mod compat;

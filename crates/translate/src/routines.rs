@@ -18,6 +18,11 @@
 //!
 //! RCX stays as it was. Status flags are lost, so they have to be in memory.
 //!
+//! # Callers
+//! A caller makes the call whose target a finder has found, where what a block knows of its stack is not at hand: the far side of
+//! a bridge ([`crate::bridge`]). Behind its call lie a TEST of EAX with the page offset of the next instruction, at which the
+//! host's return arrives, a jump to the landing, and the site that it goes to if the guest's stack is not in the TLB.
+//!
 //! # Finders
 //! A finder is called with a linear address in RAX whose code is to be entered, and leaves the code's host address and the
 //! page's linear address in [`at::TEMP`]. First it asks the jump cache. What that does not know, other address spaces, or
@@ -25,11 +30,11 @@
 //! the code (entrances), and the jump cache knows it from then on. If there is none, it leaves, RAX as it was: its call is
 //! a site. RCX and status flags are lost.
 
-use crate::asm::{Asm, Condition, Hole, Op};
+use crate::asm::{Asm, Condition, Hole, Op, Place};
 use crate::block::{UNFORESEEN, Way};
 use crate::context::{
-    ANCHOR_BYTES, ANCHOR_SHIFT, BOUNCE, CODE_PAGES, ENTRANCE_STIR, ENTRY_BYTES, JUMP_BYTES, JUMP_GROUP,
-    JUMP_STIR, JUMPS, SPANS, Table, at, tlb_index,
+    ANCHOR_BYTES, ANCHOR_SHIFT, BOUNCE, CODE_PAGE_BYTES, CODE_PAGES, ENTRANCE_STIR, ENTRY_BYTES, JUMP_BYTES,
+    JUMP_GROUP, JUMP_STIR, JUMPS, SHADOW_BYTES, SPANS, Table, at, tlb_index,
 };
 use crate::host::Gpr;
 use x86::bits::low32;
@@ -44,6 +49,8 @@ pub struct Routines {
     pub unforeseen: u32,
     /// Where the look-ups begin: by [`Table`], reads and writes.
     pub look_ups: [[u32; 2]; 3],
+    /// Where the callers begin, by [`Table`].
+    pub callers: [u32; 3],
     /// Where the exits begin, by [`Way`].
     exits: [u32; Way::COUNT],
 }
@@ -69,10 +76,11 @@ pub fn routines(bmi2: bool) -> Routines {
         }
     }
     for table in TABLES {
-        add(Way::Find(table), finder(&mut asm, table));
+        add(Way::Find(table), finder(&mut asm, table, bmi2));
     }
     let look_ups = TABLES.map(|table| [at::READ, at::WRITE].map(|tag| look_up(&mut asm, table, tag, bmi2)));
-    Routines { code: asm.finish(), unforeseen, look_ups, exits }
+    let callers = TABLES.map(|table| caller(&mut asm, table, bmi2));
+    Routines { code: asm.finish(), unforeseen, look_ups, callers, exits }
 }
 
 const TABLES: [Table; 3] = [Table::Supervisor, Table::SupervisorAc, Table::User];
@@ -245,7 +253,62 @@ fn last(size: usize) -> i32 {
     i32::try_from(size - 1).unwrap_or(0)
 }
 
-fn finder(asm: &mut Asm, table: Table) -> u32 {
+/// RCX or another register = the byte offset of the slot that the page of `from` has among a table's code pages, which lie at
+/// the displacement that is given. The upper half of `from` is not asked.
+pub(crate) fn code_page(asm: &mut Asm, to: Gpr, from: Gpr, table: Table, bmi2: bool) -> i32 {
+    let shift = PAGE_SHIFT - CODE_PAGE_SHIFT;
+    if bmi2 {
+        asm.rorx(to, from, shift);
+    } else {
+        asm.op32(Op::Mov, to, from);
+        asm.shr(to, shift);
+    }
+    asm.op32_imm(Op::And, to, last(CODE_PAGES) << CODE_PAGE_SHIFT);
+    at::jumps(table) + at::JUMP_PAGES
+}
+
+const PAGE_SHIFT: u8 = 12;
+
+/// Binary logarithm of [`CODE_PAGE_BYTES`].
+#[allow(clippy::cast_possible_truncation)]
+const CODE_PAGE_SHIFT: u8 = CODE_PAGE_BYTES.trailing_zeros() as u8;
+
+fn caller(asm: &mut Asm, table: Table, bmi2: bool) -> u32 {
+    let start = asm.here();
+    let tlb = at::tlb(table);
+    let word = 8;
+    // The home of the guest's RSP.
+    let stack = Gpr::R15;
+    asm.load(Gpr::RCX, Gpr::RSP, 0);
+    asm.load32(Gpr::RAX, Gpr::RCX, 1);
+    asm.gs_op(Op::Add, Gpr::RAX, at::PAGE);
+    asm.gs_store(at::KEPT, Gpr::RAX);
+    asm.lea(Gpr::RAX, stack, -word);
+    index(asm, Gpr::RCX, Gpr::RAX, table, bmi2);
+    asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tlb + at::WRITE);
+    asm.op_imm(Op::Cmp, Gpr::RAX, 4096 - word);
+    let miss = asm.jcc(Condition::ABOVE);
+    asm.gs_op_at(Op::Add, Gpr::RAX, Gpr::RCX, tlb + at::BASE);
+    asm.gs_load(Gpr::RCX, at::KEPT);
+    asm.store_to(true, Place::at(Gpr::RAX), Gpr::RCX);
+    asm.lea(stack, stack, -word);
+    // The host's return address goes above the guest's.
+    asm.pop(Gpr::RAX);
+    asm.op_imm(Op::Or, Gpr::RSP, low32(SHADOW_BYTES as u64).cast_signed());
+    asm.push(Gpr::RCX);
+    asm.push(Gpr::RAX);
+    asm.gs_load(Gpr::RAX, at::TEMP);
+    asm.gs_store(at::PAGE, Gpr::RAX);
+    asm.gs_jmp(at::TEMP + 8);
+    asm.land(miss);
+    asm.pop(Gpr::RAX);
+    asm.lea(Gpr::RAX, Gpr::RAX, TEST_AND_JUMP);
+    asm.push(Gpr::RAX);
+    asm.ret();
+    start
+}
+
+fn finder(asm: &mut Asm, table: Table, bmi2: bool) -> u32 {
     let start = asm.here();
     let jumps = at::jumps(table);
     let unknown = probe(asm, table);
@@ -260,7 +323,7 @@ fn finder(asm: &mut Asm, table: Table) -> u32 {
     asm.gs_store(kept_rax, Gpr::RAX);
     asm.gs_store(kept_rdx, Gpr::RDX);
     asm.gs_store(kept_rbx, Gpr::RBX);
-    let nowhere = entrance(asm, jumps);
+    let nowhere = entrance(asm, table, bmi2);
     asm.gs_load(Gpr::RAX, kept_rax);
     asm.gs_store_at(Gpr::RCX, jumps, Gpr::RAX);
     asm.gs_store_at(Gpr::RCX, jumps + at::JUMP_CODE, Gpr::RDX);
@@ -282,15 +345,11 @@ fn finder(asm: &mut Asm, table: Table) -> u32 {
 
 /// RDX = the host address of the code at the linear address in RAX, by code pages and entrances; jumps away if there is none. RAX
 /// and RBX are lost.
-fn entrance(asm: &mut Asm, jumps: i32) -> [Hole; 3] {
-    let pages = jumps + at::JUMP_PAGES;
+fn entrance(asm: &mut Asm, table: Table, bmi2: bool) -> [Hole; 3] {
     asm.mov(Gpr::RDX, Gpr::RAX);
-    asm.op_imm(Op::Or, Gpr::RDX, 0xfff);
-    asm.op32(Op::Mov, Gpr::RBX, Gpr::RAX);
-    asm.shr(Gpr::RBX, 12);
-    asm.op32_imm(Op::And, Gpr::RBX, last(CODE_PAGES));
-    asm.shl32(Gpr::RBX, 4);
-    asm.gs_op_at(Op::Cmp, Gpr::RDX, Gpr::RBX, pages);
+    asm.op_imm(Op::And, Gpr::RDX, -4096);
+    let pages = code_page(asm, Gpr::RBX, Gpr::RAX, table, bmi2);
+    asm.gs_op_at(Op::Cmp, Gpr::RDX, Gpr::RBX, pages + at::CODE_PAGE);
     let no_page = asm.jcc(Condition::NOT_EQUAL);
     // RDX = the key, RBX = the entrance.
     asm.op32(Op::Mov, Gpr::RDX, Gpr::RAX);

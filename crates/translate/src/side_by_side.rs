@@ -79,6 +79,7 @@ fn purpose(site: &Site, page: u64) -> String {
         Exit::Lend { resume } => format!("the x87 state is to be lent, on at {resume:04x}"),
         Exit::Interpret => format!("interpret {place}"),
         Exit::Link { .. } => format!("jump to {place}, to be linked"),
+        Exit::Bridge { .. } => format!("another frame than before, at {place}"),
         Exit::Lookup => "jump to RAX".to_owned(),
         Exit::Transfer { .. } => "jump to RAX, or interpret".to_owned(),
         Exit::Attention => format!("attention, at {place}"),

@@ -4,7 +4,7 @@ use iced_x86::Instruction;
 
 use crate::asm::{Condition, Hole, Op};
 use crate::block::Form;
-use crate::branch::{condition_of, go_to, poll_freely};
+use crate::branch::{condition_of, go_on, poll_freely};
 use crate::context::at;
 use crate::emit::{Emitter, Result, Unsupported};
 use crate::groups::{Group, Key, Member};
@@ -119,7 +119,7 @@ fn jump_back(e: &mut Emitter<'_>, last: &Instruction) -> Result<Hole> {
     e.load_flags();
     let taken = e.asm.jcc(condition_of(last)?);
     let flags = e.flags();
-    go_to(e, i64::from(e.next))?;
+    go_on(e, e.next)?;
     e.set_flags(flags);
     Ok(taken)
 }

@@ -8,7 +8,7 @@
 use iced_x86::{DecoderError, FlowControl, Instruction, Mnemonic};
 
 use crate::block::{Block, Form, MOST_CODE, Mode, Source};
-use crate::branch::{Flow, branch, enter_by_jump_cache, go_to, target_of};
+use crate::branch::{Flow, branch, enter_by_jump_cache, go_on, target_of};
 use crate::catalogue;
 use crate::compat;
 use crate::copy::{copy, lea};
@@ -120,7 +120,7 @@ fn block(source: &Source<'_>, tools: &mut Tools, run: &[Instruction], form: Form
         self_check::after(&mut e, insn, end);
     }
     if flow == Flow::Next {
-        go_to(&mut e, i64::from(source.offset) + i64::from(block.guest_bytes)).ok()?;
+        go_on(&mut e, source.offset + block.guest_bytes).ok()?;
     }
     Some(e.finish(block))
 }

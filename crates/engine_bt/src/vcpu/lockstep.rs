@@ -45,7 +45,7 @@ use translate::context::Table;
 use translate::{Exit, Mode, UNFORESEEN};
 use x86::{CpuState, Gva, PAGE_MASK, PAGE_SIZE};
 
-use super::BtVcpu;
+use super::{BtVcpu, Next};
 use crate::modes::translatable;
 use crate::sites::PlacedSite;
 use crate::views::Stale;
@@ -368,6 +368,13 @@ impl LockstepVcpu {
             Exit::Transfer { mode } if self.engine.closeness.chained => {
                 self.bt.transfer_code(va, mode, &site)
             }
+            Exit::Bridge { jump } if self.engine.closeness.chained => {
+                match self.bt.bridge(&site, jump, va)? {
+                    Next::Resume(code) => Ok(Some(code)),
+                    _ => Ok(None),
+                }
+            }
+            Exit::Bridge { .. } => Ok(Some(self.bt.cache.way_round(&site))),
             Exit::Lend { resume } if x87::lend(&mut self.bt.slow, self.bt.views.context()) => {
                 Ok(self.bt.cache.resumption(site.block, resume))
             }

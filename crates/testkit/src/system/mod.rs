@@ -80,6 +80,7 @@ macro_rules! files {
 /// The files of cases, by name.
 pub const FILES: &[(&str, &str)] = &files![
     "alignment",
+    "bridges",
     "canonical",
     "compatibility",
     "control-registers",

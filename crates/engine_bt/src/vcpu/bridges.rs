@@ -1,0 +1,39 @@
+//! What a vCPU does about bridges ([`translate`]'s `bridge`): builds them, or gives them up.
+
+use host::HostError;
+use x86::PAGE_MASK;
+use x86::bits::low16;
+
+use super::{BtVcpu, Next};
+use crate::cache::Key;
+use crate::sites::PlacedSite;
+
+impl BtVcpu {
+    /// A bridge leads to another frame than before, or to the first: the page at linear address `page`. The way on is the way
+    /// round, this time.
+    pub(super) fn bridge(&mut self, site: &PlacedSite, jump: u32, page: u64) -> Result<Next, HostError> {
+        let flushes = self.cache.stats.flushes;
+        match self.cache.unbuilt(site) {
+            None => self.cache.give_up(site)?,
+            Some(offset) => {
+                let to = self.far_block(page.wrapping_add(offset.into()))?;
+                if let Some(to) = to.filter(|_| self.has_kept(site.block, flushes)) {
+                    self.cache.build(site, jump, to)?;
+                }
+            }
+        }
+        // The way round needs nothing that the block has found out before.
+        let kept = self.has_kept(site.block, flushes);
+        Ok(if kept { Next::Resume(self.cache.way_round(site)) } else { Next::Dispatch })
+    }
+
+    /// The block at a linear address, in the current mode, if it can be found by translated code from now on.
+    fn far_block(&mut self, target: u64) -> Result<Option<u32>, HostError> {
+        self.catch_up()?;
+        if self.views.code_mode(self.mode.table()) != self.mode || self.find_code(target)?.is_none() {
+            return Ok(None);
+        }
+        let Some(mfn) = self.code_frame(target) else { return Ok(None) };
+        Ok(self.cache.find(Key { mfn, offset: low16(target & PAGE_MASK), mode: self.mode }))
+    }
+}
