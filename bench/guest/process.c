@@ -1,6 +1,7 @@
 /* Several processes: made and ended, and switched between. */
 #define _GNU_SOURCE
 #include <signal.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -111,6 +112,16 @@ static uint64_t pair_unit(void)
 	return laps(200);
 }
 
+static void sixty_four_setup(void)
+{
+	make_ring(64);
+}
+
+static uint64_t sixty_four_unit(void)
+{
+	return laps(6);
+}
+
 static void eight_setup(void)
 {
 	make_ring(8);
@@ -121,10 +132,41 @@ static uint64_t eight_unit(void)
 	return laps(50);
 }
 
+/* A shell script that starts a thousand programs, one after the other. */
+
+static char shell[256];
+
+static void shell_setup(void)
+{
+	ssize_t length = readlink("/proc/self/exe", shell, sizeof shell - 16);
+	char *name = length < 0 ? NULL : memrchr(shell, '/', (size_t)length);
+
+	if (!name)
+		fail("/proc/self/exe");
+	strcpy(name + 1, "busybox");
+	if (access(shell, X_OK))
+		lacks("busybox");
+}
+
+static uint64_t shell_unit(void)
+{
+	static const char script[] =
+		"i=0; while [ $i -lt 1000 ]; do \"$0\" true || exit 1; i=$((i+1)); done; exit 42";
+	pid_t child = fork();
+
+	if (!child) {
+		execl(shell, "sh", "-c", script, shell, (char *)NULL);
+		_exit(1);
+	}
+	return status_of(child);
+}
+
 const struct program process_programs[] = {
 	{ "fork", "kernel", NULL, fork_unit },
 	{ "fork-exec", "kernel", NULL, exec_unit },
 	{ "pipe", "kernel", pair_setup, pair_unit },
 	{ "switch-8", "kernel", eight_setup, eight_unit },
+	{ "switch-64", "kernel", sixty_four_setup, sixty_four_unit },
+	{ "shell-1000", "kernel", shell_setup, shell_unit },
 	{ 0 },
 };

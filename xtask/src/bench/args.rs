@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::engine::Engine;
 use super::results::Statistic;
-use super::{boot, interp};
+use super::{boot, interp, mmu};
 
 /// Below the help.
 const EXAMPLES: &str = "\
@@ -16,6 +16,7 @@ Examples:
   cargo xtask bench --quick
   cargo xtask bench --classes integer,kernel --engines native,umbra,qemu
   cargo xtask bench --programs sort,syscall --engines native,umbra-bt,umbra-interp --rounds 9 --best
+  cargo xtask bench mmu
   cargo xtask bench interp
 
 Classes:
@@ -45,6 +46,13 @@ pub(crate) struct BenchArgs {
     /// What to compare
     #[arg(long, value_delimiter = ',', value_name = "ENGINE,…", default_value = "native,umbra,qemu,uml")]
     pub(super) engines: Vec<Engine>,
+    #[command(flatten)]
+    pub(super) setup: SetupArgs,
+}
+
+/// How to measure, and with what.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SetupArgs {
     /// How often each program is measured [default: 5, or 1 with --quick]
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
@@ -79,6 +87,7 @@ pub(crate) struct BenchArgs {
 pub(super) enum Kind {
     /// Measure how many guest instructions a second the interpreter executes, on loops of one kind each
     Interp(interp::InterpArgs),
+    Mmu(mmu::MmuArgs),
 }
 
 impl BenchArgs {
@@ -89,14 +98,16 @@ impl BenchArgs {
         listed(&self.classes, class) && listed(&self.programs, name)
     }
 
-    /// What is made of samples.
-    pub(super) fn statistic(&self) -> Statistic {
-        if self.best { Statistic::Best } else { Statistic::Median }
-    }
-
     /// Whether booting is.
     pub(super) fn wants_boot(&self) -> bool {
         self.wants(boot::CLASS, boot::PROGRAM)
+    }
+}
+
+impl SetupArgs {
+    /// What is made of samples.
+    pub(super) fn statistic(&self) -> Statistic {
+        if self.best { Statistic::Best } else { Statistic::Median }
     }
 }
 
@@ -118,7 +129,7 @@ impl Limits {
     ///
     /// # Errors
     /// If nothing could be measured.
-    pub(super) fn new(args: &BenchArgs) -> Result<Self> {
+    pub(super) fn new(args: &SetupArgs) -> Result<Self> {
         let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 5 });
         let milliseconds = args.milliseconds.unwrap_or(if args.quick { 40 } else { 200 });
         ensure!(rounds > 0 && milliseconds > 0 && args.timeout > 0, "a benchmark needs rounds and time");

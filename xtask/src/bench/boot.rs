@@ -24,10 +24,13 @@ pub(super) fn run(hosts: &Hosts, stage: &Stage, limits: &Limits, results: &mut R
             }
             status(&format!("round {round} of {}: booting {}", limits.rounds, engine.name()));
             match start(engine, hosts, stage, limits.timeout) {
-                Ok(session) => {
-                    let sample = Sample { seconds: session.boot.as_secs_f64(), ..Sample::default() };
-                    cell.add(&sample, 1);
-                }
+                Ok(session) => match session.counters() {
+                    Ok(counters) => {
+                        let seconds = session.boot.as_secs_f64();
+                        cell.add(&Sample { seconds, counters, ..Sample::default() }, 1);
+                    }
+                    Err(failure) => cell.failure = Some(failure.to_string()),
+                },
                 Err(failure) => cell.failure = Some(failure.to_string()),
             }
         }

@@ -7,9 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
+use spec::MmuChoice;
 
 use super::apt::{Cache, Closure, Tree, Wanted};
-use super::args::BenchArgs;
+use super::args::SetupArgs;
 use super::stage::Stage;
 
 /// Something that runs programs.
@@ -27,6 +28,9 @@ pub(super) enum Engine {
     Qemu,
     /// User-Mode Linux.
     Uml,
+    /// Umbra's binary translator over a technique of memory virtualization.
+    #[value(skip)]
+    Mmu(MmuChoice),
 }
 
 impl Engine {
@@ -39,6 +43,7 @@ impl Engine {
             Self::UmbraBt => "umbra-bt",
             Self::Qemu => "qemu",
             Self::Uml => "uml",
+            Self::Mmu(technique) => technique.name(),
         }
     }
 
@@ -47,8 +52,16 @@ impl Engine {
         match self {
             Self::Umbra => Some("auto"),
             Self::UmbraInterp => Some("interp"),
-            Self::UmbraBt => Some("bt"),
+            Self::UmbraBt | Self::Mmu(_) => Some("bt"),
             Self::Native | Self::Qemu | Self::Uml => None,
+        }
+    }
+
+    /// What Umbra is to be told of memory virtualization, if anything.
+    pub(super) fn technique(self) -> Option<MmuChoice> {
+        match self {
+            Self::Mmu(technique) => Some(technique),
+            _ => None,
         }
     }
 
@@ -80,9 +93,9 @@ impl Hosts {
     ///
     /// # Errors
     /// If Umbra cannot be built.
-    pub(super) fn find(root: &Path, cache: &Cache, args: &BenchArgs) -> Result<Self> {
-        let needs = |engine: Engine| args.engines.contains(&engine);
-        let any_umbra = args.engines.iter().any(|engine| engine.umbra_choice().is_some());
+    pub(super) fn find(root: &Path, cache: &Cache, engines: &[Engine], args: &SetupArgs) -> Result<Self> {
+        let needs = |engine: Engine| engines.contains(&engine);
+        let any_umbra = engines.iter().any(|engine| engine.umbra_choice().is_some());
         // QEMU boots the kernel that Umbra finds.
         let umbra = match &args.umbra {
             Some(path) => Ok(path.clone()),
@@ -112,9 +125,8 @@ impl Hosts {
             Engine::Native => Ok(stage.native()),
             Engine::Qemu => Ok(qemu(self.qemu.as_ref().map_err(Clone::clone)?, self.kernel.as_ref()?, stage)),
             Engine::Uml => Ok(uml(self.uml.as_ref().map_err(Clone::clone)?, stage)),
-            Engine::Umbra | Engine::UmbraInterp | Engine::UmbraBt => {
-                let choice = engine.umbra_choice().unwrap_or("auto");
-                Ok(umbra(self.umbra.as_ref()?, choice, self.kernel.as_ref()?, stage))
+            Engine::Umbra | Engine::UmbraInterp | Engine::UmbraBt | Engine::Mmu(_) => {
+                Ok(umbra(self.umbra.as_ref()?, engine, self.kernel.as_ref()?, stage))
             }
         }
     }
@@ -132,6 +144,7 @@ impl Hosts {
             Engine::Umbra => "umbra run".to_owned(),
             Engine::UmbraInterp => "umbra run --engine interp".to_owned(),
             Engine::UmbraBt => "umbra run --engine bt".to_owned(),
+            Engine::Mmu(technique) => format!("umbra run --engine bt --mmu {technique}"),
         }
     }
 
@@ -154,11 +167,15 @@ fn in_words<T>(result: Result<T>) -> Result<T, String> {
     result.map_err(|error| format!("{error:#}"))
 }
 
-fn umbra(program: &Path, choice: &str, kernel: &Path, stage: &Stage) -> Command {
+fn umbra(program: &Path, engine: Engine, kernel: &Path, stage: &Stage) -> Command {
+    let choice = engine.umbra_choice().unwrap_or("auto");
     let mut command = Command::new(program);
     command.arg("run").arg(kernel).args(["-m", &format!("{}M", stage.memory_mib)]);
     command.args(["--engine", choice, "--append", &format!("console=ttyS0 {COMMAND_LINE}")]);
     command.arg("--initrd").arg(&stage.initrd);
+    if let Some(technique) = engine.technique() {
+        command.args(["--mmu", technique.name()]);
+    }
     command
 }
 

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::args::Limits;
+use super::counters::Control;
 use super::engine::{Engine, Hosts};
 use super::guest::Program;
 use super::results::{Cell, Cost, Results};
@@ -188,9 +189,11 @@ pub(super) fn start(
     stage: &Stage,
     timeout: Duration,
 ) -> Result<Session, Failure> {
-    let command = hosts.command(engine, stage).map_err(Failure::Gone)?;
+    let mut command = hosts.command(engine, stage).map_err(Failure::Gone)?;
+    let control = engine.technique().map(|_| Control::new(&mut command)).transpose();
+    let control = control.map_err(|error| Failure::Gone(format!("{error:#}")))?;
     let log = stage.initrd.with_file_name(format!("{}.log", engine.name()));
-    Session::start(command, &log, timeout)
+    Session::start(command, &log, control, timeout)
 }
 
 /// How often, if `count` times took `seconds`. A twentieth more or less is not worth another try.

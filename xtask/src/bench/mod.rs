@@ -14,10 +14,12 @@
 mod apt;
 mod args;
 mod boot;
+mod counters;
 mod engine;
 mod guest;
 mod interp;
 mod measure;
+mod mmu;
 mod report;
 mod results;
 mod session;
@@ -40,16 +42,18 @@ const REAL: &str = "real";
 
 /// Runs the benchmark and prints its tables.
 pub(crate) fn task(root: &Path, args: &BenchArgs) -> Result<()> {
-    if let Some(Kind::Interp(args)) = &args.kind {
-        return interp::task(args);
+    match &args.kind {
+        Some(Kind::Interp(args)) => return interp::task(args),
+        Some(Kind::Mmu(args)) => return mmu::task(root, args),
+        None => {}
     }
     ensure!(!args.engines.is_empty(), "a benchmark needs an engine");
-    let limits = Limits::new(args)?;
-    let cache = apt::Cache::of_user(args.refresh)?;
+    let limits = Limits::new(&args.setup)?;
+    let cache = apt::Cache::of_user(args.setup.refresh)?;
     let driver = Driver::build(root, &cache.dir().join("driver"))?;
     let programs = chosen(&driver, args)?;
-    let hosts = Hosts::find(root, &cache, args)?;
-    let mut results = Results::new(&args.engines, args.statistic());
+    let hosts = Hosts::find(root, &cache, &args.engines, &args.setup)?;
+    let mut results = Results::new(&args.engines, args.setup.statistic());
     let (real, own): (Vec<_>, Vec<_>) = programs.into_iter().partition(|program| program.class == REAL);
     if !own.is_empty() {
         let stage = Stage::own(&cache, &driver)?;
@@ -64,7 +68,7 @@ pub(crate) fn task(root: &Path, args: &BenchArgs) -> Result<()> {
     }
     let mismatches = results.compare_checksums();
     report::print(&hosts, &results);
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.setup.json {
         report::write_json(path, &hosts, &results)?;
     }
     if mismatches > 0 {

@@ -10,8 +10,8 @@ use super::engine::{Engine, Hosts};
 use super::results::{Cell, Results, Row, Statistic};
 
 /// The width of a program's name and of each figure.
-const NAME: usize = 18;
-const FIGURE: usize = 13;
+pub(super) const NAME: usize = 18;
+pub(super) const FIGURE: usize = 13;
 
 /// A column of ratios: two engines' indices, and the title.
 struct Ratio {
@@ -160,7 +160,7 @@ fn time(seconds: f64) -> String {
 }
 
 /// A number with three digits that count.
-fn factor(value: f64) -> String {
+pub(super) fn factor(value: f64) -> String {
     let decimals = match value {
         v if v < 0.1 => 3,
         v if v < 10.0 => 2,
@@ -176,7 +176,8 @@ fn factor(value: f64) -> String {
 /// If the file cannot be written.
 pub(super) fn write_json(path: &Path, hosts: &Hosts, results: &Results) -> Result<()> {
     let cell = |cell: &Cell, engine: &Engine| {
-        let fields = json!({ "seconds": cell.seconds, "checksum": cell.sum, "failure": cell.failure });
+        let fields = json!({ "seconds": cell.seconds, "checksum": cell.sum, "failure": cell.failure,
+            "units": cell.units, "counters": cell.counters });
         (engine.name().to_owned(), fields)
     };
     let row = |row: &Row| {

@@ -1,5 +1,6 @@
 //! What has been measured, and what is made of it: figures, ratios, geometric means.
 
+use super::counters::{self, Counters};
 use super::engine::Engine;
 use super::guest::Program;
 use super::session::Sample;
@@ -21,6 +22,10 @@ pub(super) struct Cell {
     pub(super) seconds: Vec<f64>,
     /// The checksum.
     pub(super) sum: Option<String>,
+    /// Units of work in all samples.
+    pub(super) units: u64,
+    /// What was counted while they were done.
+    pub(super) counters: Counters,
     /// Why there is nothing, or nothing to be trusted.
     pub(super) failure: Option<String>,
 }
@@ -71,6 +76,8 @@ impl Cell {
     pub(super) fn add(&mut self, sample: &Sample, count: u64) {
         self.seconds.push(sample.seconds / count as f64);
         self.sum = Some(sample.sum.clone());
+        self.units += count;
+        counters::add(&mut self.counters, &sample.counters);
     }
 
     /// The figure of its samples, if the cell is good.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::counters::{self, Control, Counters};
 use super::usage;
 
 /// How long a guest may take to power off.
@@ -58,6 +59,8 @@ pub(super) struct Sample {
     pub(super) cpu_seconds: f64,
     /// The checksum.
     pub(super) sum: String,
+    /// What the engine counted, from the order to the answer; nothing where it is not asked.
+    pub(super) counters: Counters,
 }
 
 /// A line of the console and when its end arrived.
@@ -72,16 +75,23 @@ pub(super) struct Session {
     input: ChildStdin,
     lines: Receiver<Line>,
     log: PathBuf,
+    control: Option<Control>,
     /// From its start to the driver's first word.
     pub(super) boot: Duration,
 }
 
 impl Session {
-    /// Starts an engine and waits until the driver is there. What it says aside goes to `log`.
+    /// Starts an engine and waits until the driver is there. What it says aside goes to `log`; what it counts is asked by
+    /// `control`, if at all.
     ///
     /// # Errors
     /// If it is not there in time.
-    pub(super) fn start(mut command: Command, log: &Path, timeout: Duration) -> Result<Self, Failure> {
+    pub(super) fn start(
+        mut command: Command,
+        log: &Path,
+        control: Option<Control>,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
         let gone = |error: std::io::Error| Failure::Gone(error.to_string());
         let errors = File::create(log).map_err(gone)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).process_group(0);
@@ -92,7 +102,7 @@ impl Session {
         };
         let (sender, lines) = channel();
         thread::spawn(move || read_lines(output, &sender));
-        let mut session = Self { child, input, lines, log: log.to_owned(), boot: Duration::ZERO };
+        let mut session = Self { child, input, lines, log: log.to_owned(), control, boot: Duration::ZERO };
         let ready = session.wait_for("ready", begin + timeout)?;
         session.boot = ready.at - begin;
         Ok(session)
@@ -103,11 +113,21 @@ impl Session {
         self.child.id()
     }
 
+    /// What the engine has counted so far; nothing where it is not asked.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub(super) fn counters(&self) -> Result<Counters, Failure> {
+        let asked = self.control.as_ref().map_or_else(|| Ok(Counters::new()), Control::counters);
+        asked.map_err(|error| Failure::Gone(format!("{error:#}")))
+    }
+
     /// Runs a program.
     ///
     /// # Errors
     /// If it cannot be run, or does not end in time.
     pub(super) fn run(&mut self, name: &str, count: u64, timeout: Duration) -> Result<Sample, Failure> {
+        let before = self.counters()?;
         let ordered = Instant::now();
         let deadline = ordered + timeout;
         let cpu = usage::cpu_seconds(self.pid());
@@ -122,6 +142,7 @@ impl Session {
             busy_seconds: (sum.at - ordered).as_secs_f64(),
             cpu_seconds: usage::cpu_seconds(self.pid()) - cpu,
             sum: sum.text,
+            counters: counters::between(&before, &self.counters()?),
         })
     }
 
@@ -206,7 +227,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Session::start(command, &dir.path().join("log"), SECOND)
+        Session::start(command, &dir.path().join("log"), None, SECOND)
     }
 
     #[test]

@@ -15,6 +15,11 @@ use super::guest::Driver;
 const PACKAGES: [&str; 8] =
     ["python3-minimal", "perl-base", "lua5.4", "sqlite3", "xz-utils", "zstd", "openssl", "cpp"];
 
+/// A shell that needs no libraries, beside the driver.
+const SHELL: Wanted<'static> =
+    Wanted { name: "shell", packages: &["busybox-static"], closure: Closure::Missing, backports: false };
+const SHELL_NAME: &str = "busybox";
+
 /// Where the host runs programs in a root directory: in namespaces of its own, which need no privileges.
 const ENTER: &str =
     "mount --rbind /dev \"$0/dev\" && mount --rbind /proc \"$0/proc\" && exec chroot \"$0\" /init";
@@ -47,6 +52,12 @@ impl Stage {
         // What the driver's first words go to, before devtmpfs is there.
         archive.character_device("dev/console", 5, 1);
         archive.program("init", &read(driver.path())?);
+        // Without a shell the programs that need one say so.
+        if let Ok(tree) = cache.tree(&SHELL) {
+            let shell = driver.path().with_file_name(SHELL_NAME);
+            copy(&tree.root.join("bin/busybox"), &shell)?;
+            archive.program(SHELL_NAME, &read(&shell)?);
+        }
         let initrd = write(&cache.dir().join("own.cpio"), archive)?;
         Ok(Self { initrd, memory_mib: 512, driver: driver.path().to_owned(), root: None })
     }
