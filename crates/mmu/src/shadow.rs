@@ -24,7 +24,8 @@
 //! [`Step::Lazy`] loses the trace at the first write. The table is then *behind*: its entries stay, and are what was true
 //! at some time since. That is what a TLB may do until it is told otherwise. So at every invalidation of any vCPU's and every
 //! load of CR3 whatever is behind is compared with the guest's and traced anew. A load of CR3 that keeps the PCID's
-//! translations is no exception: the TLB of a processor may be empty when the shadow is not.
+//! translations is no exception: the TLB of a processor may be empty when the shadow is not. A table that has been behind
+//! [`IDLE`] times with no walk through it in between is most likely a table no more, and is given up.
 //!
 //! # Old and new never meet the wrong way
 //! A processor may combine an old upper entry with a newer lower one, from its paging-structure caches (SDM vol. 3,
@@ -52,6 +53,8 @@ use crate::walk::{Miss, PageFault, PageSize, Path, Translation, page_base, start
 
 /// Granules of a table written, with no walk through its shadow in between, after which eager step gives it up.
 const FLOOD: u32 = 16;
+/// Times that a table is found behind, with no walk through its shadow in between, after which lazy step gives it up.
+const IDLE: u32 = 3;
 /// Pages that a fill may add: one for each level, and two for the pieces of a large page.
 const ROOM: usize = 6;
 /// How often a fill walks again because it began traces.
@@ -101,10 +104,17 @@ impl Trace {
 struct Guest {
     mfn: Mfn,
     trace: Trace,
-    /// Granules written since a walk came through.
+    /// Since a walk came through: granules written, or in lazy step, times that the trace was lost.
     writes: u32,
     /// Its shadows.
     pages: Vec<u32>,
+}
+
+impl Guest {
+    /// Whether a walk has come through one of its shadows since this was last asked.
+    fn take_walked(&self, tables: &mut Tables<Node>) -> bool {
+        self.pages.iter().fold(false, |walked, &page| tables.take_walked(page) | walked)
+    }
 }
 
 /// The shadows of a VM.
@@ -245,7 +255,7 @@ impl Shadow {
     /// Whether a table is written much and not walked through.
     fn is_flooded(&mut self, write: TracedWrite) -> bool {
         let Some(guest) = self.guests.get_mut(&write.gfn.0) else { return false };
-        let walked = guest.pages.iter().fold(false, |walked, &page| self.tables.take_walked(page) | walked);
+        let walked = guest.take_walked(&mut self.tables);
         // What is noted before a trace has settled is the end of earlier times.
         let settled = guest.trace == Trace::Settled;
         let before = if walked || !settled { 0 } else { guest.writes };
@@ -328,6 +338,11 @@ impl Shadow {
         for gfn in self.behind.clone() {
             let Some(guest) = self.guests.get_mut(&gfn.0) else { continue };
             if guest.trace == Trace::Lost {
+                guest.writes = if guest.take_walked(&mut self.tables) { 0 } else { guest.writes + 1 };
+                if guest.writes >= IDLE {
+                    self.give_up(gfn);
+                    continue;
+                }
                 guest.trace = Trace::begin(&self.memory, guest.mfn);
             }
             self.resyncs += 1;
