@@ -22,15 +22,16 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::VcpuId;
 use host::jail::{self, Role};
 
 use crate::VmError;
 use crate::events::Event;
-use crate::handle::{Board, Message, OnReset, Public, State, Stats, Stopped, VmHandle};
+use crate::handle::{Board, Message, OnReset, Public, State, Stats, Stopped, VcpuFigures, VmHandle};
 use crate::machine::Machine;
+use crate::vcpu_thread::VcpuCell;
 
 /// The driver of one VM, on its own thread.
 struct Driver {
@@ -115,7 +116,11 @@ impl Driver {
             }
             Message::PowerButton => self.machine.press_power_button(),
             Message::Stats(reply) => {
-                let stats = self.aside(|driver| Stats { resets: driver.resets, ..driver.machine.stats() });
+                // One that does not come by is got out of what it waits for.
+                let stats = match self.told() {
+                    Some(figures) => self.stats(figures),
+                    None => self.aside(|driver| driver.stats(driver.figures())),
+                };
                 let _ = reply.send(Ok(stats));
             }
             Message::Dumps(reply) => {
@@ -218,12 +223,40 @@ impl Driver {
         seen
     }
 
+    fn stats(&self, figures: Vec<VcpuFigures>) -> Stats {
+        Stats { resets: self.resets, ..self.machine.stats(figures) }
+    }
+
+    /// What the vCPUs have counted, while they are out of the gate.
+    fn figures(&self) -> Vec<VcpuFigures> {
+        self.machine.vcpus.iter().map(VcpuCell::figures).collect()
+    }
+
+    /// What the vCPUs count while they run, told by each as it comes by; none if one does not, or the gate is not open.
+    fn told(&self) -> Option<Vec<VcpuFigures>> {
+        let (vcpus, gate) = (&self.machine.vcpus, self.machine.events.gate());
+        if !gate.is_open() {
+            return None;
+        }
+        vcpus.iter().for_each(VcpuCell::ask);
+        let deadline = Instant::now() + PATIENCE;
+        let told = |vcpu: &VcpuCell| loop {
+            if let Some(figures) = vcpu.told(LOOK) {
+                return Some(figures);
+            }
+            if !gate.is_open() || Instant::now() > deadline {
+                return None;
+            }
+        };
+        vcpus.iter().map(told).collect()
+    }
+
     fn stop(self, reason: Stopped) {
         self.still();
         if self.state == State::Running {
             self.machine.pause();
         }
-        let stats = Stats { resets: self.resets, ..self.machine.stats() };
+        let stats = self.stats(self.figures());
         self.flush(matches!(reason, Stopped::Killed));
         let board = self.board.clone();
         // The memory is given back before anybody hears that the VM has stopped.
@@ -248,6 +281,9 @@ impl Driver {
     }
 }
 
+/// How long vCPUs may take to say what they have counted, and how often it is looked whether they still could.
+const PATIENCE: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(5);
 /// How often a VM that ends looks whether anybody still wants its last output to be written.
 const IMPATIENCE: Duration = Duration::from_millis(50);
 

@@ -32,6 +32,7 @@ mod handle;
 mod host_share;
 mod image;
 mod machine;
+mod meter;
 mod platform;
 mod ports;
 mod saved_ram;

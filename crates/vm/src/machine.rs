@@ -23,7 +23,7 @@ use crate::clock::VmClock;
 use crate::dump::Dump;
 use crate::events::EventSink;
 use crate::functions::Workers;
-use crate::handle::{Message, OnReset, Stats, VmHandle};
+use crate::handle::{Message, OnReset, Stats, VcpuFigures, VmHandle};
 use crate::image::Image;
 use crate::ports::Ports;
 use crate::saved_ram::SavedRam;
@@ -216,11 +216,11 @@ impl Machine {
         counted.into_iter().map(|(name, value, help)| Counter::new(name, value, help)).collect()
     }
 
-    /// What was counted; resets are the driver's to count.
-    pub(crate) fn stats(&self) -> Stats {
+    /// What was counted, with these figures of the vCPUs; resets are the driver's to count.
+    pub(crate) fn stats(&self, vcpus: Vec<VcpuFigures>) -> Stats {
         Stats {
             engine: self.engine,
-            vcpus: self.vcpus.iter().map(VcpuCell::figures).collect(),
+            vcpus,
             mmu: self.mmu_counters(),
             guest_time_ns: self.clock.now().0,
             ram_bytes: self.memory.ram_bytes(),

@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use engine::{Exit, Vcpu, VcpuId};
 use host::Shelter;
@@ -17,6 +18,11 @@ use crate::events::{Event, EventSink, Watch};
 use crate::gate::Doorbell;
 use crate::handle::VcpuFigures;
 use crate::host_share::HostShare;
+use crate::meter::Meter;
+
+fn figures_of(vcpu: &dyn Vcpu) -> VcpuFigures {
+    VcpuFigures { common: vcpu.stats(), counters: vcpu.counters() }
+}
 
 /// A vCPU that its thread and the driver share; never at the same time.
 #[derive(Clone)]
@@ -25,6 +31,7 @@ pub(crate) struct VcpuCell {
     vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
     bell: Arc<Doorbell>,
     host_share: Arc<HostShare>,
+    meter: Arc<Meter>,
 }
 
 impl VcpuCell {
@@ -36,7 +43,7 @@ impl VcpuCell {
         host_share: Arc<HostShare>,
     ) -> Self {
         bell.connect(vcpu.kick_handle());
-        Self { id, vcpu: Arc::new(Mutex::new(vcpu)), bell, host_share }
+        Self { id, vcpu: Arc::new(Mutex::new(vcpu)), bell, host_share, meter: Arc::default() }
     }
 
     /// The vCPU. The driver calls this only while the gate is empty, and so never waits.
@@ -46,8 +53,18 @@ impl VcpuCell {
 
     /// What it counted; as [`VcpuCell::lock`].
     pub(crate) fn figures(&self) -> VcpuFigures {
-        let vcpu = self.lock();
-        VcpuFigures { common: vcpu.stats(), counters: vcpu.counters() }
+        figures_of(&**self.lock())
+    }
+
+    /// Asks for what it has counted, without stopping it; [`VcpuCell::told`] is the answer.
+    pub(crate) fn ask(&self) {
+        self.meter.ask();
+        self.bell.leave();
+    }
+
+    /// What it had counted a moment after [`VcpuCell::ask`]; none if it does not come by within this time.
+    pub(crate) fn told(&self, limit: Duration) -> Option<VcpuFigures> {
+        self.meter.wait(limit)
     }
 
     /// Which vCPU this is.
@@ -85,7 +102,9 @@ impl VcpuCell {
             let mut vcpu = self.lock();
             self.rise(&mut **vcpu);
             while events.gate().is_open() {
-                match vcpu.run() {
+                let exit = vcpu.run();
+                self.meter.answer(|| figures_of(&**vcpu));
+                match exit {
                     Exit::Kicked => {}
                     Exit::Halted | Exit::WaitForSipi => {
                         self.host_share.sit(self.id, &self.bell);
