@@ -9,7 +9,7 @@
 //! - `modes`: what of the processor's state translations depend on;
 //! - `x87`: where the x87 state is;
 //! - `enter`: the assembly between Rust and translated code;
-//! - `stats` and `left`: what is counted; `names`: what profilers call translated code;
+//! - `stats` and `left`: what is counted; `sample`: how often the TLBs have what is looked for; `names`: what profilers call translated code;
 //! - `vcpu::lockstep`: all of it beside the interpreter, compared.
 //!
 //! What a translation looks like is the crate `translate`'s business; whatever it does not translate, and everything
@@ -26,6 +26,7 @@ mod jumps;
 mod left;
 mod modes;
 mod names;
+mod sample;
 mod shadow;
 mod sites;
 mod stats;

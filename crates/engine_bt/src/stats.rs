@@ -9,6 +9,10 @@ pub struct BtStats {
     pub entries: u64,
     /// TLB misses.
     pub misses: u64,
+    /// Accesses that a sample found in the TLB.
+    pub sampled_hits: u64,
+    /// Accesses that it did not.
+    pub sampled_misses: u64,
     /// Misses whose access could not be cached: devices, code, operands across two pages.
     pub slow_accesses: u64,
     /// Instructions that translated code left to the interpreter.
@@ -66,6 +70,8 @@ impl BtStats {
             of("cache.flushes", cache.flushes, "times that everything was dropped for want of room"),
             of("entries", self.entries, "times that translated code was entered"),
             of("exits.miss", self.misses, "exits for an address that was not in the TLB"),
+            of("sample.hits", self.sampled_hits, "accesses of a sample of instructions, found in the TLB"),
+            of("sample.misses", self.sampled_misses, "accesses of that sample, not found there"),
             of("exits.interpret", self.callouts, "exits for an instruction left to the interpreter"),
             of("exits.lend", self.loans, "exits for the x87 state, which was lent to the processor"),
             of("exits.link", self.unlinked, "exits at a jump that was not linked yet"),

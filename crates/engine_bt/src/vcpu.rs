@@ -17,6 +17,7 @@ mod changes;
 mod lockstep;
 mod registers;
 mod revise;
+mod sampling;
 
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ use crate::heat::Heat;
 use crate::left::{self, Left};
 use crate::modes::{supervisor_mode, translatable, user_mode};
 use crate::names::Names;
+use crate::sample::Sampler;
 use crate::shadow::Shadows;
 use crate::sites::PlacedSite;
 use crate::views::{Go, Stale, Views};
@@ -68,6 +70,7 @@ pub struct BtVcpu {
     seen: u64,
     stats: BtStats,
     left: Left,
+    sampler: Sampler,
     names: Names,
     /// As in [`Options`].
     repeatable: bool,
@@ -129,6 +132,7 @@ impl BtVcpu {
             seen,
             stats: BtStats::default(),
             left: Left::new(),
+            sampler: Sampler::new(),
             names,
             repeatable: options.repeatable,
             checking: options.checking,
@@ -190,6 +194,9 @@ impl BtVcpu {
             return Ok(None);
         };
         self.set_mode(mode, &regime);
+        if self.take_sample() {
+            return Ok(None);
+        }
         match self.code_at_rip()? {
             Some(code) => self.execute(code)?,
             None => {
@@ -742,7 +749,8 @@ impl BtVcpu {
 
     /// What was counted.
     pub fn bt_stats(&self) -> BtStats {
-        BtStats { cache: self.cache.stats, ..self.stats }
+        let (sampled_hits, sampled_misses) = self.sampler.counts();
+        BtStats { cache: self.cache.stats, sampled_hits, sampled_misses, ..self.stats }
     }
 }
 

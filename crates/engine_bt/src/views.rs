@@ -416,6 +416,15 @@ impl Views {
         true
     }
 
+    /// Whether translated code would find a page there for this access.
+    pub(crate) fn holds(&mut self, table: Table, va: u64, write: bool) -> bool {
+        let base = self.base();
+        self.book(table).is_some_and(|book| {
+            let entry = book.read(base, tlb_slot(table, va));
+            (if write { entry.write } else { entry.read }) == va & !PAGE_MASK
+        })
+    }
+
     fn book(&mut self, table: Table) -> Option<&mut TlbBook> {
         let current = self.views.get_mut(self.current)?;
         Some(match table {

@@ -202,6 +202,14 @@ fn print_counters(row: &Row, results: &Results) {
     for (name, title) in SHOWN {
         line(title, row.cells.iter().map(|cell| counted(cell, name, subject)));
     }
+    line("TLB hits %, sampled", row.cells.iter().map(|cell| hit_percent(&cell.counters)));
+}
+
+/// How many accesses found their page in the TLB of translated code, of those that samples looked at.
+fn hit_percent(counters: &Counters) -> Option<f64> {
+    let of = |name| counters.get(name).map(|&value| value as f64);
+    let (hits, misses) = (of("sample.hits")?, of("sample.misses")?);
+    (hits + misses > 0.0).then_some(100.0 * hits / (hits + misses))
 }
 
 /// What the two dimensions of nested paging cost: references for each miss as counted, and as (n + 1)·m has it.
@@ -263,5 +271,7 @@ mod tests {
         let counters: Counters = names.map(str::to_owned).into_iter().zip([10, 40, 200]).collect();
         assert_eq!(references(&counters), Some((4.0, 20.0)));
         assert_eq!(references(&Counters::new()), None);
+        let sampled = Counters::from([("sample.hits".into(), 98), ("sample.misses".into(), 2)]);
+        assert_eq!(hit_percent(&sampled), Some(98.0));
     }
 }

@@ -10,7 +10,7 @@ use super::engine::{Engine, Hosts};
 use super::results::{Cell, Results, Row, Statistic};
 
 /// The width of a program's name and of each figure.
-pub(super) const NAME: usize = 18;
+pub(super) const NAME: usize = 20;
 pub(super) const FIGURE: usize = 13;
 
 /// A column of ratios: two engines' indices, and the title.
