@@ -15,7 +15,7 @@ use iced_x86::code_asm::*;
 use spec::{EngineChoice, MmuChoice};
 use vm::{Automatic, BootImages, Builder, Initrd, OnReset, Stopped};
 
-/// The kernels in the cache, by name.
+/// The kernels in the cache, by name; some have several names.
 fn cached_kernels() -> Vec<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| {
         let home = std::env::var_os("HOME")?;
@@ -25,8 +25,9 @@ fn cached_kernels() -> Vec<PathBuf> {
         return Vec::new();
     };
     let kernels = entries.flatten().map(|entry| entry.path().join("vmlinuz"));
-    let mut kernels: Vec<PathBuf> = kernels.filter(|path| path.is_file()).collect();
+    let mut kernels: Vec<PathBuf> = kernels.filter_map(|path| path.canonicalize().ok()).collect();
     kernels.sort();
+    kernels.dedup();
     kernels
 }
 
@@ -149,10 +150,11 @@ fn debian_kernels_reach_user_space_move_and_power_off() {
 
 #[test]
 fn debian_boots_under_every_technique_and_moves_to_the_next() {
-    let Some(kernel) = cached_kernels().pop() else { return };
     let techniques = [MmuChoice::Vtlb, MmuChoice::Lazy, MmuChoice::Eager, MmuChoice::Nested];
-    for (mmu, next) in techniques.iter().zip(techniques.iter().cycle().skip(1)) {
-        boot_move_and_power_off(&kernel, (EngineChoice::Auto, *mmu), (EngineChoice::Auto, *next));
+    for kernel in cached_kernels() {
+        for (mmu, next) in techniques.iter().zip(techniques.iter().cycle().skip(1)) {
+            boot_move_and_power_off(&kernel, (EngineChoice::Auto, *mmu), (EngineChoice::Auto, *next));
+        }
     }
 }
 

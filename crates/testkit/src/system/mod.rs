@@ -101,6 +101,7 @@ pub const FILES: &[(&str, &str)] = &files![
     "privileged",
     "real-mode",
     "segments",
+    "shadows",
     "smc",
     "strings",
     "syscall",
