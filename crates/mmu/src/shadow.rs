@@ -52,9 +52,9 @@ use crate::tlb::Invalidation;
 use crate::walk::{Miss, PageFault, PageSize, Path, Translation, page_base, start, walk_through};
 
 /// Granules of a table written, with no walk through its shadow in between, after which eager step gives it up.
-const FLOOD: u32 = 16;
+const FLOOD: u32 = 6;
 /// Times that a table is found behind, with no walk through its shadow in between, after which lazy step gives it up.
-const IDLE: u32 = 3;
+const IDLE: u32 = 2;
 /// Pages that a fill may add: one for each level, and two for the pieces of a large page.
 const ROOM: usize = 6;
 /// How often a fill walks again because it began traces.
@@ -443,7 +443,9 @@ impl Shadow {
             if entry.kind != FrameKind::Ram {
                 break;
             }
-            if !self.guests.contains_key(&gfn.0) {
+            if let Some(guest) = self.guests.get_mut(&gfn.0) {
+                guest.writes = 0;
+            } else {
                 let trace = Trace::begin(&self.memory, entry.mfn);
                 self.guests.insert(gfn.0, Guest { mfn: entry.mfn, trace, writes: 0, pages: Vec::new() });
                 if trace != Trace::Settled {
