@@ -10,13 +10,13 @@ use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfi
 use backend::net::{Limited, Network};
 use backend::share::{Access, Share};
 use backend::vsock::SocketFiles;
-use backend::{Changes, Disk, DiskError, Format, Image};
+use backend::{Changes, Counted, DiskError, Format, Image, Volume};
 use bus::Lifecycle;
 use host::jail::{self, Directory};
 use spec::{
     DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec, VsockSpec,
 };
-use virtio::blk::{Blk, Counted};
+use virtio::blk::Blk;
 use virtio::fs::{Fs, Validity};
 use virtio::net::Net;
 use virtio::rng::Rng;
@@ -62,14 +62,7 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
     // A queue for each processor, so that none waits for another's requests.
     let queues = u16::try_from(spec.cpus.get()).unwrap_or(u16::MAX);
     for (number, disk) in spec.disks.iter().enumerate() {
-        let mut blk = Blk::new(disk_of(disk)?, &format!("disk{number}"), queues);
-        if let Some(ops) = disk.ops {
-            blk = blk.limited(Counted::Requests, ops.get().into());
-        }
-        if let Some(rate) = disk.rate {
-            blk = blk.limited(Counted::Bytes, rate.bytes());
-        }
-        services.push(Box::new(blk));
+        services.push(Box::new(Blk::new(volume_of(disk)?, &format!("disk{number}"), queues)));
     }
     for ShareSpec { tag, directory, read_only, settled } in &spec.shares {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
@@ -96,7 +89,7 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
 }
 
 /// Opens a disk's image.
-fn disk_of(disk: &DiskSpec) -> Result<Arc<dyn Disk>, DiskError> {
+fn volume_of(disk: &DiskSpec) -> Result<Volume, DiskError> {
     let image = Image {
         file: disk.file.clone(),
         format: disk.format.map(|format| match format {
@@ -111,7 +104,14 @@ fn disk_of(disk: &DiskSpec) -> Result<Arc<dyn Disk>, DiskError> {
         },
         backing: disk.backing.clone(),
     };
-    image.open()
+    let mut volume = Volume::new(image.open()?);
+    if let Some(ops) = disk.ops {
+        volume = volume.limited(Counted::Requests, ops.get().into());
+    }
+    if let Some(rate) = disk.rate {
+        volume = volume.limited(Counted::Bytes, rate.bytes());
+    }
+    Ok(volume)
 }
 
 fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {
