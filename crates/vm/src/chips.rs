@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bus::pci::FunctionId;
+use bus::pci::{FunctionId, Socket};
 use bus::{Alarm, Clock, Device, Router, SharedDevice, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, InterruptFabric, VcpuIndex};
@@ -25,7 +25,7 @@ use chipset::rtc::Rtc;
 use chipset::uart::Uart;
 use memory::GuestMemory;
 use virtio::service::Service;
-use virtio::transport::{BAR_BYTES, Socket, VirtioPci};
+use virtio::transport::{BAR_BYTES, VirtioPci};
 use x86::cpuid::{CpuidTable, Feature};
 
 use crate::VmError;

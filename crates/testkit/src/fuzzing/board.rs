@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backend::Volume;
-use bus::pci::FunctionId;
+use bus::pci::{FunctionId, Socket};
 use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router, SharedDevice, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, GuestBytes, InterruptFabric, TscTime, VcpuIndex};
@@ -24,7 +24,7 @@ use state::Record;
 use virtio::blk::Blk;
 use virtio::rng::Rng;
 use virtio::service::Service;
-use virtio::transport::{BAR_BYTES, Socket, VirtioPci, Worker};
+use virtio::transport::{BAR_BYTES, VirtioPci, Worker};
 use x86::Gpa;
 
 pub(super) const VCPUS: u32 = 2;
