@@ -15,11 +15,12 @@ mod port;
 pub mod qcow2;
 mod raw;
 pub mod share;
+mod volume;
 pub mod vsock;
 mod zeros;
 
 pub use disk::{Disk, DiskError};
 pub use image::{Changes, Format, Image, check};
-pub use limit::Meter;
 pub use port::Port;
 pub use raw::RawDisk;
+pub use volume::{Counted, SECTOR, Volume};

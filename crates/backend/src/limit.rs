@@ -8,7 +8,7 @@ const BURST: Duration = Duration::from_millis(100);
 /// Time goes on with each unit that passes, and may be ahead of the clock by [`BURST`] before anybody has to wait. So whatever
 /// the size of what passes at once, in the long run no more passes than the rate, and nothing is ever cut.
 #[derive(Clone, Copy, Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     per_s: u64,
     /// When everything that has passed would have, at the rate.
     even: Instant,
@@ -16,24 +16,24 @@ pub struct Meter {
 
 impl Meter {
     /// Lets so many units pass each second.
-    pub fn new(per_s: u64) -> Self {
+    pub(crate) fn new(per_s: u64) -> Self {
         Self { per_s, even: Instant::now() }
     }
 
     /// Whether something may pass.
-    pub fn is_open(&self, now: Instant) -> bool {
+    pub(crate) fn is_open(&self, now: Instant) -> bool {
         self.even <= now + BURST
     }
 
     /// Counts what has passed.
-    pub fn count(&mut self, units: u64, now: Instant) {
+    pub(crate) fn count(&mut self, units: u64, now: Instant) {
         let ns = units.saturating_mul(1_000_000_000) / self.per_s.max(1);
         // A rate of a unit a year is as good as none.
         self.even = self.even.max(now) + Duration::from_nanos(ns).min(Duration::from_secs(3600));
     }
 
     /// How long nothing may pass.
-    pub fn closed_for(&self, now: Instant) -> Duration {
+    pub(crate) fn closed_for(&self, now: Instant) -> Duration {
         self.even.saturating_duration_since(now + BURST)
     }
 }

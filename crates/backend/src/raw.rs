@@ -8,9 +8,7 @@ use std::path::Path;
 use host::io::{Sources, Targets};
 
 use crate::image::open_file;
-use crate::{Disk, DiskError, zeros};
-
-const SECTOR: u64 = 512;
+use crate::{Disk, DiskError, SECTOR, zeros};
 
 /// A raw image.
 #[derive(Debug)]

@@ -223,7 +223,7 @@ pub(crate) struct MachineArgs {
     /// A disk for the guest, a raw or qcow2 image or a block device; may be repeated
     ///
     /// The guest finds it as a virtio disk: /dev/vda, /dev/vdb and so on, in this order, with the serial numbers disk0, disk1
-    /// and so on. With ',ro' it can only be read, and several VMs may share it. With ',overlay' too, and what each of
+    /// and so on; or with ',bus=nvme' as an NVMe disk, /dev/nvme0n1 and so on, for which most kernels have a driver built in. With ',ro' it can only be read, and several VMs may share it. With ',overlay' too, and what each of
     /// them writes is forgotten when it ends, or kept in another file with ',overlay=FILE', a qcow2 image upon this
     /// one. An image is qcow2 if its name ends in .qcow2 or with ',format=qcow2'. What it is made upon is used if
     /// that is in the image's directory, or in DIR with ',backing=DIR'. ',ops=N' and

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use init::{Directory, Mount, Network, Root, Settings, Terminal};
 use spec::{
-    BootSpec, CodeCacheSize, DiskChanges, MemorySize, NetSpec, ShareSpec, TranslatorSpec, UserNetSpec,
-    VmSpec, VolumeSpec, VsockSpec,
+    BootSpec, CodeCacheSize, DiskBus, DiskChanges, DiskSpec, MemorySize, NetSpec, ShareSpec, TranslatorSpec,
+    UserNetSpec, VmSpec, VolumeSpec, VsockSpec,
 };
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
@@ -195,7 +195,9 @@ impl Plan {
 
     /// The drivers that a guest of ours loads for what the user gave it.
     pub(crate) fn drivers(&self) -> Vec<&'static str> {
-        let disks = (!self.machine.disk.is_empty()).then_some("virtio_blk");
+        // Debian's kernels have their NVMe driver built in.
+        let is_virtio = |disk: &DiskSpec| disk.bus == DiskBus::Virtio;
+        let disks = self.machine.disk.iter().any(is_virtio).then_some("virtio_blk");
         let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
         let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
         let files = (!self.shares.is_empty()).then_some(["virtiofs", "overlay"]).into_iter().flatten();

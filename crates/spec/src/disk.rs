@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use crate::{ByteSize, SpecError};
 
-/// A disk: `FILE[,ro][,overlay[=FILE]][,format=raw|qcow2][,backing=DIR][,ops=N][,rate=SIZE]`. A comma in a file's name is written twice.
+/// A disk: `FILE[,ro][,overlay[=FILE]][,format=raw|qcow2][,bus=virtio|nvme][,backing=DIR][,ops=N][,rate=SIZE]`. A comma in a file's name is written twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
     /// The image.
@@ -16,6 +16,8 @@ pub struct DiskSpec {
     pub changes: DiskChanges,
     /// The image's format, if it is not to be told by its name.
     pub format: Option<DiskFormat>,
+    /// What the guest sees it as.
+    pub bus: DiskBus,
     /// A directory whose files the image may be made upon, besides those in its own.
     pub backing: Option<PathBuf>,
     /// How many requests are served each second; nothing: as many as can.
@@ -57,13 +59,42 @@ impl DiskFormat {
     }
 }
 
+/// What a guest sees a disk as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskBus {
+    /// A virtio block device.
+    #[default]
+    Virtio,
+    /// The namespace of an NVM Express controller.
+    Nvme,
+}
+
+impl DiskBus {
+    const ALL: [Self; 2] = [Self::Virtio, Self::Nvme];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::Nvme => "nvme",
+        }
+    }
+}
+
 impl DiskSpec {
     /// The most disks of a VM: what the root bus has room for.
     pub const MOST: usize = 24;
 
     /// A disk whose image is changed.
     pub fn new(file: PathBuf) -> Self {
-        Self { file, changes: DiskChanges::Made, format: None, backing: None, ops: None, rate: None }
+        Self {
+            file,
+            changes: DiskChanges::Made,
+            format: None,
+            bus: DiskBus::default(),
+            backing: None,
+            ops: None,
+            rate: None,
+        }
     }
 
     /// Takes one option; false if there is no such one, or it contradicts another.
@@ -80,6 +111,11 @@ impl DiskSpec {
             ("format", name) => {
                 self.format = DiskFormat::ALL.into_iter().find(|format| format.name() == name);
                 return self.format.is_some();
+            }
+            ("bus", name) => {
+                let found = DiskBus::ALL.into_iter().find(|bus| bus.name() == name);
+                self.bus = found.unwrap_or_default();
+                return found.is_some();
             }
             ("ops", count) => {
                 self.ops = count.parse().ok();
@@ -146,6 +182,9 @@ impl fmt::Display for DiskSpec {
         if let Some(format) = self.format {
             write!(f, ",format={}", format.name())?;
         }
+        if self.bus != DiskBus::default() {
+            write!(f, ",bus={}", self.bus.name())?;
+        }
         if let Some(directory) = &self.backing {
             write!(f, ",backing={}", escaped(directory))?;
         }
@@ -169,8 +208,9 @@ mod tests {
         assert_eq!("a,,,overlay".parse(), disk("a,", DiskChanges::Discarded));
         assert_eq!("a,,".parse(), disk("a,", DiskChanges::Made));
         assert_eq!("a,overlay=b,,c=d".parse(), disk("a", DiskChanges::Kept("b,c=d".into())));
-        let all: DiskSpec = "a,ro,format=qcow2,backing=/b,ops=100,rate=10M".parse().unwrap();
+        let all: DiskSpec = "a,ro,format=qcow2,bus=nvme,backing=/b,ops=100,rate=10M".parse().unwrap();
         assert_eq!((all.format, all.backing), (Some(DiskFormat::Qcow2), Some("/b".into())));
+        assert_eq!(all.bus, DiskBus::Nvme);
         assert_eq!((all.ops.unwrap().get(), all.rate.unwrap().bytes()), (100, 10 << 20));
         for bad in [
             "",
@@ -185,6 +225,8 @@ mod tests {
             "d,overlay=",
             "d,format=vmdk",
             "d,format",
+            "d,bus",
+            "d,bus=ide",
             "d,backing",
             "d,backing=",
             "d,ops=0",
@@ -205,7 +247,7 @@ mod tests {
             ",,",
             "d,overlay",
             "d,overlay=a,,b,format=raw,ops=7,rate=10 MiB",
-            "d,ro,format=qcow2,backing=,,",
+            "d,ro,format=qcow2,bus=nvme,backing=,,",
         ] {
             assert_eq!(text.parse::<DiskSpec>().unwrap().to_string(), text);
         }

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use x86::cpuid::CpuRequest;
 
 pub use cpus::CpuCount;
-pub use disk::{DiskChanges, DiskFormat, DiskSpec};
+pub use disk::{DiskBus, DiskChanges, DiskFormat, DiskSpec};
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
 pub use name::Name;

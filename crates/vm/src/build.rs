@@ -29,7 +29,7 @@ use crate::alarms::Alarms;
 use crate::chips::{ChipOptions, Chips, Foundation, assemble};
 use crate::clock::{HostTime, VmClock};
 use crate::events::{EventSink, Watch};
-use crate::functions::Functions;
+use crate::functions::{Card, Functions};
 use crate::gate::{Doorbell, Gate};
 use crate::handle::{Message, OnReset};
 use crate::host_share::HostShare;
@@ -168,8 +168,8 @@ impl Opened {
     fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
         let ground = ground(&self.spec)?;
         let (ports, console) = Ports::start(self.ports, &ground.events)?;
-        let mut functions = self.functions.services;
-        functions.extend(console);
+        let mut functions = self.functions.cards;
+        functions.extend(console.map(Card::Virtio));
         let options = ChipOptions {
             serial: self.serial,
             debug_exit: self.spec.debug_exit,

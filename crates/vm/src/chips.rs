@@ -7,8 +7,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bus::pci::FunctionId;
-use bus::{Alarm, Clock, Device, Router, SharedDevice, Window};
+use bus::pci::{FunctionId, Socket};
+use bus::{Alarm, Clock, Device, Router, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, InterruptFabric, VcpuIndex};
 use chipset::control::{MachineControl, MachineEvent};
@@ -24,15 +24,13 @@ use chipset::pit::Pit;
 use chipset::rtc::Rtc;
 use chipset::uart::Uart;
 use memory::GuestMemory;
-use virtio::service::Service;
-use virtio::transport::{BAR_BYTES, Socket, VirtioPci};
 use x86::cpuid::{CpuidTable, Feature};
 
 use crate::VmError;
 use crate::alarms::{AlarmHandle, Alarms};
 use crate::clock::VmClock;
 use crate::events::{Event, EventSink, Watch};
-use crate::functions::Workers;
+use crate::functions::{Card, Workers};
 use crate::gate::Doorbell;
 use crate::platform::MemoryBytes;
 use crate::serial::{SerialPort, SerialSink};
@@ -42,6 +40,10 @@ const SERIAL: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 
 /// The IOAPIC's pins that the HPET can drive itself.
 const HPET_INPUTS: std::ops::Range<u8> = 20..24;
+
+/// Between the places where firmware would put two functions' registers: as many bytes as any has.
+const HOME_BYTES: u64 = virtio::transport::BAR_BYTES;
+const _: () = assert!(nvme::BAR_BYTES <= HOME_BYTES);
 
 /// What ACPI says of the bus is what the bridge does.
 const _: () = {
@@ -72,7 +74,7 @@ pub(crate) struct ChipOptions {
     /// Whether port 0xf4 ends the VM.
     pub(crate) debug_exit: bool,
     /// What is on the PCI bus, from device 1 on.
-    pub(crate) functions: Vec<Box<dyn Service>>,
+    pub(crate) functions: Vec<Card>,
     /// What `fw_cfg` says.
     pub(crate) facts: FwCfgContents,
 }
@@ -219,24 +221,22 @@ impl Board<'_> {
         &mut self,
         irqs: &Arc<IrqRouter>,
         control: Arc<dyn MachineControl>,
-        services: Vec<Box<dyn Service>>,
+        cards: Vec<Card>,
     ) -> Result<Vec<Workers>, VmError> {
         let window = Window::new(Pci::memory_window());
         self.router.open(window.clone())?;
         let mut pci = Pci::new(control);
         let mut functions = Vec::new();
-        for (number, service) in (1..).zip(services) {
+        for (number, card) in (1..).zip(cards) {
             let socket = Socket {
                 id: FunctionId::on_root(number),
                 opening: window.opening(),
-                home: MEMORY_BASE + u64::from(number) * BAR_BYTES,
+                home: MEMORY_BASE + u64::from(number) * HOME_BYTES,
                 line: irqs.line(firmware::layout::pci_gsi(number, 0)),
                 messages: self.apics.clone(),
                 memory: self.foundation.memory.clone(),
             };
-            let function = Arc::new(Mutex::new(VirtioPci::new(service, socket)));
-            let device: SharedDevice = function.clone();
-            lock(&function).connect(&device);
+            let function = card.plug(socket);
             pci.attach(FunctionId::on_root(number), function.clone());
             functions.push(function);
         }

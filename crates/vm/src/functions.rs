@@ -10,13 +10,16 @@ use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfi
 use backend::net::{Limited, Network};
 use backend::share::{Access, Share};
 use backend::vsock::SocketFiles;
-use backend::{Changes, Disk, DiskError, Format, Image};
-use bus::Lifecycle;
-use host::jail::{self, Directory};
+use backend::{Changes, Counted, DiskError, Format, Image, Volume};
+use bus::SharedDevice;
+use bus::pci::{Function, Socket};
+use host::jail::{self, Directory, Role};
+use nvme::Nvme;
 use spec::{
-    DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec, VsockSpec,
+    DiskBus, DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec,
+    VsockSpec,
 };
-use virtio::blk::{Blk, Counted};
+use virtio::blk::Blk;
 use virtio::fs::{Fs, Validity};
 use virtio::net::Net;
 use virtio::rng::Rng;
@@ -33,10 +36,90 @@ const MOST: usize = 28;
 /// The most bytes of a packet on the user-mode network, as on any Ethernet.
 const MTU: u16 = 1500;
 
+/// A device that is to be plugged in.
+pub(crate) enum Card {
+    /// A virtio device.
+    Virtio(Box<dyn Service>),
+    /// An NVM Express controller of a disk.
+    Nvme {
+        /// The disk.
+        volume: Volume,
+        /// Which disk of the machine it is.
+        number: u16,
+        /// How many I/O queues it has.
+        queues: u16,
+    },
+}
+
+/// A PCI function with threads of its own.
+pub(crate) trait Served: Function {
+    /// What they do on the host.
+    fn role(&self) -> Role;
+    /// What each of them does with its life.
+    fn lives(&self) -> Vec<Box<dyn FnOnce() + Send>>;
+    /// Tells the bus whose registers these are: the function's own handle.
+    fn connect(&self, device: &SharedDevice);
+    /// Ends the threads, after what they are doing.
+    fn end(&self);
+}
+
+impl Served for VirtioPci {
+    fn role(&self) -> Role {
+        self.role()
+    }
+
+    fn lives(&self) -> Vec<Box<dyn FnOnce() + Send>> {
+        self.workers().into_iter().map(|worker| Box::new(move || worker.live()) as _).collect()
+    }
+
+    fn connect(&self, device: &SharedDevice) {
+        self.connect(device);
+    }
+
+    fn end(&self) {
+        self.end();
+    }
+}
+
+impl Served for Nvme {
+    fn role(&self) -> Role {
+        self.role()
+    }
+
+    fn lives(&self) -> Vec<Box<dyn FnOnce() + Send>> {
+        self.workers().into_iter().map(|worker| Box::new(move || worker.live()) as _).collect()
+    }
+
+    fn connect(&self, device: &SharedDevice) {
+        self.connect(device);
+    }
+
+    fn end(&self) {
+        self.end();
+    }
+}
+
+impl Card {
+    /// Plugs it in.
+    pub(crate) fn plug(self, socket: Socket) -> Arc<Mutex<dyn Served>> {
+        match self {
+            Self::Virtio(service) => connected(VirtioPci::new(service, socket)),
+            Self::Nvme { volume, number, queues } => connected(Nvme::new(volume, number, queues, socket)),
+        }
+    }
+}
+
+fn connected<F: Served + 'static>(function: F) -> Arc<Mutex<dyn Served>> {
+    let function = Arc::new(Mutex::new(function));
+    let device: SharedDevice = function.clone();
+    function.lock().unwrap_or_else(PoisonError::into_inner).connect(&device);
+    function
+}
+
 /// Devices, and what they need of the host for as long as they live.
 pub(crate) struct Functions {
     /// The devices.
-    pub(crate) services: Vec<Box<dyn Service>>,
+    pub(crate) cards: Vec<Card>,
     /// Where they will open files.
     pub(crate) directories: Vec<Directory>,
 }
@@ -57,19 +140,16 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
     if count > MOST {
         return Err(VmError::TooManyDevices { count, most: MOST });
     }
-    let mut services: Vec<Box<dyn Service>> = vec![Box::new(Rng)];
+    let mut cards = vec![virtio(Rng)];
     let mut directories = Vec::new();
     // A queue for each processor, so that none waits for another's requests.
     let queues = u16::try_from(spec.cpus.get()).unwrap_or(u16::MAX);
-    for (number, disk) in spec.disks.iter().enumerate() {
-        let mut blk = Blk::new(disk_of(disk)?, &format!("disk{number}"), queues);
-        if let Some(ops) = disk.ops {
-            blk = blk.limited(Counted::Requests, ops.get().into());
-        }
-        if let Some(rate) = disk.rate {
-            blk = blk.limited(Counted::Bytes, rate.bytes());
-        }
-        services.push(Box::new(blk));
+    for (number, disk) in (0..).zip(&spec.disks) {
+        let volume = volume_of(disk)?;
+        cards.push(match disk.bus {
+            DiskBus::Virtio => virtio(Blk::new(volume, &format!("disk{number}"), queues)),
+            DiskBus::Nvme => Card::Nvme { volume, number, queues },
+        });
     }
     for ShareSpec { tag, directory, read_only, settled } in &spec.shares {
         let access = if *read_only { Access::ReadOnly } else { Access::ReadWrite };
@@ -77,12 +157,12 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
         let share = Share::open(directory, access, spec.shares.len())?;
         let access = if *read_only { jail::Access::Read } else { jail::Access::Change };
         directories.push(Directory { descriptor: share.root()?, access });
-        services.push(Box::new(Fs::new(share, tag, validity, queues)));
+        cards.push(virtio(Fs::new(share, tag, validity, queues)));
     }
     if let Some(VsockSpec { path }) = &spec.vsock {
         let doors = SocketFiles::open(path)?;
         let vsock = Vsock::new(VsockSpec::GUEST, Box::new(doors)).map_err(VmError::Descriptors)?;
-        services.push(Box::new(vsock));
+        cards.push(virtio(vsock));
     }
     if let NetSpec::User(user) = &spec.net {
         let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;
@@ -90,13 +170,17 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
             Some(rate) => Box::new(Limited::new(network, rate.bytes())),
             None => Box::new(network),
         };
-        services.push(Box::new(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
+        cards.push(virtio(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
     }
-    Ok(Functions { services, directories })
+    Ok(Functions { cards, directories })
+}
+
+fn virtio(service: impl Service + 'static) -> Card {
+    Card::Virtio(Box::new(service))
 }
 
 /// Opens a disk's image.
-fn disk_of(disk: &DiskSpec) -> Result<Arc<dyn Disk>, DiskError> {
+fn volume_of(disk: &DiskSpec) -> Result<Volume, DiskError> {
     let image = Image {
         file: disk.file.clone(),
         format: disk.format.map(|format| match format {
@@ -111,7 +195,14 @@ fn disk_of(disk: &DiskSpec) -> Result<Arc<dyn Disk>, DiskError> {
         },
         backing: disk.backing.clone(),
     };
-    image.open()
+    let mut volume = Volume::new(image.open()?);
+    if let Some(ops) = disk.ops {
+        volume = volume.limited(Counted::Requests, ops.get().into());
+    }
+    if let Some(rate) = disk.rate {
+        volume = volume.limited(Counted::Bytes, rate.bytes());
+    }
+    Ok(volume)
 }
 
 fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {
@@ -147,7 +238,7 @@ fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {
 
 /// The threads that serve one device's queues.
 pub(crate) struct Workers {
-    function: Arc<Mutex<VirtioPci>>,
+    function: Arc<Mutex<dyn Served>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -156,17 +247,17 @@ impl Workers {
     ///
     /// # Errors
     /// If the host has no threads for us.
-    pub(crate) fn start(function: Arc<Mutex<VirtioPci>>, events: &EventSink) -> Result<Self, VmError> {
+    pub(crate) fn start(function: Arc<Mutex<dyn Served>>, events: &EventSink) -> Result<Self, VmError> {
         let (name, role, lives) = {
             let function = function.lock().unwrap_or_else(PoisonError::into_inner);
-            (function.name(), function.role(), function.workers())
+            (function.name(), function.role(), function.lives())
         };
         let mut workers = Self { function, threads: Vec::new() };
-        for worker in lives {
+        for life in lives {
             let watch = Watch { thread: "a device's worker", events: events.clone() };
             let live = move || {
                 let _watch = watch;
-                worker.live();
+                life();
             };
             let thread = host::thread::spawn(name, role, live);
             workers.threads.push(thread.map_err(VmError::Thread)?);

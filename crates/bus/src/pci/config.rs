@@ -49,7 +49,7 @@ impl Command {
     }
 }
 
-const WORDS: usize = 64;
+pub(super) const WORDS: usize = 64;
 const COMMAND: usize = 1;
 const FIRST_BAR: usize = 4;
 const INTERRUPT: usize = 15;

@@ -3,12 +3,15 @@
 //! | module | concept |
 //! |---|---|
 //! | `config` | configuration space: header, base addresses, capabilities |
+//! | `endpoint` | what every function has: place, configuration space, interrupts |
 //! | `msix` | interrupts as messages, a table of them |
 
 mod config;
+mod endpoint;
 mod msix;
 
 pub use config::{Command, ConfigSpace, Identity};
+pub use endpoint::{Endpoint, EndpointState, Layout, Socket};
 pub use msix::{Msix, MsixState};
 
 use crate::Device;

@@ -3,7 +3,8 @@
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bus::pci::FunctionId;
+use backend::Volume;
+use bus::pci::{FunctionId, Socket};
 use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router, SharedDevice, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, GuestBytes, InterruptFabric, TscTime, VcpuIndex};
@@ -23,7 +24,7 @@ use state::Record;
 use virtio::blk::Blk;
 use virtio::rng::Rng;
 use virtio::service::Service;
-use virtio::transport::{BAR_BYTES, Socket, VirtioPci, Worker};
+use virtio::transport::{BAR_BYTES, VirtioPci, Worker};
 use x86::Gpa;
 
 pub(super) const VCPUS: u32 = 2;
@@ -203,7 +204,8 @@ impl Build {
         self.router.open(window.clone()).expect("chips do not overlap");
         let mut pci = Pci::new(control);
         let disk: Arc<dyn backend::Disk> = Arc::new(MemoryDisk::new());
-        let services: [Box<dyn Service>; 2] = [Box::new(Rng), Box::new(Blk::new(disk, "disk0", 2))];
+        let services: [Box<dyn Service>; 2] =
+            [Box::new(Rng), Box::new(Blk::new(Volume::new(disk), "disk0", 2))];
         let (mut workers, mut functions) = (Vec::new(), Vec::new());
         for (number, service) in (1..).zip(services) {
             let (id, home) = (FunctionId::on_root(number), MEMORY_BASE + u64::from(number) * BAR_BYTES);

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::pci::FunctionId;
+use bus::pci::{FunctionId, Socket};
 use bus::{Latch, NoIrq, Region, SharedDevice, Window};
 use memory::GuestMemory;
 use virtio::service::Service;
-use virtio::transport::{Socket, VirtioPci, Worker};
+use virtio::transport::{VirtioPci, Worker};
 
 use super::board::lock;
 

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use arbitrary::{Result, Unstructured};
+use backend::Volume;
 use backend::vsock::Doors;
 use bus::pci::Function;
 use bus::{Device, Lifecycle};
@@ -101,7 +102,7 @@ struct Bench {
 impl Bench {
     fn new(kind: Kind, memory: Arc<GuestMemory>) -> Self {
         let service: Box<dyn Service> = match kind {
-            Kind::Disk => Box::new(Blk::new(Arc::new(MemoryDisk::new()), "fuzz", 2)),
+            Kind::Disk => Box::new(Blk::new(Volume::new(Arc::new(MemoryDisk::new())), "fuzz", 2)),
             Kind::Entropy => Box::new(Rng),
             Kind::Ports => Box::new(ports()),
             Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),

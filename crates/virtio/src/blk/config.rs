@@ -1,8 +1,7 @@
 //! The device's configuration (VIRTIO 1.2, 5.2.4).
 
+use backend::SECTOR;
 use x86::bits::low32;
-
-use super::SECTOR;
 
 /// The most data buffers of a request.
 const MOST_SEGMENTS: u32 = 254;

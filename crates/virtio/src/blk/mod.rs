@@ -9,16 +9,13 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use backend::{Disk, Meter};
+use backend::Volume;
 use host::jail::Role;
 
 use crate::service::{Kind, Malformed, Request, Service};
 
-/// The unit of addresses on a disk, in bytes.
-const SECTOR: u64 = 512;
 /// The bytes of a serial number (5.2.6.1, `VIRTIO_BLK_T_GET_ID`).
 const SERIAL: usize = 20;
 
@@ -33,54 +30,22 @@ const WRITE_ZEROES: u64 = 1 << 14;
 
 /// The device.
 pub struct Blk {
-    disk: Arc<dyn Disk>,
+    volume: Volume,
     serial: [u8; SERIAL],
     queues: u16,
     config: Vec<u8>,
-    limits: Vec<Mutex<Limit>>,
-}
-
-/// What of requests a limit counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counted {
-    /// Requests.
-    Requests,
-    /// Bytes that are read and written.
-    Bytes,
-}
-
-struct Limit {
-    counted: Counted,
-    meter: Meter,
 }
 
 impl Blk {
-    /// A device for `disk`, with as much of `serial` as fits and a number of queues, 1 at least and 16 at most.
-    pub fn new(disk: Arc<dyn Disk>, serial: &str, queues: u16) -> Self {
+    /// A device for `volume`, with as much of `serial` as fits and a number of queues, 1 at least and 16 at most.
+    pub fn new(volume: Volume, serial: &str, queues: u16) -> Self {
         let mut text = [0; SERIAL];
         for (byte, from) in text.iter_mut().zip(serial.bytes()) {
             *byte = from;
         }
         let queues = queues.clamp(1, 16);
-        let config = config::bytes(disk.bytes() / SECTOR, queues);
-        Self { disk, serial: text, queues, config, limits: Vec::new() }
-    }
-
-    /// The device with a limit on what all its queues do together in a second.
-    #[must_use]
-    pub fn limited(mut self, counted: Counted, per_s: u64) -> Self {
-        self.limits.push(Mutex::new(Limit { counted, meter: Meter::new(per_s) }));
-        self
-    }
-
-    /// Counts a request that moves so many bytes.
-    fn count(&self, bytes: u64) {
-        let now = Instant::now();
-        for limit in &self.limits {
-            let mut limit = limit.lock().unwrap_or_else(PoisonError::into_inner);
-            let units = if limit.counted == Counted::Requests { 1 } else { bytes };
-            limit.meter.count(units, now);
-        }
+        let config = config::bytes(volume.sectors(), queues);
+        Self { volume, serial: text, queues, config }
     }
 }
 
@@ -94,7 +59,7 @@ impl Service for Blk {
     }
 
     fn features(&self) -> u64 {
-        let changes = if self.disk.is_read_only() { READ_ONLY } else { DISCARD | WRITE_ZEROES };
+        let changes = if self.volume.disk().is_read_only() { READ_ONLY } else { DISCARD | WRITE_ZEROES };
         let queues = if self.queues > 1 { MULTI_QUEUE } else { 0 };
         SEG_MAX | BLK_SIZE | FLUSH | changes | queues
     }
@@ -108,13 +73,7 @@ impl Service for Blk {
     }
 
     fn closed_for(&self) -> Duration {
-        if self.limits.is_empty() {
-            return Duration::ZERO;
-        }
-        let now = Instant::now();
-        let closed =
-            |limit: &Mutex<Limit>| limit.lock().unwrap_or_else(PoisonError::into_inner).meter.closed_for(now);
-        self.limits.iter().map(closed).max().unwrap_or_default()
+        self.volume.closed_for()
     }
 
     fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed> {

@@ -6,11 +6,12 @@
 
 use std::io;
 
+use backend::SECTOR;
 use memory::MemoryError;
 use x86::bits::{index, low32};
 
 use super::config::{MOST_RANGE_SECTORS, MOST_RANGES};
-use super::{Blk, FLUSH, SECTOR};
+use super::{Blk, FLUSH};
 use crate::queue::Buffers;
 use crate::service::{Malformed, Request, header};
 
@@ -77,7 +78,7 @@ pub(super) fn serve(blk: &Blk, request: &Request<'_>) -> Result<u32, Malformed> 
     let sector = x86::bits::high64(word);
     let parts = Parts { blk, request, kind, sector, data_out, data_in };
     let outcome = parts.perform();
-    blk.count(parts.data_out.bytes() + parts.data_in.bytes());
+    blk.volume.count(parts.data_out.bytes() + parts.data_in.bytes());
     if outcome.is_err() {
         // What is said to be written is written.
         let _ = parts.data_in.fill(request.memory, 0);
@@ -92,17 +93,17 @@ impl Parts<'_> {
         match self.kind {
             READ => self.read(),
             WRITE => self.write(),
-            DO_FLUSH => Ok(self.blk.disk.flush()?),
+            DO_FLUSH => Ok(self.blk.volume.disk().flush()?),
             GET_ID => {
                 self.data_in.write(self.request.memory, &self.blk.serial)?;
                 Ok(())
             }
             DISCARD => self.each_range(|offset, len, flags| match flags {
-                0 => self.blk.disk.discard(offset, len),
+                0 => self.blk.volume.disk().discard(offset, len),
                 _ => Err(io::ErrorKind::Unsupported.into()),
             }),
             WRITE_ZEROES => self.each_range(|offset, len, flags| match flags {
-                0 | UNMAP => self.blk.disk.write_zeroes(offset, len, flags == UNMAP),
+                0 | UNMAP => self.blk.volume.disk().write_zeroes(offset, len, flags == UNMAP),
                 _ => Err(io::ErrorKind::Unsupported.into()),
             }),
             _ => Err(Failure::Unsupported),
@@ -111,35 +112,33 @@ impl Parts<'_> {
 
     /// The offset of `len` bytes at `sector`, all of them on the disk and whole sectors.
     fn place(&self, sector: u64, len: u64) -> Result<u64, Failure> {
-        let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
-        let end = offset.checked_add(len).ok_or(Failure::Io)?;
-        if end > self.blk.disk.bytes() || !len.is_multiple_of(SECTOR) { Err(Failure::Io) } else { Ok(offset) }
+        self.blk.volume.place(sector, len).ok_or(Failure::Io)
     }
 
     fn read(&self) -> Result<(), Failure> {
         let offset = self.place(self.sector, self.data_in.bytes())?;
         let to = self.data_in.ranges();
-        Ok(self.request.memory.receive(to, |targets| self.blk.disk.read(offset, targets))??)
+        Ok(self.request.memory.receive(to, |targets| self.blk.volume.disk().read(offset, targets))??)
     }
 
     fn write(&self) -> Result<(), Failure> {
-        if self.blk.disk.is_read_only() {
+        if self.blk.volume.disk().is_read_only() {
             return Err(Failure::Io);
         }
         let offset = self.place(self.sector, self.data_out.bytes())?;
         let from = self.data_out.ranges();
-        self.request.memory.provide(from, |sources| self.blk.disk.write(offset, sources))??;
+        self.request.memory.provide(from, |sources| self.blk.volume.disk().write(offset, sources))??;
         self.settle()
     }
 
     /// Makes a change durable for a driver that cannot ask for it.
     fn settle(&self) -> Result<(), Failure> {
-        if self.request.features & FLUSH == 0 { Ok(self.blk.disk.flush()?) } else { Ok(()) }
+        if self.request.features & FLUSH == 0 { Ok(self.blk.volume.disk().flush()?) } else { Ok(()) }
     }
 
     /// Acts on each range that the data names, once all of them are found possible.
     fn each_range(&self, act: impl Fn(u64, u64, u32) -> io::Result<()>) -> Result<(), Failure> {
-        if self.blk.disk.is_read_only() {
+        if self.blk.volume.disk().is_read_only() {
             return Err(Failure::Io);
         }
         let bytes = self.data_out.bytes();

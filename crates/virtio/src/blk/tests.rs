@@ -5,7 +5,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use backend::RawDisk;
+use std::sync::Arc;
+use std::time::Instant;
+
+use backend::{Counted, RawDisk};
 use bus::Lifecycle;
 use x86::Gpa;
 
@@ -34,7 +37,7 @@ impl Bench {
         let path = dir.path().join("disk");
         std::fs::write(&path, (0..BYTES).map(|n| (n / 512) as u8).collect::<Vec<u8>>()).unwrap();
         let disk = RawDisk::open(&path, read_only).unwrap();
-        let rig = Rig::new(Box::new(Blk::new(Arc::new(disk), "disk0", 1)));
+        let rig = Rig::new(Box::new(Blk::new(Volume::new(Arc::new(disk)), "disk0", 1)));
         rig.enable(true);
         Self { rig, path, _dir: dir }
     }
@@ -179,8 +182,8 @@ fn a_limit_holds_requests_back_and_nobody_else() {
         let path = dir.path().join("disk");
         std::fs::write(&path, vec![7; 1 << 20]).unwrap();
         let per_s = if counted == Counted::Requests { 1 } else { 512 };
-        let blk =
-            Blk::new(Arc::new(RawDisk::open(&path, false).unwrap()), "disk0", 1).limited(counted, per_s);
+        let volume = Volume::new(Arc::new(RawDisk::open(&path, false).unwrap())).limited(counted, per_s);
+        let blk = Blk::new(volume, "disk0", 1);
         let rig = Rig::new(Box::new(blk));
         rig.enable(true);
         let mut driver = rig.start(FLUSH);

@@ -1,12 +1,9 @@
 //! A device's state and what changes it, all under one lock.
 
-use std::sync::Arc;
+use bus::pci::{Endpoint, Layout, Socket};
 
-use bus::pci::{ConfigSpace, FunctionId, Msix};
-use bus::{IrqLine, Opening};
-
+use super::QUEUE_SIZE;
 use super::capabilities::{self, BAR, BAR_BYTES, ConfigAccess, NOTIFY_STRIDE, Part};
-use super::{QUEUE_SIZE, Socket};
 use crate::queue::{Areas, Queue, RingFeatures};
 use crate::service::Service;
 
@@ -98,17 +95,11 @@ pub(super) struct QueueState {
 /// The device's state.
 pub(super) struct State {
     // Static.
-    pub(super) id: FunctionId,
     pub(super) kind: u16,
     pub(super) offered: u64,
     access: u64,
-    // Glue.
-    opening: Option<Opening>,
-    line: Arc<dyn IrqLine>,
     // Volatile.
-    pub(super) config: ConfigSpace,
-    /// Nothing but if configuration space were full.
-    pub(super) msix: Option<Msix>,
+    pub(super) endpoint: Endpoint,
     pub(super) registers: Registers,
     pub(super) queues: Vec<QueueState>,
     pub(super) phase: Phase,
@@ -119,27 +110,28 @@ pub(super) struct State {
 }
 
 impl State {
-    /// In the power-on state; not yet visible to the guest.
-    pub(super) fn new(service: &dyn Service, socket: &Socket) -> Self {
+    /// In the power-on state.
+    pub(super) fn new(service: &dyn Service, socket: Socket) -> Self {
         let kind = service.kind();
         let queues = service.queues();
-        let mut config = ConfigSpace::new(&capabilities::identity(kind));
-        config.set_interrupt_pin(0);
-        config.add_memory_bar(BAR, BAR_BYTES, socket.home);
-        let access = capabilities::add(&mut config, queues, service.config().len());
-        let places = (BAR, Part::Table.offset(), Part::Pending.offset());
-        // A vector for each queue and one for the configuration.
-        let msix = Msix::new(socket.messages.clone(), &mut config, queues.saturating_add(1), places);
+        let layout = Layout {
+            bar: BAR,
+            bytes: BAR_BYTES,
+            // A vector for each queue and one for the configuration.
+            vectors: queues.saturating_add(1),
+            table: Part::Table.offset(),
+            pending: Part::Pending.offset(),
+        };
+        let mut access = 0;
+        let endpoint = Endpoint::new(&capabilities::identity(kind), &layout, socket, |config| {
+            access = capabilities::add(config, queues, service.config().len());
+        });
         let queue = || QueueState { setup: Setup::RESET, ring: None, kicked: false, out: 0 };
         Self {
-            id: socket.id,
             kind: kind.id,
             offered: service.features() | INDIRECT | EVENT_INDEX | VERSION_1 | PACKED,
             access,
-            opening: None,
-            line: Arc::new(bus::NoIrq),
-            config,
-            msix,
+            endpoint,
             registers: Registers::RESET,
             queues: (0..queues).map(|_| queue()).collect(),
             phase: Phase::Running,
@@ -148,25 +140,12 @@ impl State {
         }
     }
 
-    /// Connected with the bus.
-    pub(super) fn following(mut self, opening: Opening, line: Arc<dyn IrqLine>) -> Self {
-        (self.opening, self.line) = (Some(opening), line);
-        self.follow_config();
-        self
-    }
-
-    pub(super) fn connect(&self, device: &bus::SharedDevice) {
-        if let Some(opening) = &self.opening {
-            opening.connect(device);
-        }
-    }
-
     // ---- what the guest does -------------------------------------------------------------------------------------
 
     pub(super) fn read_bar(&mut self, service: &dyn Service, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let Some((part, at)) = Part::at(offset) else { return };
-        match (part, &self.msix) {
+        match (part, self.endpoint.msix()) {
             (Part::Common, _) => self.read_common(at, data),
             (Part::Isr, _) => {
                 if let (0, [first, ..]) = (at, data) {
@@ -188,7 +167,7 @@ impl State {
 
     pub(super) fn write_bar(&mut self, offset: u64, data: &[u8]) {
         let Some((part, at)) = Part::at(offset) else { return };
-        match (part, &mut self.msix) {
+        match (part, self.endpoint.msix()) {
             (Part::Common, _) => self.write_common(at, data),
             // The value repeats what the address says.
             (Part::Notify, _) => self.kick(at / u64::from(NOTIFY_STRIDE)),
@@ -198,34 +177,21 @@ impl State {
     }
 
     pub(super) fn read_config(&mut self, service: &dyn Service, register: u64, data: &mut [u8]) {
-        if let Some(access) = ConfigAccess::of(&self.config, self.access, register, data.len()) {
+        if let Some(access) = ConfigAccess::of(self.endpoint.config(), self.access, register, data.len()) {
             let mut bytes = [0; 4];
             self.read_bar(service, access.offset, bytes.split_at_mut(access.len).0);
-            self.config.write(access.data, &bytes);
+            self.endpoint.config().write(access.data, &bytes);
         }
-        self.config.read(register, data);
+        self.endpoint.config().read(register, data);
     }
 
     pub(super) fn write_config(&mut self, register: u64, data: &[u8]) {
-        self.config.write(register, data);
-        if let Some(access) = ConfigAccess::of(&self.config, self.access, register, data.len()) {
-            let bytes = self.config.word(access.data).to_le_bytes();
+        self.endpoint.config().write(register, data);
+        if let Some(access) = ConfigAccess::of(self.endpoint.config(), self.access, register, data.len()) {
+            let bytes = self.endpoint.config().word(access.data).to_le_bytes();
             self.write_bar(access.offset, bytes.split_at(access.len).0);
         }
-        self.follow_config();
-    }
-
-    /// Does what configuration space says.
-    pub(super) fn follow_config(&mut self) {
-        if let Some(msix) = &mut self.msix {
-            msix.follow(&self.config);
-        }
-        if let Some(opening) = &self.opening {
-            for (bar, base, len) in self.config.bars() {
-                opening.place(bar, base, len);
-            }
-        }
-        self.drive_line();
+        self.endpoint.follow();
     }
 
     fn kick(&mut self, queue: u64) {
@@ -245,8 +211,7 @@ impl State {
 
     /// A vector as it is taken over: one that does not exist becomes none, which the driver reads back (4.1.5.1.2).
     pub(super) fn vector(&self, vector: u16) -> u16 {
-        let vectors = self.msix.as_ref().map_or(0, Msix::vectors);
-        if vector < vectors { vector } else { NO_VECTOR }
+        if vector < self.endpoint.vectors() { vector } else { NO_VECTOR }
     }
 
     pub(super) fn store_status(&mut self, value: u8) {
@@ -321,21 +286,17 @@ impl State {
     }
 
     fn interrupt(&mut self, vector: u16, cause: u8) {
-        match &mut self.msix {
-            Some(msix) if msix.is_enabled() => msix.raise(vector),
-            _ => {
-                self.registers.isr |= cause;
-                self.drive_line();
-            }
+        if self.endpoint.uses_messages() {
+            self.endpoint.send(vector);
+        } else {
+            self.registers.isr |= cause;
+            self.drive_line();
         }
     }
 
-    /// Drives the interrupt pin, which is high while there is a cause, messages are off and the pin is not disabled.
+    /// There is a cause for an interrupt by pin until the driver has read what it is.
     fn drive_line(&mut self) {
-        let messages = self.msix.as_ref().is_some_and(Msix::is_enabled);
-        let waits = self.registers.isr != 0 && !messages;
-        self.config.show_interrupt(waits);
-        self.line.set(waits && !self.config.command().interrupt_disabled());
+        self.endpoint.set_pin(self.registers.isr != 0);
     }
 
     // ---- life ----------------------------------------------------------------------------------------------------
@@ -361,7 +322,7 @@ impl State {
         self.phase == Phase::Running
             && !self.resetting
             && status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
-            && self.config.command().bus_master()
+            && self.endpoint.command().bus_master()
             && self.queues.get(usize::from(queue)).is_some_and(|queue| queue.ring.is_some())
     }
 
@@ -392,10 +353,6 @@ impl State {
     /// The power-on state. Nothing is out.
     pub(super) fn power_on(&mut self) {
         self.begin_reset();
-        self.config.reset();
-        if let Some(msix) = &mut self.msix {
-            msix.reset();
-        }
-        self.follow_config();
+        self.endpoint.reset();
     }
 }

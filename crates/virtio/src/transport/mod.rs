@@ -39,8 +39,8 @@ mod work;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use bus::pci::{Function, FunctionId};
-use bus::{Device, IrqLine, Lifecycle, MsiTarget, Opening, Region};
+use bus::pci::{Function, Socket};
+use bus::{Device, Lifecycle, Region};
 use host::jail::Role;
 use memory::GuestMemory;
 use state::{Record, StateError};
@@ -53,22 +53,6 @@ pub use work::{Batch, Queues, Worker};
 
 /// The most descriptors of a queue, and what it has unless the driver wants fewer.
 pub const QUEUE_SIZE: u16 = 256;
-
-/// Where a device is plugged in, and what it is connected with.
-pub struct Socket {
-    /// Its place on the bus.
-    pub id: FunctionId,
-    /// How it places its registers behind the bridge.
-    pub opening: Opening,
-    /// Where firmware would put them, a multiple of [`BAR_BYTES`].
-    pub home: u64,
-    /// Its interrupt pin, for drivers that use no messages.
-    pub line: Arc<dyn IrqLine>,
-    /// Where its messages go.
-    pub messages: Arc<dyn MsiTarget>,
-    /// What it has access to.
-    pub memory: Arc<GuestMemory>,
-}
 
 /// What the function and its workers share.
 struct Shared {
@@ -113,12 +97,13 @@ pub struct VirtioPci(Arc<Shared>);
 impl VirtioPci {
     /// A device in the power-on state. Its workers are the caller's to run, as many as [`VirtioPci::workers`] gives.
     pub fn new(service: Box<dyn Service>, socket: Socket) -> Self {
-        let state = State::new(&*service, &socket);
+        let memory = socket.memory.clone();
+        let state = Mutex::new(State::new(&*service, socket));
         Self(Arc::new(Shared {
             name: service.kind().name,
             service,
-            memory: socket.memory,
-            state: Mutex::new(state.following(socket.opening, socket.line)),
+            memory,
+            state,
             work: Condvar::new(),
             quiet: Condvar::new(),
         }))
@@ -137,7 +122,7 @@ impl VirtioPci {
 
     /// Tells the window whose registers these are: the device's own handle on the bus.
     pub fn connect(&self, device: &bus::SharedDevice) {
-        self.0.lock().connect(device);
+        self.0.lock().endpoint.connect(device);
     }
 
     /// Ends the workers, after what they are doing.

@@ -1,7 +1,7 @@
 //! The device's saved form. Requests are never part of it: a paused device has none out, and what a driver has made
 //! available and nobody has taken is in guest memory.
 
-use bus::pci::{FunctionId, MsixState};
+use bus::pci::EndpointState;
 use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
 
@@ -14,9 +14,7 @@ use crate::service::Service;
 struct VirtioState {
     /// The device type: a record of another device in this place is refused.
     kind: u16,
-    id: FunctionId,
-    config: Vec<u32>,
-    msix: Option<MsixState>,
+    endpoint: EndpointState,
     device_feature_select: u32,
     driver_feature_select: u32,
     driver_features: u64,
@@ -58,9 +56,7 @@ impl State {
         let registers = self.registers;
         Record::encode(&VirtioState {
             kind: self.kind,
-            id: self.id,
-            config: self.config.save(),
-            msix: self.msix.as_ref().map(bus::pci::Msix::save),
+            endpoint: self.endpoint.save(),
             device_feature_select: registers.device_feature_select,
             driver_feature_select: registers.driver_feature_select,
             driver_features: registers.driver_features,
@@ -80,23 +76,15 @@ impl State {
         record: &Record,
     ) -> Result<(), StateError> {
         let saved: VirtioState = record.decode()?;
-        if (saved.kind, saved.id, saved.queues.len()) != (self.kind, self.id, self.queues.len()) {
+        if (saved.kind, saved.queues.len()) != (self.kind, self.queues.len()) {
             return Err(damaged(name, "it is another device's"));
         }
         let registers = self.checked_registers(name, &saved)?;
         let queues = self.checked_queues(name, &saved, &registers)?;
-        match (&self.msix, &saved.msix) {
-            (Some(msix), Some(state)) => msix.check(name, state)?,
-            (None, None) => {}
-            _ => return Err(damaged(name, "it has interrupts of another kind")),
-        }
-        self.config.restore(name, &saved.config)?;
+        self.endpoint.check(name, &saved.endpoint)?;
         service.restore(saved.service.as_ref())?;
-        if let (Some(msix), Some(state)) = (&mut self.msix, saved.msix) {
-            msix.restore(state);
-        }
+        self.endpoint.restore(name, saved.endpoint, registers.isr != 0)?;
         (self.registers, self.queues, self.resetting) = (registers, queues, false);
-        self.follow_config();
         Ok(())
     }
 

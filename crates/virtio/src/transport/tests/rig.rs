@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::pci::{Function, FunctionId};
+use bus::pci::{Function, FunctionId, Socket};
 use bus::{Device, Latch, MsiTarget, Region, Router, SharedDevice, Space, Window};
 use memory::{GuestMemory, RamRange};
 use x86::Gpa;
@@ -10,7 +10,7 @@ use x86::Gpa;
 use crate::queue::RingFeatures;
 use crate::queue::tests::driver::{AREAS, Buffer, Driver};
 use crate::service::Service;
-use crate::transport::{BAR_BYTES, Socket, VirtioPci, Worker};
+use crate::transport::{BAR_BYTES, VirtioPci, Worker};
 
 pub(crate) const HOME: u64 = 0xc000_0000;
 pub(crate) const VERSION_1: u64 = 1 << 32;
