@@ -11,8 +11,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use spec::{
-    CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name, NetSpec, PortSpec,
-    VolumeSpec,
+    CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name, NetSpec, PackageName,
+    PortSpec, VolumeSpec,
 };
 use x86::cpuid::CpuRequest;
 
@@ -71,6 +71,11 @@ pub(crate) enum Command {
 /// The guest sees it through a layer of its own in memory, which takes every change and is gone at the end; only what is
 /// shared with --volume is changed in place. CMD runs as root of the guest, which has no more rights on the host than you.
 ///
+/// With 'debian' or debian:SUITE as SOURCE, the guest is a Debian of its own, with systemd, ssh and apt, made once from packages
+/// that this machine's apt fetches, by a VM that installs them (no root, no other tools), and cached. It boots to a shell of root on the console;
+/// with a CMD, that runs there instead. What it changes is forgotten, or with --name kept for the next VM of that name
+/// ('umbra rm --disk' removes it). Nobody has a password; by ssh your public keys (~/.ssh/*.pub) let you in, with -p 2222:22.
+///
 /// With a disk image as SOURCE, raw or qcow2, its system boots on Debian's kernel, with its console on the first serial port; with a
 /// CMD, that runs there instead. The image is /dev/vda, and its root the largest partition that holds a system, or what
 /// --append root=DEVICE names. Changes are forgotten, unless SOURCE is IMAGE,rw, or IMAGE,overlay=FILE keeps them; the
@@ -81,7 +86,7 @@ pub(crate) enum Command {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::RUN_SHORT, after_long_help = help::RUN)]
 pub(crate) struct RunArgs {
-    /// 'host', a directory that is to be the root, a disk image, or a kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
+    /// 'host', 'debian', a directory that is to be the root, a disk image, or a kernel to boot: bzImage, ELF vmlinux, PVH or Multiboot
     pub(crate) source: Option<PathBuf>,
 
     /// A command to run in the guest; its exit status becomes umbra's
@@ -94,6 +99,14 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+
+    /// With 'debian', packages that are installed beside the usual ones; makes and caches a root of its own
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub(crate) packages: Vec<PackageName>,
+
+    /// With 'debian', the public key that root can log in with by ssh, instead of yours in ~/.ssh; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_key: Vec<PathBuf>,
 
     /// An initial RAM disk, or a Multiboot module; may be repeated
     #[arg(long, value_name = "FILE")]
@@ -173,7 +186,7 @@ pub(crate) enum StatsFormat {
 /// What the machine is made of.
 #[derive(Clone, Debug, PartialEq, Eq, ClapArgs)]
 pub(crate) struct MachineArgs {
-    /// Guest memory, with a unit: K, M, G or T; 256M unless given, 1G with 'host', a directory or a disk image
+    /// Guest memory, with a unit: K, M, G or T; 256M unless given, 1G with 'host', 'debian', a directory or a disk image
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<MemorySize>,
 
@@ -261,15 +274,22 @@ pub(crate) struct MachineArgs {
     pub(crate) debug_exit: bool,
 }
 
-/// Fetch a Debian kernel into the cache and print its path
+/// Fetch a Debian kernel into the cache, or make a root of Debian's packages there, and print its path
+///
+/// With 'debian' or debian:SUITE, makes a root for 'umbra run debian' of the newest packages. Disks that VMs have kept stay upon
+/// the one that they were made upon.
 ///
 /// Without PACKAGE, fetches what `umbra run` uses, in its newest version. `umbra run` itself fetches only what is
 /// not in the cache, so this is also how to update it.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::FETCH)]
 pub(crate) struct FetchArgs {
-    /// A kernel package, or a package that depends on one
+    /// A kernel package, or a package that depends on one; or 'debian' or debian:SUITE
     pub(crate) package: Option<String>,
+
+    /// With 'debian', packages that are installed beside the usual ones
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub(crate) packages: Vec<PackageName>,
 
     /// Be content with what is in the cache
     #[arg(long)]

@@ -10,7 +10,7 @@ use host::{CodeMemory, Memfd};
 use vm::Automatic;
 use x86::cpuid::{CpuModel, CpuRequest, HostCpuid};
 
-use crate::debian::{Cache, Wanted};
+use crate::debian::{self, Cache, Wanted};
 use crate::documents;
 use crate::status::Status;
 
@@ -58,6 +58,7 @@ pub(crate) fn run() -> Result<Status> {
         kvm(),
         network(),
         apt(),
+        root(),
         cache(),
     ];
     let mut text = format!("umbra {} on {}\n", env!("CARGO_PKG_VERSION"), system());
@@ -223,6 +224,16 @@ fn apt() -> Finding {
         ),
     };
     Finding { verdict, subject: "apt", text }
+}
+
+/// Whether a root of Debian's packages can be made.
+fn root() -> Finding {
+    let (verdict, text) = if debian::can_format() {
+        (Verdict::Good, "'umbra run debian' can make its root, with apt and mkfs.ext4")
+    } else {
+        (Verdict::Note, "no mkfs.ext4: 'umbra run debian' needs it, from e2fsprogs, to make its root")
+    };
+    Finding { verdict, subject: "root", text: text.to_owned() }
 }
 
 fn runs(program: &str) -> bool {

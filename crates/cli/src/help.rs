@@ -7,6 +7,7 @@ Examples:
   umbra run -- uname -a              one command, its output and its exit status
   umbra run host -v .:/work -- make -C /work
                                      what is installed here, in a VM
+  umbra run debian                   a Debian of its own, with systemd, ssh and apt
   umbra run ./disk.qcow2             the system on a disk image, which is not changed
   umbra run ./bzImage --append 'console=ttyS0'
                                      a kernel of yours
@@ -56,8 +57,11 @@ Examples:
   umbra run host -v .:/work -- sh -c 'cd /work && make'
   umbra run host -u nobody -e LANG -w /tmp -- sh
   umbra run ./rootfs -- /bin/sh
-  umbra run debian.qcow2,overlay=changes.qcow2
-  umbra run debian.qcow2 -- cat /etc/os-release
+  umbra run debian
+  umbra run -d --name box -p 2222:22 debian:bookworm; ssh -p 2222 root@localhost
+  umbra run debian --packages gcc,make,libc6-dev -v .:/work -- make -C /work
+  umbra run image.qcow2,overlay=changes.qcow2
+  umbra run image.qcow2 -- cat /etc/os-release
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg
   umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r
@@ -112,9 +116,11 @@ pub(crate) const FETCH: &str = "\
 Examples:
   umbra fetch
   umbra fetch linux-image-6.12-cloud-amd64
+  umbra fetch debian:bookworm
 
 Files:
-  $XDG_CACHE_HOME/umbra, or ~/.cache/umbra: the cache, which can be deleted at any time
+  $XDG_CACHE_HOME/umbra, or ~/.cache/umbra: the cache, which can be deleted at any time; but disks that VMs have kept
+  ($XDG_DATA_HOME/umbra/disks, or ~/.local/share/umbra/disks) stand upon roots in it
 
 Exit status:
   0, or 125 with one sentence on standard error";

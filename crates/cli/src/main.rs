@@ -15,6 +15,7 @@ mod environment;
 mod files;
 mod help;
 mod initramfs;
+mod keys;
 mod message;
 mod number;
 mod plan;
@@ -25,14 +26,17 @@ mod source;
 mod status;
 mod vms;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind};
 
 use args::{Args, Command, FetchArgs};
 use debian::{Cache, Freshness, Wanted};
+use source::Source;
+use spec::DebianSpec;
 use status::Status;
 use vms::{commands, list, usage};
 
@@ -88,6 +92,15 @@ fn fetch(args: &FetchArgs) -> Result<Status> {
     let cache = Cache::of_user()?;
     let wanted = args.package.as_deref().map_or(Wanted::NewestKernel, Wanted::Package);
     let freshness = if args.cached { Freshness::Cached } else { Freshness::Newest };
+    if let Source::Debian(debian) = Source::of(args.package.as_deref().map(Path::new))? {
+        let debian = DebianSpec { packages: args.packages.clone(), ..debian };
+        let image = debian::root(&cache, &debian, freshness)?;
+        return documents::print(&format!("{}\n", image.display()));
+    }
+    ensure!(
+        args.packages.is_empty(),
+        "--packages belongs to a root: write 'umbra fetch debian --packages …'"
+    );
     let kernel = debian::kernel(&cache, wanted, freshness)?;
     if args.package.is_none() {
         debian::busybox(&cache, freshness)?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use init::{Directory, Mount, Network, Root, Settings, Terminal};
 use spec::{
-    BootSpec, CodeCacheSize, DiskBus, DiskChanges, DiskSpec, MemorySize, NetSpec, ShareSpec, TranslatorSpec,
-    UserNetSpec, VmSpec, VolumeSpec, VsockSpec,
+    BootSpec, CodeCacheSize, DebianSpec, DiskBus, DiskChanges, DiskSpec, MemorySize, NetSpec, ShareSpec,
+    TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec, VsockSpec,
 };
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) kernel: Option<PathBuf>,
     /// Whose root file system the kernel gets.
     pub(crate) guest: Guest,
+    /// The root of Debian's packages that its first disk is to hold, if any.
+    pub(crate) debian: Option<DebianSpec>,
     /// Directories shared with the guest.
     pub(crate) shares: Vec<ShareSpec>,
     /// The kernel's command line.
@@ -73,9 +75,10 @@ impl Guest {
         !matches!(self, Self::Theirs { .. } | Self::Booted(_))
     }
 
-    /// Whether its first process runs commands for the host, if its kernel has a driver for that.
+    /// Whether somebody runs commands for the host there, if its kernel has a driver for that: its first process, or
+    /// one that systemd starts.
     pub(crate) fn has_agent(&self) -> bool {
-        matches!(self, Self::Entered(_))
+        matches!(self, Self::Entered(_) | Self::Booted(_))
     }
 
     /// Whether its command is on a terminal, where it is Umbra's to say.
@@ -95,6 +98,8 @@ pub(crate) struct Surroundings {
     pub(crate) session: Session,
     /// The working directory, if there is one.
     pub(crate) directory: Option<PathBuf>,
+    /// The public keys of whoever may log in to a guest that Umbra makes.
+    pub(crate) keys: Vec<String>,
 }
 
 /// The kernel's console where the user gives a kernel and no command line.
@@ -122,9 +127,11 @@ impl Plan {
     /// If the options contradict each other.
     pub(crate) fn new(args: RunArgs, source: Source, surroundings: Surroundings) -> Result<Self> {
         let theirs = matches!(source, Source::Kernel(_)) || !args.initrd.is_empty();
-        let shared = matches!(source, Source::Host | Source::Directory(_) | Source::Image(_));
-        let boots = matches!(source, Source::Image(_)) && args.command.is_empty();
+        let on_disk = matches!(source, Source::Image(_) | Source::Debian(_));
+        let shared = on_disk || matches!(source, Source::Host | Source::Directory(_));
+        let boots = on_disk && args.command.is_empty();
         check(&args, theirs, shared, boots)?;
+        check_debian(&args, &source)?;
         let command_line = command_line(&args, theirs, boots);
         let memory = match args.machine.memory {
             Some(memory) => memory,
@@ -141,8 +148,13 @@ impl Plan {
             Guest::Ours { command: args.command, session: surroundings.session }
         };
         let mut machine = args.machine;
+        let mut debian = None;
         let kernel = match source {
             Source::Kernel(file) => Some(file),
+            Source::Debian(wanted) => {
+                debian = Some(DebianSpec { packages: args.packages, ..wanted });
+                args.kernel
+            }
             Source::Image(disk) => {
                 machine.disk.insert(0, disk);
                 args.kernel
@@ -156,6 +168,7 @@ impl Plan {
             memory,
             kernel,
             guest,
+            debian,
             shares,
             command_line,
             timeout: args.timeout,
@@ -197,7 +210,8 @@ impl Plan {
     pub(crate) fn drivers(&self) -> Vec<&'static str> {
         // Debian's kernels have their NVMe driver built in.
         let is_virtio = |disk: &DiskSpec| disk.bus == DiskBus::Virtio;
-        let disks = self.machine.disk.iter().any(is_virtio).then_some("virtio_blk");
+        let disks =
+            (self.machine.disk.iter().any(is_virtio) || self.debian.is_some()).then_some("virtio_blk");
         let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
         let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
         let files = (!self.shares.is_empty()).then_some(["virtiofs", "overlay"]).into_iter().flatten();
@@ -258,6 +272,19 @@ fn check(args: &RunArgs, theirs: bool, shared: bool, boots: bool) -> Result<()> 
     Ok(())
 }
 
+/// Refuses what goes with a root of Debian's packages only.
+fn check_debian(args: &RunArgs, source: &Source) -> Result<()> {
+    ensure!(
+        matches!(source, Source::Debian(_)) || args.packages.is_empty() && args.ssh_key.is_empty(),
+        "--packages and --ssh-key need a root that umbra makes: give 'debian' as SOURCE"
+    );
+    ensure!(
+        args.command.is_empty() || args.ssh_key.is_empty(),
+        "--ssh-key needs a guest that boots by itself: leave out the command"
+    );
+    Ok(())
+}
+
 fn command_line(args: &RunArgs, theirs: bool, boots: bool) -> String {
     if boots {
         // The system's own console, and as much as it says there.
@@ -282,7 +309,7 @@ fn shares(source: &Source, session: &SessionArgs) -> Vec<ShareSpec> {
     let root = match source {
         Source::Host => Some(PathBuf::from("/")),
         Source::Directory(directory) => Some(directory.clone()),
-        Source::Ours | Source::Image(_) | Source::Kernel(_) => None,
+        Source::Ours | Source::Image(_) | Source::Debian(_) | Source::Kernel(_) => None,
     };
     let root = root.map(|directory| ShareSpec {
         tag: ROOT_TAG.to_owned(),
@@ -327,6 +354,7 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
             Source::Image(disk) => {
                 Root::Disk { read_only: disk.changes == DiskChanges::Refused, boot: args.command.is_empty() }
             }
+            Source::Debian(_) => Root::Disk { read_only: false, boot: args.command.is_empty() },
             _ => Root::Shared(ROOT_TAG.to_owned()),
         },
         shares: args.session.volume.iter().enumerate().map(mount).collect(),
@@ -338,6 +366,7 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
         environment: args.session.env.clone(),
         directory,
         user: args.session.user.clone(),
+        keys: surroundings.keys,
         command: args.command.clone(),
         quiet: !args.verbose,
     }
@@ -354,7 +383,11 @@ mod tests {
         let line = ["umbra", "run"].iter().chain(words);
         let Command::Run(args) = Args::try_parse_from(line).unwrap().command else { unreachable!() };
         let source = Source::of(args.source.as_deref()).unwrap();
-        let surroundings = Surroundings { session: Session::Piped, directory: Some("/here".into()) };
+        let surroundings = Surroundings {
+            session: Session::Piped,
+            directory: Some("/here".into()),
+            keys: vec!["ssh-rsa A".into()],
+        };
         Plan::new(*args, source, surroundings)
     }
 
@@ -437,6 +470,24 @@ mod tests {
         assert_eq!(settings.root, Root::Disk { read_only: true, boot: false });
         assert!(runs.guest.is_ours() && runs.drivers().contains(&"virtiofs") && runs.shares.len() == 1);
         assert!(plan(&[image, "-v", ".:/work"]).is_err() && plan(&[image, "--initrd", "x"]).is_err());
+    }
+
+    #[test]
+    fn debian_boots_or_runs_a_command_on_a_disk_that_is_made() {
+        let boots = plan(&["debian:bookworm", "--packages", "gcc,make"]).unwrap();
+        let Guest::Booted(settings) = &boots.guest else { panic!("{boots:?}") };
+        assert_eq!(settings.root, Root::Disk { read_only: false, boot: true });
+        assert_eq!(settings.keys, ["ssh-rsa A"]);
+        assert_eq!(boots.debian.as_ref().unwrap().packages.len(), 2);
+        let drivers = boots.drivers();
+        assert!(drivers.contains(&"virtio_blk") && drivers.contains(&"virtio_console"));
+        assert_eq!(boots.memory.bytes(), 1 << 30);
+        let runs = plan(&["debian", "-u", "nobody", "--", "id"]).unwrap();
+        assert!(matches!(runs.guest, Guest::Entered(_)) && runs.debian == Some(DebianSpec::default()));
+        for wrong in [&["--packages", "gcc"][..], &["host", "--ssh-key", "k"], &["debian", "-e", "A=b"]] {
+            assert!(plan(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(plan(&["debian", "--ssh-key", "k", "--", "true"]).is_err());
     }
 
     #[test]

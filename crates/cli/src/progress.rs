@@ -51,6 +51,23 @@ impl Progress {
         }
     }
 
+    /// A step of so many parts begins.
+    pub(crate) fn count(&self, what: &str, parts: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(parts);
+            bar.set_position(0);
+            bar.set_style(style("{spinner} {msg} [{bar:24}] {pos}/{len}"));
+            bar.set_message(what.to_owned());
+        }
+    }
+
+    /// A part of it is done.
+    pub(crate) fn advance(&self) {
+        if let Some(bar) = &self.bar {
+            bar.inc(1);
+        }
+    }
+
     /// The download has come so far.
     pub(crate) fn position(&self, bytes: u64) {
         if let Some(bar) = &self.bar {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use host::jail::{self, Needs, Role};
-use spec::VmSpec;
+use spec::{DebianSpec, DiskSpec, VmSpec};
 use vm::{BootImages, Builder, Initrd, OnReset, Stopped, VmHandle};
 
 use crate::args::RunArgs;
@@ -18,10 +18,10 @@ use crate::plan::{Guest, Plan, Surroundings};
 use crate::report::OwnFigures;
 use crate::source::Source;
 use crate::status::Status;
-use crate::vms::detach;
 use crate::vms::presence::Presence;
 use crate::vms::record::Description;
-use crate::{counters, files, message, report};
+use crate::vms::{detach, disk};
+use crate::{counters, files, keys, message, report};
 
 /// How long a guest whose command has ended may take to power off.
 const GRACE: Duration = Duration::from_secs(10);
@@ -50,8 +50,13 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     if args.detach && !args.in_background {
         return detach::start();
     }
-    let surroundings = Surroundings { session: session(&args), directory: std::env::current_dir().ok() };
     let source = Source::of(args.source.as_deref())?;
+    let keys = match &source {
+        Source::Debian(_) => keys::read(&args.ssh_key)?,
+        _ => Vec::new(),
+    };
+    let directory = std::env::current_dir().ok();
+    let surroundings = Surroundings { session: session(&args), directory, keys };
     let described_source = source.to_string();
     let plan = Plan::new(args, source, surroundings)?;
     let (machine, images) = load(&plan)?;
@@ -163,7 +168,20 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
             initrds.iter().map(read).collect::<Result<_>>()?
         }
     };
-    Ok((plan.describe(path), BootImages { kernel, initrds }))
+    let mut machine = plan.describe(path);
+    if let Some(debian) = &plan.debian {
+        machine.disks.insert(0, root_disk(plan, debian)?);
+    }
+    Ok((machine, BootImages { kernel, initrds }))
+}
+
+/// The disk with a root of Debian's packages.
+fn root_disk(plan: &Plan, debian: &DebianSpec) -> Result<DiskSpec> {
+    let cache = Cache::of_user()?;
+    let name = plan.machine.name.as_ref().filter(|_| !plan.remove);
+    disk::upon(name, &debian::root_link(debian), &cache.debian(), || {
+        debian::root(&cache, debian, Freshness::Cached)
+    })
 }
 
 /// The drivers that a guest of ours loads, and what they depend on.

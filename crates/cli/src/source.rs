@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use spec::{DiskChanges, DiskSpec, SpecError};
+use spec::{DebianSpec, DiskChanges, DiskSpec, SpecError};
 
 /// What a VM is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) enum Source {
     Host,
     /// A directory that is to be the root.
     Directory(PathBuf),
+    /// A root of Debian's packages.
+    Debian(DebianSpec),
     /// A disk with the root on it, which becomes the first disk.
     Image(DiskSpec),
     /// A kernel's file.
@@ -25,6 +27,8 @@ pub(crate) enum Source {
 
 /// The name of the host's root. A file of this name is `./host`.
 const HOST: &str = "host";
+/// The name of a root of Debian's packages, and what it begins with if a suite is named. A file of this name is `./debian`.
+const DEBIAN: [&str; 2] = ["debian", "debian:"];
 /// What lets the image itself be changed.
 const CHANGED: &str = ",rw";
 
@@ -32,11 +36,12 @@ impl Source {
     /// What was named. What is not there is a kernel's file, to be missed when it is read.
     ///
     /// # Errors
-    /// If a disk image is named with options that do not exist.
+    /// If a disk image is named with options that do not exist, or a suite that cannot be.
     pub(crate) fn of(named: Option<&Path>) -> Result<Self, SpecError> {
         Ok(match named {
             None => Self::Ours,
             Some(path) if path.as_os_str() == HOST => Self::Host,
+            Some(path) if is_debian(path) => Self::Debian(path.to_string_lossy().parse()?),
             Some(path) if path.is_dir() => Self::Directory(path.to_owned()),
             Some(path) if path.exists() => {
                 if is_image(path) {
@@ -53,6 +58,11 @@ impl Source {
             }
         })
     }
+}
+
+fn is_debian(path: &Path) -> bool {
+    let name = path.to_string_lossy();
+    name == DEBIAN[0] || name.starts_with(DEBIAN[1])
 }
 
 /// A disk as `--disk` takes it, but that its image is not changed unless `,rw` is the last option; none if there is no such
@@ -91,6 +101,7 @@ impl fmt::Display for Source {
         match self {
             Self::Ours => f.write_str("busybox"),
             Self::Host => f.write_str(HOST),
+            Self::Debian(debian) => debian.fmt(f),
             Self::Directory(path) | Self::Kernel(path) => path.display().fmt(f),
             Self::Image(disk) => disk.file.display().fmt(f),
         }
@@ -110,6 +121,11 @@ mod tests {
         assert_eq!(Source::of(None), Ok(Source::Ours));
         assert_eq!(of(Path::new("host")), Source::Host);
         assert_eq!(of(Path::new("./host")), Source::Kernel("./host".into()));
+        assert_eq!(of(Path::new("debian")), Source::Debian(DebianSpec::default()));
+        let Source::Debian(debian) = of(Path::new("debian:bookworm")) else { panic!() };
+        assert_eq!(debian.suite.as_deref(), Some("bookworm"));
+        assert_eq!(of(Path::new("./debian")), Source::Kernel("./debian".into()));
+        assert!(Source::of(Some(Path::new("debian:"))).is_err());
         assert_eq!(of(Path::new("/")), Source::Directory("/".into()));
         assert_eq!(of(Path::new("bzImage")), Source::Kernel("bzImage".into()));
         assert_eq!(of(Path::new("bzImage,rw")), Source::Kernel("bzImage,rw".into()));

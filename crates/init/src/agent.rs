@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,8 @@ pub(crate) struct Agent {
     sessions: Mutex<BTreeMap<u16, Arc<Session>>>,
     /// Who wants to hear of which child's end.
     children: Mutex<BTreeMap<u32, Sender<u8>>>,
+    /// There is one more of them.
+    born: Condvar,
     bye: Mutex<Option<Receiver<()>>>,
 }
 
@@ -88,6 +90,7 @@ impl Agent {
             main: main.clone(),
             sessions: Mutex::default(),
             children: Mutex::default(),
+            born: Condvar::new(),
             bye: Mutex::new(Some(bye)),
         });
         let here = agent.clone();
@@ -195,6 +198,7 @@ impl Agent {
             let mut children = lock(&self.children);
             let child = command.spawn().map_err(cannot)?;
             children.insert(child.id(), end);
+            self.born.notify_all();
             child
         };
         // The terminal's far end is the command's only.
@@ -275,6 +279,14 @@ impl Agent {
         }
     }
 
+    /// Waits until there are children.
+    fn await_children(&self) {
+        let mut children = lock(&self.children);
+        while children.is_empty() {
+            children = self.born.wait(children).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// A child has ended and was buried.
     pub(crate) fn buried(&self, process: u32, status: u8) {
         if let Some(end) = lock(&self.children).remove(&process) {
@@ -288,6 +300,21 @@ impl Agent {
         self.send(0, Kind::Exit, &[status]);
         if let Some(bye) = lock(&self.bye).take() {
             let _ = bye.recv_timeout(FAREWELL);
+        }
+    }
+}
+
+/// Is a service of a system that has booted by itself, as long as that runs; returns a status if it cannot be.
+pub(crate) fn serve() -> i32 {
+    let Some(agent) = Agent::start(&Settings::default()) else {
+        eprintln!("umbra: in the guest: no commands can be run from outside: there is no port '{PORT}'");
+        return i32::from(OURS);
+    };
+    loop {
+        agent.await_children();
+        if let Err(Failure(why)) = command::bury(&agent) {
+            eprintln!("umbra: in the guest: {why}");
+            return i32::from(OURS);
         }
     }
 }

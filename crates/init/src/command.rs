@@ -160,6 +160,20 @@ fn carrier(from: impl io::Read + Send + 'static, to: File) -> JoinHandle<()> {
     std::thread::spawn(move || carry(from, to))
 }
 
+/// Buries children until there are none.
+pub(crate) fn bury(agent: &Agent) -> Result<(), Failure> {
+    loop {
+        match wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) => {
+                agent.buried(pid.as_raw_nonzero().get().cast_unsigned(), status_of(status));
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CHILD) => return Ok(()),
+            Err(error) => return Err(Failure::new("cannot wait for commands", error)),
+        }
+    }
+}
+
 /// Waits for the end of the command, and buries whoever else dies meanwhile, as a first process has to.
 fn await_end(process: u32, agent: Option<&Arc<Agent>>) -> Result<u8, Failure> {
     loop {

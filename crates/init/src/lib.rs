@@ -34,6 +34,8 @@ pub struct Settings {
     pub directory: Directory,
     /// Who runs it: a name or a number, with a group after a colon or without.
     pub user: Option<String>,
+    /// Public keys of whoever may log in to a system that boots by itself, each a line as ssh has it.
+    pub keys: Vec<String>,
     /// The command with its arguments; empty for a shell.
     pub command: Vec<OsString>,
     /// The kernel is not to announce that it powers off.
@@ -156,6 +158,9 @@ impl Settings {
         if let Some(user) = &self.user {
             put("user", user.as_ref());
         }
+        for key in &self.keys {
+            put("key", key.as_ref());
+        }
         for argument in &self.command {
             put("argument", argument);
         }
@@ -217,6 +222,7 @@ impl Settings {
             b"rather" => self.directory = Directory::Rather(os(value).into()),
             b"directory" => self.directory = Directory::Exactly(os(value).into()),
             b"user" => self.user = Some(text()?),
+            b"key" => self.keys.push(text()?),
             b"argument" => self.command.push(os(value)),
             b"quiet" => self.quiet = true,
             _ => return None,
@@ -253,6 +259,7 @@ mod tests {
             environment: vec![("A".into(), "b=c\n".into()), ("EMPTY".into(), "".into())],
             directory: Directory::Rather("/some where".into()),
             user: Some("1000:1000".into()),
+            keys: vec!["ssh-ed25519 AAAA= me@here".into()],
             command: vec!["printf".into(), "".into(), OsString::from_vec(vec![0xff, b'=', b'\n'])],
             quiet: true,
         };

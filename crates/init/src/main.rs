@@ -4,6 +4,9 @@
 //! ([`command`]) and those that the host begins later ([`agent`]), says on the control port what became of it, and powers the machine off. Whatever fails is said in one
 //! sentence on the kernel's console, and is status 125.
 //!
+//! In a system that boots by itself it becomes that system's own first process, and stays as a service that runs commands for the host
+//! ([`service`]).
+//!
 //! # Two processes of one program
 //! Between fork and exec only a single thread's system calls are allowed, which Rust leaves to unsafe code. So the program
 //! starts itself again as a *session* ([`session`]), which becomes what the command needs (session leader, user, groups)
@@ -16,6 +19,7 @@ mod console;
 mod disk;
 mod network;
 mod root;
+mod service;
 mod session;
 
 use std::ffi::OsString;
@@ -47,6 +51,9 @@ fn main() {
     if arguments.first().is_some_and(|first| first.as_bytes() == session::NAME.as_bytes()) {
         arguments.remove(0);
         std::process::exit(session::become_command(arguments));
+    }
+    if arguments.first().is_some_and(|first| first.as_bytes() == service::NAME.as_bytes()) {
+        std::process::exit(agent::serve());
     }
     if rustix::process::getpid().is_init() {
         run();
@@ -85,18 +92,26 @@ fn run() {
     let _ = rustix::system::reboot(RebootCommand::PowerOff);
 }
 
+/// Prepares a system that boots by itself.
+fn boot(settings: &Settings) -> Result<(), Failure> {
+    // Its file goes with the root that it is in.
+    let program =
+        std::fs::read("/init").map_err(|error| Failure::new("cannot read the first process", error))?;
+    root::enter(settings)?;
+    service::install(&program, settings)
+}
+
 fn prepare() -> Result<(Settings, Console), Failure> {
     let text =
         std::fs::read(SETTINGS).map_err(|error| Failure::new("cannot read the guest's settings", error))?;
     let settings =
         Settings::decode(&text).ok_or_else(|| Failure("the guest's settings are damaged".to_owned()))?;
-    let entered = root::enter(&settings);
     if let Root::Disk { boot: true, .. } = settings.root {
-        let failure = entered.err().unwrap_or_else(disk::become_init);
+        let failure = boot(&settings).err().unwrap_or_else(disk::become_init);
         disk::complain(&failure);
         return Err(failure);
     }
-    entered?;
+    root::enter(&settings)?;
     root::kernels_file_systems()?;
     // Before anything writable of the host is there: files of the root that this changes may lie below a shared directory.
     network::set_up(settings.network.as_ref(), &settings.root)?;

@@ -8,6 +8,7 @@
 
 mod choice;
 mod cpus;
+mod debian;
 mod disk;
 mod engine;
 mod mmu;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use x86::cpuid::CpuRequest;
 
 pub use cpus::CpuCount;
+pub use debian::{DebianSpec, PackageName};
 pub use disk::{DiskBus, DiskChanges, DiskFormat, DiskSpec};
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
@@ -187,6 +189,20 @@ pub enum SpecError {
         "'{text}' shares a directory as the guest's root, which SOURCE is: write a GUEST below the root, for example .:/work"
     )]
     VolumeOverRoot {
+        /// What was given.
+        text: String,
+    },
+    /// Not a Debian suite.
+    #[error(
+        "'{text}' names no suite of Debian: write debian, or debian: and a codename, for example debian:bookworm"
+    )]
+    Suite {
+        /// What was given.
+        text: String,
+    },
+    /// Not a package.
+    #[error("'{text}' cannot be a package: write names as apt-get install takes them, for example gcc,make")]
+    Package {
         /// What was given.
         text: String,
     },

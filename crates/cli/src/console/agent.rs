@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use init::Settings;
 use init::wire::{Frame, Kind, LARGEST, PIECE, Reader, WINDOW, Window, encode_size};
 use vm::{PortInput, SerialSink};
 
@@ -24,6 +25,8 @@ struct Sessions {
     last: u16,
     /// The guest is there.
     listening: bool,
+    /// It is to power off.
+    ending: bool,
 }
 
 /// A command in the guest.
@@ -166,6 +169,14 @@ impl Agent {
         Ok(session)
     }
 
+    /// Asks a system that has booted by itself to power off, now or as soon as somebody listens there.
+    pub(crate) fn power_off(&self) {
+        lock(&self.sessions).ending = true;
+        let settings = Settings { command: vec!["poweroff".into()], ..Settings::default() };
+        // Nobody has to hear what becomes of that but in the VM's end.
+        let _ = self.open(&settings.encode());
+    }
+
     /// Sends input, waiting while the command does not read; false if nobody will.
     pub(crate) fn input(&self, session: &Session, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
@@ -203,6 +214,11 @@ impl Agent {
         let mut sessions = lock(&self.sessions);
         if kind == Kind::Hello {
             sessions.listening = true;
+            let ending = sessions.ending;
+            drop(sessions);
+            if ending {
+                self.power_off();
+            }
             return true;
         }
         // The host may have given one up that the guest has not ended yet.
@@ -336,6 +352,16 @@ mod tests {
             [Said::Output(vec![b'a'; 1000]), Said::Error(vec![b'b'; 1000])]
         );
         assert_eq!(lock(&main.said).waiting, 0);
+    }
+
+    #[test]
+    fn a_system_that_does_not_listen_yet_is_told_to_end_when_it_does() {
+        let (agent, mut guest) = guest();
+        agent.power_off();
+        assert!(lock(&agent.sessions).open.is_empty());
+        guest.write(&Frame::encode(0, Kind::Hello, b""));
+        // There is no port to send it through, so the session has been given up again.
+        assert_eq!(lock(&agent.sessions).last, 1);
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(crate) struct Console {
     interactive: bool,
     /// The VM is in the background, and this is its console.
     hub: Option<Arc<Hub>>,
-    /// Of a guest whose first process listens to a port.
+    /// Of a guest in which somebody listens to a port.
     agent: Option<Arc<Agent>>,
     raw: Option<RawMode>,
     /// What the thread that reads standard input is to do.
@@ -155,8 +155,10 @@ impl Console {
         }
         if let (Some(agent), Some(port)) = (&self.agent, vm.port_input(AGENT_PORT)) {
             agent.connect(port);
-            let (agent, output, log) = (agent.clone(), self.output()?, self.log()?);
-            spawn("streams", move || pass_on(&agent, output, log))?;
+            if self.ours {
+                let (agent, output, log) = (agent.clone(), self.output()?, self.log()?);
+                spawn("streams", move || pass_on(&agent, output, log))?;
+            }
         }
         let (waiter, events) = (vm.clone(), self.events.clone());
         spawn("vm-wait", move || events.send(Event::Stopped(waiter.wait())))?;

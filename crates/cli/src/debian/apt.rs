@@ -39,6 +39,17 @@ pub(super) enum AptError {
         /// What went wrong when the lists were updated.
         complaint: Option<String>,
     },
+    /// There is no source for a suite of Debian's.
+    #[error("this machine's apt sources have no suite{} of Debian's{}", named(.wanted.as_deref()), instead(.offered))]
+    NoSuite {
+        /// The one asked for.
+        wanted: Option<String>,
+        /// Those that there are.
+        offered: Vec<String>,
+    },
+    /// Packages that cannot be installed together, or are not there.
+    #[error("apt finds no way to install these packages{}", .0.as_ref().map(|text| format!(": {text}")).unwrap_or_default())]
+    NotTogether(Option<String>),
     /// The lists have it and the mirror does not: they are old.
     #[error("the package lists are out of date: run 'apt-get update' ({0})")]
     Gone(String),
@@ -63,6 +74,17 @@ pub(super) enum AptError {
     },
 }
 
+fn named(suite: Option<&str>) -> String {
+    suite.map(|name| format!(" '{name}'")).unwrap_or_default()
+}
+
+fn instead(offered: &[String]) -> String {
+    match offered {
+        [] => ": add a source of Debian's, with its key".to_owned(),
+        some => format!(": they have {}", some.join(", ")),
+    }
+}
+
 /// The package that depends on a suite's own cloud kernel. Later series may be there beside it.
 const SUITE_KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -72,45 +94,72 @@ const POLL: Duration = Duration::from_millis(100);
 /// Apt, with our settings.
 pub(super) struct Apt {
     apt: apt::Apt,
+    /// Where settings and log are.
+    work: PathBuf,
+    /// The settings beyond those for everybody.
+    settings: String,
     log: PathBuf,
 }
 
 impl Apt {
     /// Apt on the machine's package lists. Settings and log go to `work`.
     pub(super) fn with_system_lists(work: &Path) -> Result<Self, AptError> {
-        Self::new(work, "")
+        Self::new(work, "apt.conf", String::new())
     }
 
     /// Apt on lists of our own in `lists`.
     pub(super) fn with_private_lists(work: &Path, lists: &Path) -> Result<Self, AptError> {
         let partial = lists.join("partial");
         fs::create_dir_all(&partial).map_err(|source| AptError::File { path: partial, source })?;
-        let directory = |name, path: &Path| {
-            apt::directory(name, path).map_err(|source| AptError::File { path: path.to_owned(), source })
-        };
-        Self::new(work, &(directory("State::Lists", lists)? + &directory("Cache", work)?))
+        Self::new(work, "apt.conf", directory("State::Lists", lists)? + &directory("Cache", work)?)
     }
 
-    fn new(work: &Path, directories: &str) -> Result<Self, AptError> {
-        let settings = work.join("apt.conf");
-        let apt = apt::Apt::new(settings.clone(), directories)
-            .map_err(|source| AptError::File { path: settings, source })?;
-        Ok(Self { apt, log: work.join("apt.log") })
+    fn new(work: &Path, file: &str, settings: String) -> Result<Self, AptError> {
+        let path = work.join(file);
+        let apt = apt::Apt::new(path.clone(), &settings).map_err(|source| AptError::File { path, source })?;
+        Ok(Self { apt, work: work.to_owned(), settings, log: work.join("apt.log") })
+    }
+
+    /// The same with more settings, in apt's syntax, which are in a file of this name.
+    pub(super) fn with(&self, file: &str, more: &str) -> Result<Self, AptError> {
+        Self::new(&self.work, file, format!("{}{more}", self.settings))
+    }
+
+    /// Where its settings and its log are.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
     }
 
     /// Fills our own lists. What fails shows when a package is looked for.
     pub(super) fn update(&self, progress: &Progress) -> Result<(), AptError> {
         progress.step("updating package lists");
-        let log = self.open_log()?;
+        self.get(&["update"], &self.work, progress, &|_| ()).map(drop)
+    }
+
+    /// Lets apt-get do something in a directory, showing progress meanwhile; whether it did.
+    pub(super) fn get(
+        &self,
+        words: &[&str],
+        directory: &Path,
+        progress: &Progress,
+        show: &dyn Fn(&Progress),
+    ) -> Result<bool, AptError> {
         let mut child = self
             .apt
             .command("apt-get")
-            .args(["-q", "update"])
+            .arg("-q")
+            .args(words)
+            .current_dir(directory)
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(self.open_log()?)
             .spawn()
             .map_err(|error| start_error("apt-get", &error))?;
-        wait(&mut child, progress, |_| ()).map(drop)
+        wait(&mut child, progress, show)
+    }
+
+    /// Why it did not.
+    pub(super) fn failure(&self) -> AptError {
+        classify(&fs::read_to_string(&self.log).unwrap_or_default())
     }
 
     /// The package with the kernel or program: the one that is wanted, or the image that a kernel's metapackage
@@ -167,31 +216,17 @@ impl Apt {
     ) -> Result<PathBuf, AptError> {
         let package = format!("{}={}", control.package, control.version);
         progress.download(&format!("{} {}", control.package, control.version), control.size);
-        let mut child = self
-            .apt
-            .command("apt-get")
-            .args(["-q", "download", &package])
-            .current_dir(dir)
-            .stdout(Stdio::null())
-            .stderr(self.open_log()?)
-            .spawn()
-            .map_err(|error| start_error("apt-get", &error))?;
-        let good =
-            wait(&mut child, progress, |progress| progress.position(deb_in(dir).map_or(0, |deb| deb.1)))?;
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let show = |progress: &Progress| progress.position(deb_in(dir).map_or(0, |deb| deb.1));
+        let good = self.get(&["download", &package], dir, progress, &show)?;
         match deb_in(dir) {
             Some((deb, size)) if good && size == control.size => Ok(deb),
-            _ => Err(classify(&log)),
+            _ => Err(self.failure()),
         }
     }
 
-    fn output(&self, program: &'static str, args: &[&str]) -> Result<Output, AptError> {
-        self.apt
-            .command(program)
-            .args(args)
-            .stderr(Stdio::null())
-            .output()
-            .map_err(|error| start_error(program, &error))
+    /// What one of its programs prints.
+    pub(super) fn output(&self, program: &'static str, args: &[&str]) -> Result<Output, AptError> {
+        self.apt.command(program).args(args).output().map_err(|error| start_error(program, &error))
     }
 
     fn open_log(&self) -> Result<File, AptError> {
@@ -214,11 +249,16 @@ fn release(text: &str) -> Vec<u32> {
     text[start..end].split('.').map_while(|number| number.parse().ok()).collect()
 }
 
+/// A directory of apt's.
+pub(super) fn directory(name: &str, path: &Path) -> Result<String, AptError> {
+    apt::directory(name, path).map_err(|source| AptError::File { path: path.to_owned(), source })
+}
+
 /// Waits for a child, showing progress meanwhile; true if it succeeded.
 fn wait(
     child: &mut std::process::Child,
     progress: &Progress,
-    show: impl Fn(&Progress),
+    show: &dyn Fn(&Progress),
 ) -> Result<bool, AptError> {
     loop {
         match child.try_wait() {
@@ -247,7 +287,7 @@ fn deb_in(dir: &Path) -> Option<(PathBuf, u64)> {
 }
 
 /// The first thing that apt complains of.
-fn complaint(log: &str) -> Option<String> {
+pub(super) fn complaint(log: &str) -> Option<String> {
     let line = ["E: ", "Err:", "W: "]
         .into_iter()
         .find_map(|mark| log.lines().find_map(|line| line.trim_start().strip_prefix(mark)))?;

@@ -3,6 +3,7 @@
 //! ```text
 //! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/vmlinuz   an entry: one package in one version
 //! debian/linux-image-6.1.0-56-cloud-amd64_6.1.192-2/drivers/   of a kernel: its modules for virtual machines
+//! debian/root-bookworm_1795309200/disk.raw                    an entry: a root, by when it was made (seconds since 1970)
 //! debian/newest-cloud-kernel -> linux-image-6.1.0-56-…         a link: what a wish led to when it was uttered
 //! debian/.stage-XXXX/                                         an entry in the making
 //! lists/                                                      package lists, where the machine has none
@@ -40,7 +41,7 @@ pub(super) struct Staging {
 }
 
 /// The part of a staging directory that becomes the entry.
-const ENTRY: &str = "entry";
+pub(super) const ENTRY: &str = "entry";
 /// The part that is left behind.
 const WORK: &str = "work";
 
@@ -66,7 +67,8 @@ impl Cache {
         &self.root
     }
 
-    fn debian(&self) -> PathBuf {
+    /// Where entries are.
+    pub(crate) fn debian(&self) -> PathBuf {
         self.root.join("debian")
     }
 
@@ -129,31 +131,25 @@ impl Cache {
         Ok(staging)
     }
 
-    /// Makes the staging directory the entry of `control`, and `package` lead to it.
-    pub(super) fn commit(
-        &self,
-        lock: &Lock,
-        staging: Staging,
-        package: &str,
-        control: &Control,
-    ) -> Result<PathBuf> {
-        let entry = self.debian().join(control.entry_name());
+    /// Makes the staging directory the entry of this name, and a wish lead to it.
+    pub(super) fn commit(&self, lock: &Lock, staging: Staging, wish: &str, name: &str) -> Result<PathBuf> {
+        let entry = self.debian().join(name);
         fs::rename(staging.entry(), &entry).with_context(|| format!("cannot make '{}'", entry.display()))?;
         drop(staging);
-        self.link(lock, package, control)
+        self.link(lock, wish, name)
     }
 
-    /// Makes `package` lead to the entry of `control`.
-    pub(super) fn link(&self, _lock: &Lock, package: &str, control: &Control) -> Result<PathBuf> {
+    /// Makes a wish lead to the entry of this name.
+    pub(super) fn link(&self, _lock: &Lock, wish: &str, name: &str) -> Result<PathBuf> {
         let debian = self.debian();
-        let link = debian.join(package);
+        let link = debian.join(wish);
         let new = debian.join(format!("{STAGE}link-{}", std::process::id()));
         let make = || {
-            symlink(control.entry_name(), &new)?;
+            symlink(name, &new)?;
             fs::rename(&new, &link)
         };
         make().with_context(|| format!("cannot make '{}'", link.display()))?;
-        Ok(debian.join(control.entry_name()))
+        Ok(debian.join(name))
     }
 }
 
@@ -218,7 +214,7 @@ mod tests {
             let staging = cache.stage(&lock).unwrap();
             fs::write(staging.entry().join("vmlinuz"), version).unwrap();
             let before = cache.entry("meta");
-            let entry = cache.commit(&lock, staging, "meta", &control(version)).unwrap();
+            let entry = cache.commit(&lock, staging, "meta", &control(version).entry_name()).unwrap();
             assert_ne!(before, Some(entry.clone()));
             assert_eq!(cache.entry("meta"), Some(fs::canonicalize(&entry).unwrap()));
             assert_eq!(fs::read_to_string(entry.join("vmlinuz")).unwrap(), version);

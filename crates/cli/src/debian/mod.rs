@@ -1,4 +1,4 @@
-//! A Debian kernel and busybox, without installing them.
+//! A Debian kernel and busybox, without installing them, and a Debian root ([`root`]).
 //!
 //! The machine's own package manager finds, fetches and verifies ([`apt`]); one file is taken out of each package
 //! ([`archive`]) and kept ([`cache`]). What is in the cache is used without asking anybody, so a second run needs
@@ -9,6 +9,9 @@ mod archive;
 mod cache;
 mod control;
 mod modules;
+mod packages;
+mod root;
+mod suite;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,6 +24,7 @@ pub(crate) use cache::Cache;
 use cache::Staging;
 use control::Control;
 pub(crate) use modules::{Module, select};
+pub(crate) use root::{can_format, link as root_link, root};
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,9 +163,9 @@ fn obtain(cache: &Cache, wanted: Wanted<'_>, freshness: Freshness, unpack: Unpac
     match deb {
         Some(deb) => {
             unpack(&deb, &staging)?;
-            cache.commit(&lock, staging, name, &found)
+            cache.commit(&lock, staging, name, &found.entry_name())
         }
-        None => cache.link(&lock, name, &found),
+        None => cache.link(&lock, name, &found.entry_name()),
     }
 }
 
@@ -175,20 +179,29 @@ fn fetch(
 ) -> Result<(Control, Option<PathBuf>)> {
     let progress = Progress::start(&format!("looking for {what}"));
     let work = staging.work();
-    let attempt = |apt: &Apt| -> Result<(Control, Option<PathBuf>), AptError> {
+    with_lists(cache, &work, &progress, &|apt| {
         let found = find(apt)?;
         if is_there(&found) {
             return Ok((found, None));
         }
         let deb = apt.download(&found, &work, &progress)?;
         Ok((found, Some(deb)))
-    };
-    match attempt(&Apt::with_system_lists(&work)?) {
+    })
+}
+
+/// Does something with apt: on the machine's package lists, or where those are missing, or older than what the mirror has, on
+/// some of our own.
+fn with_lists<T>(
+    cache: &Cache,
+    work: &Path,
+    progress: &Progress,
+    attempt: &dyn Fn(&Apt) -> Result<T, AptError>,
+) -> Result<T> {
+    match attempt(&Apt::with_system_lists(work)?) {
         Ok(done) => Ok(done),
-        // The machine's lists are missing, or older than what the mirror has: keep some of our own.
-        Err(AptError::NotListed { .. } | AptError::Gone { .. }) => {
-            let apt = Apt::with_private_lists(&work, &cache.lists()?)?;
-            apt.update(&progress)?;
+        Err(AptError::NotListed { .. } | AptError::NoSuite { .. } | AptError::Gone { .. }) => {
+            let apt = Apt::with_private_lists(work, &cache.lists()?)?;
+            apt.update(progress)?;
             Ok(attempt(&apt)?)
         }
         Err(error) => Err(error.into()),

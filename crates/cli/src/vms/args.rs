@@ -86,7 +86,7 @@ pub(crate) struct ResumeArgs {
 
 /// Switch VMs off: press the power button, and after a while pull the plug
 ///
-/// The guest hears of an ACPI power button. A guest that umbra made, or whose root is shared, sends SIGTERM to CMD (and
+/// The guest hears of an ACPI power button; one that systemd has booted is told to power off, too. A guest that umbra made, or whose root is shared, sends SIGTERM to CMD (and
 /// SIGHUP to a shell), whose end is its own. A guest that does not listen is ended when the time is over, with status 137.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::VMS)]
@@ -116,6 +116,8 @@ pub(crate) struct WaitArgs {
 }
 
 /// Remove what VMs that have ended left: name, log and status
+///
+/// The disk of a VM of 'umbra run --name VM debian' stays, and the next VM of that name goes on with it, unless there is --disk.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::VMS)]
 pub(crate) struct RmArgs {
@@ -125,6 +127,10 @@ pub(crate) struct RmArgs {
     /// End those that run
     #[arg(short, long)]
     pub(crate) force: bool,
+
+    /// The disks that they have kept, too ('umbra run --name VM debian')
+    #[arg(long)]
+    pub(crate) disk: bool,
 }
 
 /// Print what a VM in the background has printed
@@ -148,7 +154,7 @@ pub(crate) struct LogsArgs {
 
 /// Run a command in a VM that runs
 ///
-/// In VMs of 'umbra run host' and 'umbra run DIRECTORY'. What is not given is as it was for the VM's own CMD: user, directory,
+/// In VMs of 'umbra run host', 'umbra run DIRECTORY', and 'umbra run debian' or a disk image that systemd boots. What is not given is as it was for the VM's own CMD: user, directory,
 /// environment.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::EXEC)]

@@ -12,7 +12,7 @@ use super::client::{self, Waiter};
 use super::home::{Registry, Vm};
 use super::log::{self, Reader};
 use super::protocol::{Kind, Request};
-use super::{attach, detach, exec};
+use super::{attach, detach, disk, exec};
 use crate::message;
 use crate::status::Status;
 
@@ -22,9 +22,14 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Does something to each VM; prints what that gives.
 fn each(vms: &Names, act: impl Fn(&Vm) -> Result<String>) -> Result<Status> {
     let registry = Registry::of_user()?;
+    each_name(vms, |name| registry.find(name).and_then(|vm| act(&vm)))
+}
+
+/// Does something under each name; prints what that gives.
+fn each_name(vms: &Names, act: impl Fn(&str) -> Result<String>) -> Result<Status> {
     let mut status = Status::OK;
     for name in &vms.names {
-        match registry.find(name).and_then(|vm| act(&vm)) {
+        match act(name) {
             Ok(text) => writeln!(stdout(), "{text}").context("cannot write to standard output")?,
             Err(error) => status = refused(&error),
         }
@@ -123,12 +128,20 @@ pub(crate) fn wait(vms: &Names) -> Result<Status> {
 /// # Errors
 /// If VMs cannot be looked for.
 pub(crate) fn rm(args: &RmArgs) -> Result<Status> {
-    each(&args.vms, |vm| {
-        if args.force && vm.ended.is_none() {
-            end(vm)?;
+    let registry = Registry::of_user()?;
+    each_name(&args.vms, |name| {
+        let found = registry.find(name).and_then(|vm| {
+            if args.force && vm.ended.is_none() {
+                end(&vm)?;
+            }
+            vm.remove()
+        });
+        // A disk stays when the host is restarted, and what was noted of its VM does not.
+        match name.parse() {
+            Ok(name) if args.disk && (found.is_ok() || registry.is_free(&name)) && disk::remove(&name)? => {}
+            _ => found?,
         }
-        vm.remove()?;
-        Ok(name(vm))
+        Ok(name.to_owned())
     })
 }
 

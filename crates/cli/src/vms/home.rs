@@ -150,6 +150,11 @@ impl Registry {
         }
     }
 
+    /// Whether no VM has this name.
+    pub(crate) fn is_free(&self, name: &spec::Name) -> bool {
+        self.look(name.as_str()).is_none()
+    }
+
     /// Looks at a directory, and cleans up after a dead VM.
     fn look(&self, name: &str) -> Option<Vm> {
         let path = self.root.join(name);

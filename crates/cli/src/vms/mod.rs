@@ -15,6 +15,7 @@
 //! | [`presence`] | both of these for the VM of this process |
 //! | [`finale`] | how a VM ended, for those who wait for it |
 //! | [`detach`] | into the background |
+//! | [`disk`] | the disk that a VM keeps |
 //! | [`exec`] | commands in a guest that runs, both ends |
 //! | [`attach`] | a console from another terminal |
 //! | [`commands`], [`list`], [`usage`] | the commands |
@@ -25,6 +26,7 @@ mod attach;
 mod client;
 pub(crate) mod commands;
 pub(crate) mod detach;
+pub(crate) mod disk;
 mod exec;
 mod finale;
 mod home;

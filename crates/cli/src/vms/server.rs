@@ -39,6 +39,8 @@ pub(crate) struct Server {
     hub: Option<Arc<Hub>>,
     /// Who runs commands in the guest.
     exec: Option<exec::Desk>,
+    /// The same, where that has to be asked to power off.
+    booted: Option<Arc<Agent>>,
     finale: Finale,
     /// The guest was asked to stop.
     stopping: AtomicBool,
@@ -60,6 +62,7 @@ impl Server {
             vm,
             ours,
             hub,
+            booted: agent.clone().filter(|_| !ours),
             exec: agent.map(exec::Desk::new).transpose()?,
             finale: Finale::default(),
             stopping: AtomicBool::default(),
@@ -150,7 +153,8 @@ impl Server {
         }
     }
 
-    /// Presses the power button. A guest of ours may have no driver for that, and hears of it on its control port, too.
+    /// Presses the power button. A guest may have no driver for that: one of ours hears of it on its control port, too, and one
+    /// that has booted by itself by the agent in it.
     fn power_button(&self) {
         // One that stands still hears of nothing. If it cannot go on, it has ended.
         let _ = self.vm.resume();
@@ -158,6 +162,9 @@ impl Server {
         self.vm.press_power_button();
         if self.ours {
             console::ask_to_stop(&self.vm);
+        }
+        if let Some(agent) = &self.booted {
+            agent.power_off();
         }
     }
 }
