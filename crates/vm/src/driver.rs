@@ -113,6 +113,9 @@ impl Driver {
                 self.resume();
                 let _ = reply.send(Ok(()));
             }
+            Message::SetMemory(bytes, reply) => {
+                let _ = reply.send(self.machine.set_memory(bytes));
+            }
             Message::PowerButton => self.machine.press_power_button(),
             Message::Stats(reply) => {
                 let stats = self.aside(|driver| Stats { resets: driver.resets, ..driver.machine.stats() });
