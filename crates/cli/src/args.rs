@@ -18,7 +18,7 @@ use x86::cpuid::CpuRequest;
 
 use crate::vms::args::{
     ConsoleArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs,
-    StopArgs, WaitArgs,
+    StopArgs, UpdateArgs, WaitArgs,
 };
 use crate::{duration, environment, help, number};
 
@@ -52,6 +52,7 @@ pub(crate) enum Command {
     Resume(ResumeArgs),
     Wait(WaitArgs),
     Rm(RmArgs),
+    Update(UpdateArgs),
     Inspect(InspectArgs),
     Stats(StatsArgs),
     Fetch(FetchArgs),
@@ -266,6 +267,13 @@ pub(crate) struct MachineArgs {
     /// own CID is 3.
     #[arg(long, value_name = "PATH")]
     pub(crate) vsock: Option<PathBuf>,
+
+    /// Keep what the guest has used, also when it has freed it
+    ///
+    /// Otherwise a balloon device gives memory that the guest does not use back to the host, and 'umbra update' can leave the
+    /// guest less of it.
+    #[arg(long)]
+    pub(crate) no_balloon: bool,
 
     /// Let the guest end the VM by writing to port 0xf4 (isa-debug-exit)
     ///

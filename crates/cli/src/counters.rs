@@ -1,7 +1,7 @@
 //! What `--stats` prints: every counter of every vCPU, under the engine's own names.
 
 use serde_json::{Map, Value, json};
-use vm::{Counter, Stats, VcpuFigures};
+use vm::{BalloonFigures, Counter, Statistic, Stats, VcpuFigures};
 
 use crate::args::StatsFormat;
 
@@ -40,8 +40,16 @@ fn table(stats: &Stats) -> String {
         text += &line(&counter.name, counter.value, counter.help);
     }
     text += &line("ram_bytes", stats.ram_bytes, "guest memory");
-    text + line("ram_resident_bytes", stats.ram_resident_bytes, "what of it the host had to provide")
-        .trim_end()
+    text += &line("ram_resident_bytes", stats.ram_resident_bytes, "what of it the host had to provide");
+    text += &line("ram_ballooned_bytes", stats.ram_ballooned_bytes, "what of it is in the balloon");
+    if let Some(balloon) = &stats.balloon {
+        text += &line("balloon_target_bytes", balloon.target_bytes, "how large the balloon is to be");
+        text += &line("reported_bytes", balloon.reported_bytes, "free memory that the guest has given back");
+        for Statistic { name, value } in balloon.statistics.iter() {
+            text += &line(&format!("guest_{name}"), value, "as the guest says");
+        }
+    }
+    text.trim_end().to_owned()
 }
 
 /// Everything that was counted.
@@ -53,7 +61,22 @@ pub(crate) fn json(stats: &Stats) -> Value {
         "mmu": map(&stats.mmu),
         "ram_bytes": stats.ram_bytes,
         "ram_resident_bytes": stats.ram_resident_bytes,
+        "ram_ballooned_bytes": stats.ram_ballooned_bytes,
+        "balloon": stats.balloon.as_ref().map(balloon),
         "vcpus": stats.vcpus.iter().map(vcpu).collect::<Vec<_>>(),
+    })
+}
+
+/// Null where there is none. What the guest says of itself is what it said when it was last asked.
+fn balloon(figures: &BalloonFigures) -> Value {
+    let guest: Map<_, _> =
+        figures.statistics.iter().map(|Statistic { name, value }| (name.to_owned(), value.into())).collect();
+    json!({
+        "target_bytes": figures.target_bytes,
+        "actual_bytes": figures.actual_bytes,
+        "reported_bytes": figures.reported_bytes,
+        "driven": figures.driven,
+        "guest": guest,
     })
 }
 

@@ -76,6 +76,17 @@ Exit status:
   1     not to every VM; a sentence on standard error says why
   125   umbra itself failed";
 
+/// Below `umbra update --help`.
+pub(crate) const UPDATE: &str = "\
+Examples:
+  umbra run -d --name box -m 4G host -- sleep infinity
+  umbra update --memory 1G box
+
+Exit status:
+  0     every VM was told
+  1     not every VM; a sentence on standard error says why
+  125   umbra itself failed";
+
 /// Below `umbra ps --help`.
 pub(crate) const PS: &str = "\
 Examples:

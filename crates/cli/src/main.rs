@@ -78,6 +78,7 @@ fn execute(command: Command) -> Result<Status> {
         Command::Resume(args) => commands::resume(&args.vms),
         Command::Wait(args) => commands::wait(&args.vms),
         Command::Rm(args) => commands::rm(&args),
+        Command::Update(args) => commands::update(&args),
         Command::Inspect(args) => commands::inspect(&args.vms),
         Command::Stats(args) => usage::run(&args),
         Command::Fetch(args) => fetch(&args),

@@ -202,6 +202,7 @@ impl Plan {
             net: machine.net,
             ports: machine.port,
             vsock: machine.vsock.map(|path| VsockSpec { path }),
+            balloon: !machine.no_balloon,
             debug_exit: machine.debug_exit,
         }
     }
@@ -216,8 +217,15 @@ impl Plan {
         let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
         let files = (!self.shares.is_empty()).then_some(["virtiofs", "overlay"]).into_iter().flatten();
         let agent = self.guest.has_agent().then_some("virtio_console");
-        let mut drivers: Vec<_> =
-            disks.into_iter().chain(network).chain(sockets).chain(files).chain(agent).collect();
+        let balloon = (!self.machine.no_balloon).then_some("virtio_balloon");
+        let mut drivers: Vec<_> = disks
+            .into_iter()
+            .chain(network)
+            .chain(sockets)
+            .chain(files)
+            .chain(agent)
+            .chain(balloon)
+            .collect();
         if !drivers.is_empty() {
             drivers.insert(0, "virtio_pci");
         }

@@ -238,13 +238,17 @@ impl TlbBook {
         }
     }
 
-    /// Drops translations that lead to a guest frame, after `report` has heard of writable ones.
-    fn drop_frame(&self, base: *mut u8, frame: Gfn, mut report: impl FnMut(Gfn)) {
-        self.drop_anchors(base, |anchor| anchor.gfn & !PRIVATE == frame.0, &mut report);
+    /// Drops translations that lead to one of these guest frames, which ascend, after `report` has heard of writable ones.
+    fn drop_frames(&self, base: *mut u8, frames: &[Gfn], mut report: impl FnMut(Gfn)) {
+        let frame_of =
+            |gfn: u64| frames.binary_search(&Gfn(gfn & !PRIVATE)).ok().and_then(|at| frames.get(at));
+        self.drop_anchors(base, |anchor| frame_of(anchor.gfn).is_some(), &mut report);
         for &slot in &self.filled {
             let entry = self.read(base, slot as usize);
             let empty = TlbEntry::empty(slot as usize);
-            if entry.gfn & !PRIVATE == frame.0 && entry != empty {
+            if entry != empty
+                && let Some(&frame) = frame_of(entry.gfn)
+            {
                 if entry.write != empty.write {
                     report(frame);
                 }
@@ -619,14 +623,14 @@ impl Views {
         }
     }
 
-    /// Drops translations that lead to a guest frame, after telling memory of writable ones.
-    pub(crate) fn drop_frame(&mut self, memory: &GuestMemory, gfn: Gfn) {
+    /// Drops translations that lead to one of these guest frames, which ascend, after telling memory of writable ones.
+    pub(crate) fn drop_frames(&mut self, memory: &GuestMemory, frames: &[Gfn]) {
         self.drops += 1;
         let note = |gfn: Gfn| memory.note_write(gfn, memory.entry(gfn).mfn);
-        self.supervisor.drop_frame(self.base(), gfn, note);
+        self.supervisor.drop_frames(self.base(), frames, note);
         for view in &self.views {
-            view.user.drop_frame(view.base(), gfn, note);
-            view.ac.drop_frame(view.base(), gfn, note);
+            view.user.drop_frames(view.base(), frames, note);
+            view.ac.drop_frames(view.base(), frames, note);
         }
     }
 

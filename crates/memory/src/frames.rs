@@ -58,12 +58,14 @@ impl Frames {
         Ok(self.file.resident_bytes()?)
     }
 
-    /// Gives a frame's memory back to the host. It reads as zeros and costs nothing until it is next touched.
+    /// Gives the memory of `count` frames back to the host, from `first` on. They read as zeros and cost nothing until they
+    /// are next touched.
     ///
     /// # Errors
-    /// If there is no such frame, or the kernel refuses.
-    pub fn discard(&self, mfn: Mfn) -> Result<(), MemoryError> {
-        Ok(self.file.discard(mfn.0.saturating_mul(PAGE_SIZE), PAGE_SIZE)?)
+    /// If there are no such frames, or the kernel refuses.
+    pub fn discard(&self, first: Mfn, count: u64) -> Result<(), MemoryError> {
+        let (start, len) = (first.0.saturating_mul(PAGE_SIZE), count.saturating_mul(PAGE_SIZE));
+        Ok(self.file.discard(start, len)?)
     }
 
     /// The host address of `bytes` bytes at `offset` in a frame, if they lie inside it.

@@ -52,6 +52,8 @@
 //! take a [`Seat`]: [`crate::shootdown`] says how and why. A frame that is written too often for all that is made *fluid*
 //! ([`GuestMemory::make_fluid`]): what is kept of its code then compares itself with the bytes.
 
+mod balloon;
+
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 
@@ -149,7 +151,7 @@ impl GuestMemory {
 
     /// Changes what a guest frame is. Accesses begun afterwards see the new kind, cached translations at their next block
     /// boundary. A frame that becomes [`FrameKind::Ballooned`] loses its contents and costs nothing until it is used
-    /// again.
+    /// again; for many of them, while the guest runs, there is [`GuestMemory::inflate`].
     ///
     /// # Errors
     /// If the frame is not part of the layout, or the kernel does not take the frame back.
@@ -160,7 +162,7 @@ impl GuestMemory {
         }
         self.announce(Change::Remapped(gfn));
         if kind == FrameKind::Ballooned {
-            self.frames.discard(before.mfn)?;
+            self.frames.discard(before.mfn, 1)?;
             self.note_write(gfn, before.mfn);
         }
         Ok(())
@@ -529,14 +531,23 @@ impl GuestMemory {
     /// # Errors
     /// As for [`GuestMemory::new`], and if the record is of another layout, or its kinds do not cover it exactly.
     pub fn restore(saved: &SavedP2m, ranges: &[RamRange]) -> Result<Self, MemoryError> {
-        if saved.ranges() != ranges {
+        let memory = Self::new(ranges)?;
+        memory.take_over(saved)?;
+        Ok(memory)
+    }
+
+    /// Makes this memory, all of it RAM, what was saved, but for the contents. No vCPU runs.
+    ///
+    /// # Errors
+    /// If the record is of another layout, or its kinds do not cover it exactly.
+    pub fn take_over(&self, saved: &SavedP2m) -> Result<(), MemoryError> {
+        if saved.ranges() != self.ranges() {
             return Err(MemoryError::Damaged { problem: "it is of memory that is laid out differently" });
         }
-        let memory = Self::new(ranges)?;
-        for (gfn, kind) in saved.kinds(memory.layout.frames(), |slot| memory.layout.gfn(slot))? {
-            memory.p2m.set_kind(gfn, kind);
+        for (gfn, kind) in saved.kinds(self.layout.frames(), |slot| self.layout.gfn(slot))? {
+            self.set_kind(gfn, kind)?;
         }
-        Ok(memory)
+        Ok(())
     }
 }
 

@@ -113,6 +113,8 @@ pub(crate) struct P2m {
     words: Table<AtomicU64>,
     /// By leaf, in the order of their words: how many words are not zero, or are about to be.
     special: Table<AtomicU32>,
+    /// How many frames are [`FrameKind::Ballooned`].
+    ballooned: AtomicU64,
 }
 
 impl P2m {
@@ -125,6 +127,7 @@ impl P2m {
             leaves: vec![Leaf::NONE; index(layout.end().0.div_ceil(LEAF_ENTRIES))].into(),
             words: Table::new(count * LEAF_ENTRIES)?,
             special: Table::new(count)?,
+            ballooned: AtomicU64::new(0),
         };
         let (mut at, mut slots) = (0, 0);
         for range in layout.ranges() {
@@ -185,8 +188,23 @@ impl P2m {
         P2mEntry::from_word(word)
     }
 
+    /// How many frames are [`FrameKind::Ballooned`].
+    pub(crate) fn ballooned(&self) -> u64 {
+        self.ballooned.load(Ordering::Relaxed)
+    }
+
     /// Changes a frame's kind and returns what it was, or `None` if there is no machine frame behind it.
     pub(crate) fn set_kind(&self, gfn: Gfn, kind: FrameKind) -> Option<P2mEntry> {
+        self.change_kind(gfn, kind, |_| true)
+    }
+
+    /// As [`P2m::set_kind`], if `may` says so of what the frame is; otherwise nothing happens, and `None`.
+    pub(crate) fn change_kind(
+        &self,
+        gfn: Gfn,
+        kind: FrameKind,
+        may: impl Fn(FrameKind) -> bool,
+    ) -> Option<P2mEntry> {
         let (word, initial) = self.word(gfn)?;
         let special = self.special(gfn)?;
         special.fetch_add(1, Ordering::AcqRel);
@@ -194,7 +212,7 @@ impl P2m {
         let before = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |stored| {
             let old = stored ^ initial;
             after = (old & !KIND_MASK | kind as u64) ^ initial;
-            (old & BACKED != 0).then_some(after)
+            (old & BACKED != 0 && may(FrameKind::from_bits(old))).then_some(after)
         });
         // What was counted beforehand stays counted for a word that is special now and was not.
         let surplus = match before {
@@ -202,7 +220,14 @@ impl P2m {
             Err(_) => 1,
         };
         special.fetch_sub(surplus, Ordering::AcqRel);
-        before.ok().map(|before| P2mEntry::from_word(before ^ initial))
+        let before = P2mEntry::from_word(before.ok()? ^ initial);
+        match (before.kind, kind) {
+            (FrameKind::Ballooned, FrameKind::Ballooned) => 0,
+            (FrameKind::Ballooned, _) => self.ballooned.fetch_sub(1, Ordering::Relaxed),
+            (_, FrameKind::Ballooned) => self.ballooned.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        Some(before)
     }
 
     fn special(&self, gfn: Gfn) -> Option<&AtomicU32> {

@@ -64,6 +64,8 @@ pub struct VmSpec {
     pub ports: Vec<PortSpec>,
     /// Its socket device, if it has one.
     pub vsock: Option<VsockSpec>,
+    /// Whether it has a memory balloon, and so gives back what it does not use.
+    pub balloon: bool,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
     pub debug_exit: bool,
 }

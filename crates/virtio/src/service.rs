@@ -1,5 +1,6 @@
 //! What a virtio device does, apart from how it is reached.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use host::jail::Role;
@@ -65,10 +66,16 @@ pub trait Service: Send + Sync {
         1
     }
 
-    /// Its configuration, which a driver reads and never changes.
-    fn config(&self) -> &[u8] {
-        &[]
+    /// Its configuration, always of the same length. Where it changes, [`Queues::config_changed`] says so to the driver.
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
     }
+
+    /// The driver writes its configuration. Called under the transport's lock, as the next.
+    fn write_config(&self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver has reset the device: what it has written to the configuration is what it was at first.
+    fn reset(&self) {}
 
     /// What the threads that serve it do on the host.
     fn role(&self) -> Role {

@@ -22,6 +22,7 @@ use memory::GuestMemory;
 use mmu::Mmu;
 use spec::VmSpec;
 use state::Record;
+use virtio::balloon::Control;
 use x86::CpuState;
 use x86::cpuid::{CpuModel, CpuidTable, HostCpuid};
 
@@ -168,7 +169,7 @@ impl Opened {
     fn build_on(self, ground: impl FnOnce(&VmSpec) -> Result<Ground, VmError>) -> Result<Machine, VmError> {
         let ground = ground(&self.spec)?;
         let (ports, console) = Ports::start(self.ports, &ground.events)?;
-        let mut functions = self.functions.cards;
+        let Functions { cards: mut functions, balloon, .. } = self.functions;
         functions.extend(console.map(Card::Virtio));
         let options = ChipOptions {
             serial: self.serial,
@@ -178,8 +179,8 @@ impl Opened {
         };
         ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(
             &*self.engine,
+            Doors { ports, balloon },
             self.on_reset,
-            ports,
         )
     }
 }
@@ -259,6 +260,12 @@ impl Populated {
     }
 }
 
+/// What reaches into devices from outside.
+struct Doors {
+    ports: Ports,
+    balloon: Option<Control>,
+}
+
 /// With firmware tables and kernel in RAM.
 struct Loaded {
     populated: Populated,
@@ -267,7 +274,7 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn with_vcpus(self, engine: &dyn Engine, on_reset: OnReset, ports: Ports) -> Result<Machine, VmError> {
+    fn with_vcpus(self, engine: &dyn Engine, doors: Doors, on_reset: OnReset) -> Result<Machine, VmError> {
         let Self { populated: Populated { ground, chips }, boot, state } = self;
         let router = Arc::new(chips.router);
         let host_share = Arc::new(HostShare::new(ground.bells.len(), chips.kvm_sched));
@@ -298,7 +305,8 @@ impl Loaded {
             router,
             power: chips.power,
             serial: chips.serial,
-            ports,
+            ports: doors.ports,
+            balloon: doors.balloon,
             _workers: chips.workers,
             engine: engine.name(),
             vcpus,

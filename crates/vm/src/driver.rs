@@ -114,6 +114,9 @@ impl Driver {
                 self.resume();
                 let _ = reply.send(Ok(()));
             }
+            Message::SetMemory(bytes, reply) => {
+                let _ = reply.send(self.machine.set_memory(bytes));
+            }
             Message::PowerButton => self.machine.press_power_button(),
             Message::Stats(reply) => {
                 // One that does not come by is got out of what it waits for.

@@ -8,6 +8,7 @@ use bus::RouterError;
 use engine::EngineError;
 use firmware::LoadError;
 use memory::MemoryError;
+use spec::ByteSize;
 use state::StateError;
 use x86::cpuid::CpuModelError;
 
@@ -76,6 +77,24 @@ pub enum VmError {
     /// The host has no descriptors for ports.
     #[error("the guest's ports cannot be made: {0}")]
     Ports(std::io::Error),
+    /// The memory of a VM without a balloon is what it is.
+    #[error("the VM has no balloon, so its memory cannot be changed: start it without --no-balloon")]
+    NoBalloon,
+    /// Nobody in the guest fills the balloon.
+    #[error(
+        "the guest has no driver for its balloon (yet): wait until it has booted, or load virtio_balloon there"
+    )]
+    BalloonAlone,
+    /// More memory than there is.
+    #[error(
+        "the VM has {most} of memory and cannot have {wanted}: start it with a larger --memory, which can be less when it runs"
+    )]
+    MoreMemory {
+        /// What was asked for.
+        wanted: ByteSize,
+        /// What there is.
+        most: ByteSize,
+    },
     /// The host has no thread for us.
     #[error("the host gives no thread: {0}")]
     Thread(std::io::Error),

@@ -1,7 +1,7 @@
 //! What is on the PCI bus, and the threads that serve it.
 //!
 //! Order matters to guests: the entropy source is device 1, disks follow in the order of the description, then shared
-//! directories, then the socket device, then the network adapter, then the console with its ports.
+//! directories, then the socket device, then the network adapter, then the balloon, then the console with its ports.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,6 +19,7 @@ use spec::{
     DiskBus, DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec,
     VsockSpec,
 };
+use virtio::balloon::{self, Balloon};
 use virtio::blk::Blk;
 use virtio::fs::{Fs, Validity};
 use virtio::net::Net;
@@ -30,9 +31,9 @@ use virtio::vsock::Vsock;
 use crate::VmError;
 use crate::events::{EventSink, Watch};
 
-/// The most disks, shared directories and socket devices: device 0 is the bridge, device 1 the entropy source, the last two the
-/// network adapter and the console.
-const MOST: usize = 28;
+/// The most disks, shared directories and socket devices: device 0 is the bridge, device 1 the entropy source, the last three the
+/// network adapter, the balloon and the console.
+const MOST: usize = 27;
 /// The most bytes of a packet on the user-mode network, as on any Ethernet.
 const MTU: u16 = 1500;
 
@@ -120,6 +121,8 @@ fn connected<F: Served + 'static>(function: F) -> Arc<Mutex<dyn Served>> {
 pub(crate) struct Functions {
     /// The devices.
     pub(crate) cards: Vec<Card>,
+    /// The host's hold on the balloon, if there is one.
+    pub(crate) balloon: Option<balloon::Control>,
     /// Where they will open files.
     pub(crate) directories: Vec<Directory>,
 }
@@ -172,7 +175,9 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
         };
         cards.push(virtio(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
     }
-    Ok(Functions { cards, directories })
+    let balloon = spec.balloon.then(balloon::Control::default);
+    cards.extend(balloon.clone().map(|control| virtio(Balloon::new(control))));
+    Ok(Functions { cards, balloon, directories })
 }
 
 fn virtio(service: impl Service + 'static) -> Card {

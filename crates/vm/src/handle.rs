@@ -78,6 +78,10 @@ pub struct Stats {
     pub ram_bytes: u64,
     /// What of it the host had to provide.
     pub ram_resident_bytes: u64,
+    /// What of it is in the balloon.
+    pub ram_ballooned_bytes: u64,
+    /// What is known of the balloon, if there is one.
+    pub balloon: Option<virtio::balloon::Figures>,
     /// How many times the guest has reset the machine.
     pub resets: u64,
 }
@@ -97,6 +101,8 @@ pub(crate) enum Message {
     Resume(Reply<()>),
     /// Stop the VM.
     Stop,
+    /// Leave the guest so many bytes of memory.
+    SetMemory(u64, Reply<()>),
     /// Press the power button.
     PowerButton,
     /// Count.
@@ -230,6 +236,14 @@ impl VmHandle {
     /// If the VM has stopped.
     pub fn resume(&self) -> Result<(), VmError> {
         self.ask(Message::Resume)
+    }
+
+    /// Leaves the guest so much memory, in bytes, by its balloon. It comes to that in its own time, or as far as it can.
+    ///
+    /// # Errors
+    /// If there is no balloon, or no driver for it, or the VM has less memory altogether.
+    pub fn set_memory(&self, bytes: u64) -> Result<(), VmError> {
+        self.ask(|reply| Message::SetMemory(bytes, reply))
     }
 
     /// Presses the ACPI power button. What the guest does about it is its business.

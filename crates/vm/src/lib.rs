@@ -49,3 +49,4 @@ pub use image::Image;
 pub use machine::{BootImages, Initrd, Machine};
 pub use ports::PortInput;
 pub use serial::{SerialInput, SerialSink};
+pub use virtio::balloon::{Figures as BalloonFigures, Statistic};

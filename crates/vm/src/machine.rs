@@ -14,8 +14,11 @@ use engine::{Counter, VcpuId};
 use firmware::{LoadError, MemoryMap};
 use memory::GuestMemory;
 use mmu::{Mmu, PagingFeatures};
+use spec::ByteSize;
 use state::Record;
+use virtio::balloon::Control;
 use x86::CpuState;
+use x86::PAGE_SIZE;
 use x86::cpuid::CpuidTable;
 
 use crate::alarms::Alarms;
@@ -102,6 +105,7 @@ pub struct Machine {
     pub(crate) power: Arc<Mutex<AcpiPm>>,
     pub(crate) serial: [Option<SerialPort>; 4],
     pub(crate) ports: Ports,
+    pub(crate) balloon: Option<Control>,
     /// Held for as long as the machine lives.
     pub(crate) _workers: Vec<Workers>,
     /// Its name.
@@ -134,9 +138,9 @@ impl Machine {
 
     /// Takes over what [`VmHandle::save`] gave, from behind the clock's record on.
     pub(crate) fn restore(&self, records: &mut std::slice::Iter<'_, Record>) -> Result<(), VmError> {
-        if next_record(records)?.decode::<memory::SavedP2m>()? != self.memory.save() {
-            return Err(VmError::OtherMachine("its memory is laid out differently".into()));
-        }
+        let kinds = next_record(records)?.decode()?;
+        let differs = |_| VmError::OtherMachine("its memory is laid out differently".into());
+        self.memory.take_over(&kinds).map_err(differs)?;
         next_record(records)?.decode::<SavedRam>()?.restore(&self.memory)?;
         for vcpu in &self.vcpus {
             let state = next_record(records)?.decode()?;
@@ -223,11 +227,28 @@ impl Machine {
             vcpus,
             mmu: self.mmu_counters(),
             guest_time_ns: self.clock.now().0,
-            ram_bytes: self.memory.ram_bytes(),
+            ram_bytes: self.boot.map.ram_bytes(),
             // A kernel that cannot say what a file costs is not worth failing for.
             ram_resident_bytes: self.memory.resident_bytes().unwrap_or(0),
+            ram_ballooned_bytes: self.memory.ballooned_frames() * PAGE_SIZE,
+            balloon: self.balloon.as_ref().map(Control::figures),
             resets: 0,
         }
+    }
+
+    /// Leaves the guest so much memory, by the balloon.
+    pub(crate) fn set_memory(&self, bytes: u64) -> Result<(), VmError> {
+        let balloon = self.balloon.as_ref().ok_or(VmError::NoBalloon)?;
+        let most = self.boot.map.ram_bytes();
+        let target = most.checked_sub(bytes).ok_or(VmError::MoreMemory {
+            wanted: ByteSize::from_bytes(bytes),
+            most: ByteSize::from_bytes(most),
+        })?;
+        if !balloon.figures().driven {
+            return Err(VmError::BalloonAlone);
+        }
+        balloon.aim(target);
+        Ok(())
     }
 
     pub(crate) fn press_power_button(&self) {

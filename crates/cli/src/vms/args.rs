@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, ValueEnum};
+use spec::MemorySize;
 
 use crate::{duration, environment, help};
 
@@ -66,6 +67,21 @@ pub(crate) struct StatsArgs {
     /// How to print; json has every counter
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     pub(crate) format: ListFormat,
+}
+
+/// Change VMs that run
+///
+/// The guest gives memory up, or gets it back, by a balloon: it takes what it uses least, and may come to less than SIZE
+/// slowly or, if it needs more, never. 'umbra stats' shows how far it is.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::UPDATE)]
+pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    pub(crate) vms: Names,
+
+    /// Leave the guest so much memory, at most what the VM was started with
+    #[arg(short, long, value_name = "SIZE", required = true)]
+    pub(crate) memory: MemorySize,
 }
 
 /// Halt VMs, with their clocks

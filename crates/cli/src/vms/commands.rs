@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::args::{ExecArgs, LogsArgs, Names, RmArgs, StopArgs};
+use super::args::{ExecArgs, LogsArgs, Names, RmArgs, StopArgs, UpdateArgs};
 use super::client::{self, Waiter};
 use super::home::{Registry, Vm};
 use super::log::{self, Reader};
@@ -65,6 +65,14 @@ pub(crate) fn pause(vms: &Names) -> Result<Status> {
 /// If VMs cannot be looked for.
 pub(crate) fn resume(vms: &Names) -> Result<Status> {
     ask(vms, &Request::Resume)
+}
+
+/// `umbra update`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn update(args: &UpdateArgs) -> Result<Status> {
+    ask(&args.vms, &Request::Update { memory: args.memory.bytes() })
 }
 
 /// `umbra stop`.

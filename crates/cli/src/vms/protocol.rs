@@ -35,6 +35,11 @@ pub(crate) enum Request {
     State,
     /// What was counted.
     Stats,
+    /// Leave the guest so many bytes of memory.
+    Update {
+        /// Bytes.
+        memory: u64,
+    },
     /// Halt the VM.
     Pause,
     /// Let it go on.

@@ -140,6 +140,7 @@ impl Server {
             Request::Pause => self.vm.pause().map(|()| Value::Null).map_err(failed),
             Request::Resume if self.vm.state() == State::Running => Err("it is not paused".to_owned()),
             Request::Resume => self.vm.resume().map(|()| Value::Null).map_err(failed),
+            Request::Update { memory } => self.vm.set_memory(*memory).map(|()| Value::Null).map_err(failed),
             Request::Stop => {
                 self.power_button();
                 Ok(Value::Null)

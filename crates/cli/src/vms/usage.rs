@@ -72,8 +72,17 @@ pub(crate) fn run(args: &StatsArgs) -> Result<Status> {
     }
 }
 
-const HEAD: [&str; 7] =
-    ["NAME", "CPU %", "MEM USAGE / LIMIT", "INTERRUPTS/s", "EXCEPTIONS/s", "I/O/s", "GUEST TIME"];
+const HEAD: [&str; 9] = [
+    "NAME",
+    "CPU %",
+    "MEM USAGE / LIMIT",
+    "BALLOON",
+    "GUEST USES",
+    "INTERRUPTS/s",
+    "EXCEPTIONS/s",
+    "I/O/s",
+    "GUEST TIME",
+];
 
 /// What a VM had used and done at a time.
 struct Sample {
@@ -117,8 +126,15 @@ impl Sample {
         self.cpu_ns.saturating_sub(before.cpu_ns) as f64 / nanoseconds * 100.0
     }
 
-    fn row(&self, before: &Self) -> [String; 7] {
+    /// What the guest itself uses, caches not counted, if it says so.
+    fn guest_uses(&self) -> Option<u64> {
+        let guest = &self.counters["balloon"]["guest"];
+        guest["total_bytes"].as_u64()?.checked_sub(guest["available_bytes"].as_u64()?)
+    }
+
+    fn row(&self, before: &Self) -> [String; 9] {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let target = self.counters["balloon"]["target_bytes"].as_u64().unwrap_or(0);
         let rate = |name: &str| self.rate(before, |sample| sample.of_vcpus(name)).to_string();
         [
             self.name.clone(),
@@ -126,8 +142,10 @@ impl Sample {
             format!(
                 "{:.1}MiB / {:.0}MiB",
                 mib(self.counter("ram_resident_bytes")),
-                mib(self.counter("ram_bytes"))
+                mib(self.counter("ram_bytes").saturating_sub(target))
             ),
+            format!("{:.0}MiB", mib(self.counter("ram_ballooned_bytes"))),
+            self.guest_uses().map_or("-".to_owned(), |bytes| format!("{:.0}MiB", mib(bytes))),
             rate("interrupts"),
             rate("exceptions"),
             rate("io_accesses"),
@@ -152,6 +170,8 @@ mod tests {
     fn sample(at: Instant, cpu_ns: u64, interrupts: u64) -> Sample {
         let counters = json!({
             "ram_bytes": 64 << 20, "ram_resident_bytes": 1 << 20, "guest_time_ns": 1_500_000_000_u64,
+            "ram_ballooned_bytes": 3 << 20,
+            "balloon": {"target_bytes": 4 << 20, "guest": {"total_bytes": 60 << 20, "available_bytes": 50 << 20}},
             "vcpus": [{"interrupts": interrupts}, {"interrupts": 1}]
         });
         Sample { name: "a".into(), at, cpu_ns, counters }
@@ -162,7 +182,7 @@ mod tests {
         let now = Instant::now();
         let (before, after) = (sample(now, 1_000, 10), sample(now + PERIOD * 2, 1_000_001_000, 210));
         let row = after.row(&before);
-        assert_eq!(row, ["a", "50.00%", "1.0MiB / 64MiB", "100", "0", "0", "1.5s"]);
+        assert_eq!(row, ["a", "50.00%", "1.0MiB / 60MiB", "3MiB", "10MiB", "100", "0", "0", "1.5s"]);
         assert_eq!(after.json(&before)["cpu_percent"], 50.0);
         // Whatever a VM answers.
         let odd = Sample { counters: json!("x"), ..sample(now, 0, 0) };

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -154,4 +154,79 @@ fn shares(kernel: &str) -> bool {
         skipped(&format!("{kernel} has no driver for shared directories"));
     }
     !lacks
+}
+
+/// VMs that nobody else sees, ended when the test is over, whatever its end.
+pub(crate) struct Vms(pub(crate) Place);
+
+impl Vms {
+    pub(crate) fn new() -> Self {
+        Self(Place::new())
+    }
+
+    pub(crate) fn umbra(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        self.0.umbra(args)
+    }
+
+    /// What it prints when all goes well.
+    #[track_caller]
+    pub(crate) fn says(&self, args: &[&str]) -> String {
+        let output = self.umbra(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", complaint(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Its one sentence when something was not done.
+    #[track_caller]
+    pub(crate) fn refuses(&self, args: &[&str], status: i32) -> String {
+        let output = self.umbra(args);
+        let text = complaint(&output);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    }
+
+    /// Starts a guest of this code in the background.
+    #[track_caller]
+    pub(crate) fn start(&self, name: &str, code: &[u8]) {
+        self.0.file("guest", &kernel(code));
+        assert_eq!(self.says(&["run", "-d", "--name", name, "guest", "-m", "16M"]), format!("{name}\n"));
+    }
+
+    /// What is known of a VM.
+    #[track_caller]
+    pub(crate) fn inspect(&self, name: &str) -> serde_json::Value {
+        serde_json::from_str::<serde_json::Value>(&self.says(&["inspect", name])).unwrap()[0].take()
+    }
+
+    /// Attaches with this on standard input, which stays open until the VM ends.
+    pub(crate) fn console(&self, name: &str, input: &[u8]) -> Output {
+        let mut console = self
+            .command(&["console", name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        console.stdin.as_mut().unwrap().write_all(input).unwrap();
+        let mut stdout = Vec::new();
+        console.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+        let output = console.wait_with_output().unwrap();
+        Output { stdout, ..output }
+    }
+}
+
+impl Drop for Vms {
+    fn drop(&mut self) {
+        let all = self.umbra(&["ps", "-q"]);
+        let names = String::from_utf8(all.stdout).unwrap();
+        let args: Vec<&str> = ["rm", "-f"].into_iter().chain(names.split_whitespace()).collect();
+        if !names.is_empty() {
+            self.umbra(&args);
+        }
+    }
 }

@@ -19,6 +19,8 @@ pub enum Role {
     Timers,
     /// Serves a device that needs nothing of the host but memory and chance.
     Device,
+    /// Serves a balloon: gives guest memory back.
+    Balloon,
     /// Serves a disk.
     Disk,
     /// Serves a shared directory.
@@ -42,12 +44,13 @@ pub enum Role {
 impl Role {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Main,
         Self::Driver,
         Self::Vcpu,
         Self::Timers,
         Self::Device,
+        Self::Balloon,
         Self::Disk,
         Self::Files,
         Self::FilesToRead,
@@ -67,6 +70,7 @@ impl Role {
             Self::Vcpu => "vcpu",
             Self::Timers => "timers",
             Self::Device => "device",
+            Self::Balloon => "balloon",
             Self::Disk => "disk",
             Self::Files => "files",
             Self::FilesToRead => "files to read",
@@ -85,7 +89,7 @@ impl Role {
             Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES, FAREWELL, OWN_FILES],
             // Kernels are read again at a reset, and disk images closed at the end.
             Self::Driver => &[GUEST_MEMORY, BLOCKS, CLOSED_IMAGES],
-            Self::Vcpu => &[GUEST_MEMORY],
+            Self::Vcpu | Self::Balloon => &[GUEST_MEMORY],
             Self::Timers => &[PRECISE_WAITS],
             Self::Device => &[],
             Self::Disk => &[BLOCKS, CHANGED_BLOCKS],

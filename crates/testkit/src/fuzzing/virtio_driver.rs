@@ -15,6 +15,7 @@ use backend::vsock::Doors;
 use bus::pci::Function;
 use bus::{Device, Lifecycle};
 use memory::{FrameKind, GuestMemory, RamRange};
+use virtio::balloon::{Balloon, Control};
 use virtio::blk::Blk;
 use virtio::console::Console;
 use virtio::net::Net;
@@ -72,6 +73,7 @@ impl Doors for Echoes {
 /// What the driver drives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    Balloon,
     Disk,
     Entropy,
     Network,
@@ -103,6 +105,7 @@ impl Bench {
     fn new(kind: Kind, memory: Arc<GuestMemory>) -> Self {
         let service: Box<dyn Service> = match kind {
             Kind::Disk => Box::new(Blk::new(Volume::new(Arc::new(MemoryDisk::new())), "fuzz", 2)),
+            Kind::Balloon => Box::new(Balloon::new(Control::default())),
             Kind::Entropy => Box::new(Rng),
             Kind::Ports => Box::new(ports()),
             Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),
@@ -129,6 +132,7 @@ impl Bench {
         let own = match self.kind {
             Kind::Disk => 1 << 9,
             Kind::Entropy => 0,
+            Kind::Balloon => 0x3f,
             Kind::Network => NETWORK,
             Kind::Sockets => 1,
             // Several ports.
@@ -151,6 +155,7 @@ impl Bench {
         let queue = match self.kind {
             Kind::Disk | Kind::Entropy => 0,
             Kind::Network | Kind::Sockets => u.int_in_range(0..=1)?,
+            Kind::Balloon => u.int_in_range(0..=4)?,
             Kind::Ports => u.int_in_range(0..=5)?,
         };
         self.write(QUEUE, &[queue, 0]);
@@ -218,6 +223,14 @@ impl Bench {
             self.put(at, &kind.to_le_bytes());
             self.put(at + 8, &u64::from(u.arbitrary::<u8>()?).to_le_bytes());
         }
+        if self.kind == Kind::Balloon {
+            // Numbers of pages, of which most are there.
+            let at = u64::from(u.arbitrary::<u16>()?);
+            for n in 0..4 {
+                let page = u32::from(u.arbitrary::<u8>()? & 0x1f);
+                self.put(at + 4 * n, &page.to_le_bytes());
+            }
+        }
         if self.kind == Kind::Sockets {
             // The same, from few ports to few, with counts that are small or anything.
             let at = u64::from(u.arbitrary::<u16>()?);
@@ -261,7 +274,8 @@ impl Bench {
 fn attempt(data: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(data);
     let memory = Arc::new(GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM)]).expect("64 KiB"));
-    let kind = *u.choose(&[Kind::Disk, Kind::Entropy, Kind::Network, Kind::Sockets, Kind::Ports])?;
+    let kinds = [Kind::Balloon, Kind::Disk, Kind::Entropy, Kind::Network, Kind::Sockets, Kind::Ports];
+    let kind = *u.choose(&kinds)?;
     let mut bench = Bench::new(kind, memory);
     bench.set_up(&mut u)?;
     while !u.is_empty() {

@@ -9,6 +9,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use backend::Volume;
@@ -68,8 +69,8 @@ impl Service for Blk {
         self.queues
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn closed_for(&self) -> Duration {

@@ -15,6 +15,7 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -104,8 +105,8 @@ impl Service for Console {
         4 + 2 * low16(self.ports.len().saturating_sub(1) as u64)
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn pump(&self) -> Option<&dyn Pump> {

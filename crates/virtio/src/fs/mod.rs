@@ -19,6 +19,7 @@ mod session;
 mod tests;
 mod wire;
 
+use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backend::share::Share;
@@ -77,8 +78,8 @@ impl Service for Fs {
         self.queues + 1
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed> {

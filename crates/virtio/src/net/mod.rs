@@ -14,6 +14,7 @@ mod receive;
 mod tests;
 mod transmit;
 
+use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -107,8 +108,8 @@ impl Service for Net {
         2
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn pump(&self) -> Option<&dyn Pump> {

@@ -48,6 +48,8 @@ pub(super) struct Registers {
     pub(super) queue_select: u16,
     /// The interrupt status, for drivers that use no messages.
     pub(super) isr: u8,
+    /// How many times the device's configuration has changed (4.1.4.3.1); it may wrap.
+    pub(super) generation: u8,
 }
 
 impl Registers {
@@ -59,6 +61,7 @@ impl Registers {
         status: 0,
         queue_select: 0,
         isr: 0,
+        generation: 0,
     };
 }
 
@@ -154,8 +157,8 @@ impl State {
                 }
             }
             (Part::Device, _) => {
-                let rest = service.config().get(x86::bits::index(at)..).unwrap_or_default();
-                for (byte, from) in data.iter_mut().zip(rest) {
+                let config = service.config();
+                for (byte, from) in data.iter_mut().zip(config.iter().skip(x86::bits::index(at))) {
                     *byte = *from;
                 }
             }
@@ -165,10 +168,11 @@ impl State {
         }
     }
 
-    pub(super) fn write_bar(&mut self, offset: u64, data: &[u8]) {
+    pub(super) fn write_bar(&mut self, service: &dyn Service, offset: u64, data: &[u8]) {
         let Some((part, at)) = Part::at(offset) else { return };
         match (part, self.endpoint.msix()) {
-            (Part::Common, _) => self.write_common(at, data),
+            (Part::Common, _) => self.write_common(service, at, data),
+            (Part::Device, _) => service.write_config(at, data),
             // The value repeats what the address says.
             (Part::Notify, _) => self.kick(at / u64::from(NOTIFY_STRIDE)),
             (Part::Table, Some(msix)) => msix.write_table(at, data),
@@ -185,11 +189,11 @@ impl State {
         self.endpoint.config().read(register, data);
     }
 
-    pub(super) fn write_config(&mut self, register: u64, data: &[u8]) {
+    pub(super) fn write_config(&mut self, service: &dyn Service, register: u64, data: &[u8]) {
         self.endpoint.config().write(register, data);
         if let Some(access) = ConfigAccess::of(self.endpoint.config(), self.access, register, data.len()) {
             let bytes = self.endpoint.config().word(access.data).to_le_bytes();
-            self.write_bar(access.offset, bytes.split_at(access.len).0);
+            self.write_bar(service, access.offset, bytes.split_at(access.len).0);
         }
         self.endpoint.follow();
     }
@@ -214,9 +218,9 @@ impl State {
         if vector < self.endpoint.vectors() { vector } else { NO_VECTOR }
     }
 
-    pub(super) fn store_status(&mut self, value: u8) {
+    pub(super) fn store_status(&mut self, service: &dyn Service, value: u8) {
         if value == 0 {
-            self.begin_reset();
+            self.begin_reset(service);
             return;
         }
         let old = self.registers.status;
@@ -278,6 +282,14 @@ impl State {
         }
     }
 
+    /// The device's configuration is another one than the driver has read.
+    pub(super) fn config_changed(&mut self) {
+        self.registers.generation = self.registers.generation.wrapping_add(1);
+        if self.registers.status & status::DRIVER_OK != 0 {
+            self.interrupt(self.registers.config_vector, CONFIG_INTERRUPT);
+        }
+    }
+
     /// Interrupts for used chains of a queue.
     pub(super) fn interrupt_queue(&mut self, queue: u16) {
         if let Some(queue) = self.queues.get(usize::from(queue)) {
@@ -332,17 +344,18 @@ impl State {
     }
 
     /// Takes nothing any more, and is reset as soon as nothing is out.
-    pub(super) fn begin_reset(&mut self) {
+    pub(super) fn begin_reset(&mut self, service: &dyn Service) {
         self.resetting = true;
-        self.finish_reset();
+        self.finish_reset(service);
     }
 
     /// Ends the driver's reset, unless requests are out still.
-    pub(super) fn finish_reset(&mut self) {
+    pub(super) fn finish_reset(&mut self, service: &dyn Service) {
         if self.resetting && self.out() == 0 {
             self.resetting = false;
             self.resets += 1;
             self.registers = Registers::RESET;
+            service.reset();
             for queue in &mut self.queues {
                 *queue = QueueState { setup: Setup::RESET, ring: None, kicked: false, out: 0 };
             }
@@ -351,8 +364,8 @@ impl State {
     }
 
     /// The power-on state. Nothing is out.
-    pub(super) fn power_on(&mut self) {
-        self.begin_reset();
+    pub(super) fn power_on(&mut self, service: &dyn Service) {
+        self.begin_reset(service);
         self.endpoint.reset();
     }
 }

@@ -162,7 +162,7 @@ impl Device for VirtioPci {
     fn write(&mut self, region: usize, offset: u64, data: &[u8]) {
         if region == usize::from(BAR) {
             let mut state = self.0.lock();
-            state.write_bar(offset, data);
+            state.write_bar(&*self.0.service, offset, data);
             self.wake_workers(state);
         }
     }
@@ -175,7 +175,7 @@ impl Function for VirtioPci {
 
     fn write_config(&mut self, register: u64, data: &[u8]) {
         let mut state = self.0.lock();
-        state.write_config(register, data);
+        state.write_config(&*self.0.service, register, data);
         self.wake_workers(state);
     }
 }
@@ -187,9 +187,9 @@ impl Lifecycle for VirtioPci {
 
     fn reset(&mut self) {
         let mut state = self.0.lock();
-        state.begin_reset();
+        state.begin_reset(&*self.0.service);
         let mut state = self.0.wait_quiet(state);
-        state.power_on();
+        state.power_on(&*self.0.service);
     }
 
     fn pause(&mut self) {

@@ -7,6 +7,7 @@ use x86::bits::{high32, index, low32};
 
 use super::capabilities;
 use super::function::{Registers, State, status};
+use crate::service::Service;
 
 const COMMON_BYTES: usize = index(capabilities::COMMON_BYTES as u64);
 
@@ -53,7 +54,7 @@ impl State {
     }
 
     /// Writes it.
-    pub(super) fn write_common(&mut self, offset: u64, data: &[u8]) {
+    pub(super) fn write_common(&mut self, service: &dyn Service, offset: u64, data: &[u8]) {
         let mut image = self.common_image();
         let (from, to) = (index(offset), index(offset) + data.len());
         for (at, byte) in (from..to).zip(data) {
@@ -64,7 +65,7 @@ impl State {
         for (field, at, len) in WRITABLE {
             if from < at + len && at < to {
                 let bytes = image.get(at..at + len).unwrap_or_default();
-                self.store(field, bus::access::number(bytes));
+                self.store(service, field, bus::access::number(bytes));
             }
         }
     }
@@ -88,8 +89,7 @@ impl State {
         put(0x0c, &window(driver_features, driver_feature_select).to_le_bytes());
         put(0x10, &self.registers.config_vector.to_le_bytes());
         put(0x12, &u16::try_from(self.queues.len()).unwrap_or(0).to_le_bytes());
-        // The configuration never changes, so its generation stays 0.
-        put(0x14, &[self.registers.status, 0]);
+        put(0x14, &[self.registers.status, self.registers.generation]);
         put(0x16, &self.registers.queue_select.to_le_bytes());
         // A queue that does not exist has size 0.
         if let Some(queue) = self.selected() {
@@ -105,7 +105,7 @@ impl State {
         image
     }
 
-    fn store(&mut self, field: Field, value: u64) {
+    fn store(&mut self, service: &dyn Service, field: Field, value: u64) {
         // A driver waits until its reset is over (2.4.1).
         if self.resetting {
             return;
@@ -116,7 +116,7 @@ impl State {
             Field::DriverFeatureSelect => self.registers.driver_feature_select = low32(value),
             Field::DriverFeature => self.store_features(low32(value)),
             Field::ConfigVector => self.registers.config_vector = self.vector(half),
-            Field::Status => self.store_status(x86::bits::low8(value)),
+            Field::Status => self.store_status(service, x86::bits::low8(value)),
             Field::QueueSelect => self.registers.queue_select = half,
             Field::QueueSize
             | Field::QueueVector

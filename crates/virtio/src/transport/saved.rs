@@ -22,6 +22,7 @@ struct VirtioState {
     status: u8,
     queue_select: u16,
     isr: u8,
+    generation: u8,
     queues: Vec<SavedQueue>,
     /// What the device remembers, apart from how it is reached.
     service: Option<Record>,
@@ -38,7 +39,7 @@ struct SavedQueue {
 
 impl Saved for VirtioState {
     const NAME: &'static str = "virtio-pci";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 }
 
 fn damaged(name: &'static str, reason: &str) -> StateError {
@@ -64,6 +65,7 @@ impl State {
             status: registers.status,
             queue_select: registers.queue_select,
             isr: registers.isr,
+            generation: registers.generation,
             queues: self.queues.iter().map(queue).collect(),
             service: service.save(),
         })
@@ -107,6 +109,7 @@ impl State {
             status: saved.status,
             queue_select: saved.queue_select,
             isr: saved.isr,
+            generation: saved.generation,
         })
     }
 

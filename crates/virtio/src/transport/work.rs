@@ -111,6 +111,16 @@ impl<'a> Queues<'a> {
         self.0.lock().serves(queue)
     }
 
+    /// Whether a driver has set the device up and wants something of it.
+    pub fn is_driven(&self) -> bool {
+        self.0.lock().serves(0)
+    }
+
+    /// Says to the driver that the device's configuration has changed. It has, before this.
+    pub fn config_changed(&self) {
+        self.0.lock().config_changed();
+    }
+
     /// How many times the device was reset. What a device knows from before, its driver does not know any more.
     pub fn resets(&self) -> u64 {
         self.0.lock().resets
@@ -232,6 +242,8 @@ impl Drop for Batch<'_> {
         let lost = std::thread::panicking();
         let back: Vec<Ticket> = self.chains.iter().map(|chain| chain.ticket).collect();
         state.give(self.queue, &self.shared.memory, self.count, &self.answers, &back, lost);
+        // A reset that has waited for these.
+        state.finish_reset(&*self.shared.service);
         if state.out() == 0 {
             self.shared.quiet.notify_all();
         }
@@ -284,7 +296,6 @@ impl State {
         let Some(queue) = self.queues.get_mut(usize::from(number)) else { return };
         queue.out = queue.out.saturating_sub(u32::try_from(count).unwrap_or(0));
         if self.resetting {
-            self.finish_reset();
             return;
         }
         let failed = self.registers.status & super::function::status::NEEDS_RESET != 0;

@@ -13,6 +13,7 @@ mod exchange;
 mod tests;
 mod wire;
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -117,8 +118,8 @@ impl Service for Vsock {
         3
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn pump(&self) -> Option<&dyn Pump> {

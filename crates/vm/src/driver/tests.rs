@@ -116,6 +116,7 @@ fn spec() -> spec::VmSpec {
         net: spec::NetSpec::None,
         ports: Vec::new(),
         vsock: None,
+        balloon: true,
         debug_exit: true,
     }
 }
@@ -294,6 +295,20 @@ fn every_part_survives_a_save() {
     assert!(restore(&records[1..]).is_err() && restore(&records[..5]).is_err());
     assert!(restore(&[&records[..], &records[..1]].concat()).is_err());
     assert!(matches!(end(&machine.start().unwrap()), Stopped::DebugExit(1)));
+}
+
+#[test]
+fn frames_in_the_balloon_stay_there() {
+    let frames = [0x180, 0x181, 0x1f0].map(x86::Gfn);
+    let machine = builder(|_| Some(Exit::Halted)).build().unwrap();
+    machine.memory.inflate(&frames).unwrap();
+    let vm = machine.start().unwrap();
+    vm.pause().unwrap();
+    assert_eq!(vm.stats().ram_ballooned_bytes, 3 << 12);
+    let records = vm.save().unwrap();
+    let machine = builder(|cpu| cpu.debug_exit(1)).restore(&records).unwrap();
+    assert!(frames.iter().all(|&gfn| machine.memory.entry(gfn).kind == memory::FrameKind::Ballooned));
+    assert_eq!(machine.save().unwrap(), records);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod rig;
 
+use std::borrow::Cow;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -49,8 +50,8 @@ impl Service for Echo {
         1 << 3
     }
 
-    fn config(&self) -> &[u8] {
-        b"configuration"
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(b"configuration")
     }
 
     fn serve(&self, request: &Request<'_>) -> Result<u32, Malformed> {
