@@ -46,6 +46,11 @@ pub(crate) fn mnemonic(mode: Mode, code: &[u8]) -> Mnemonic {
     mode.decoder(code, 0).decode().mnemonic()
 }
 
+/// Whether an instruction has another result each time, and so is left where two runs are to be the same.
+pub(crate) fn varies(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdrand | Mnemonic::Rdseed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

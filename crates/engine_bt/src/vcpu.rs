@@ -424,7 +424,7 @@ impl BtVcpu {
         let features = *self.slow.features();
         let repeatable = self.repeatable;
         let offered = move |insn: &Instruction| {
-            interp::offers(insn, &features) && !(repeatable && varies(insn.mnemonic()))
+            interp::offers(insn, &features) && !(repeatable && left::varies(insn.mnemonic()))
         };
         let seed = low32(self.cache.stats.blocks);
         let (offset, mode) = (key.offset, key.mode);
@@ -752,11 +752,6 @@ impl BtVcpu {
         let (sampled_hits, sampled_misses) = self.sampler.counts();
         BtStats { cache: self.cache.stats, sampled_hits, sampled_misses, ..self.stats }
     }
-}
-
-/// Whether an instruction has another result each time.
-fn varies(mnemonic: Mnemonic) -> bool {
-    matches!(mnemonic, Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdrand | Mnemonic::Rdseed)
 }
 
 impl engine::Vcpu for BtVcpu {

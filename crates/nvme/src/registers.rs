@@ -25,7 +25,7 @@ pub(crate) const MOST_ENTRIES: u32 = 1024;
 /// slowest command.
 const TIMEOUT: u64 = 120;
 /// Capabilities: queues of [`MOST_ENTRIES`], in one piece; the timeout; the NVM command set; pages of 4 KiB only.
-const CAPABILITIES: u64 = MOST_ENTRIES as u64 - 1 | 1 << 16 | TIMEOUT << 24 | 1 << 37;
+const CAPABILITIES: u64 = (MOST_ENTRIES as u64 - 1) | 1 << 16 | TIMEOUT << 24 | 1 << 37;
 
 // Configuration.
 const ENABLE: u32 = 1;

@@ -173,19 +173,20 @@ fn print_operations(results: &Results) {
 fn print_targets(results: &Results) {
     let default = Engine::Mmu(MmuChoice::default());
     let Some(engine) = results.engines.iter().position(|&engine| engine == default) else { return };
-    println!("\n{:<NAME$}{:>FIGURE$}{:>FIGURE$}", "target", default.name(), "at most");
+    println!("\n{:<NAME$}{:>FIGURE$}{:>FIGURE$}{:>FIGURE$}", "target", default.name(), "at most", "native");
     for row in &results.rows {
         let target = subject_of(row).and_then(|subject| subject.target);
         if let (Some(target), Some(ratio)) = (target, results.ratio(row, engine, 0)) {
-            line(&row.program.name, [Some(ratio), Some(target)].into_iter());
+            line(&row.program.name, [ratio, target, 1.0].map(Some).into_iter());
         }
     }
-    let time = |name: &str| {
+    let time = |name: &str, engine| {
         let row = results.rows.iter().find(|row| row.program.name == name)?;
         operation_time(results, row, engine)
     };
-    if let (Some(pair), Some(many)) = (time("pipe"), time("switch-64")) {
-        line("64 over 2", [Some(many / (pair / 2.0)), Some(MANY_TARGET)].into_iter());
+    let many_over_two = |engine| Some(time("switch-64", engine)? / (time("pipe", engine)? / 2.0));
+    if let Some(ratio) = many_over_two(engine) {
+        line("64 over 2", [Some(ratio), Some(MANY_TARGET), many_over_two(0)].into_iter());
     }
 }
 

@@ -74,7 +74,10 @@ impl Cost {
 impl Cell {
     /// Adds a sample of `count` units.
     pub(super) fn add(&mut self, sample: &Sample, count: u64) {
-        self.seconds.push(sample.seconds / count as f64);
+        // Both marks at once tell no time: whoever reads them was kept waiting.
+        if sample.seconds > 0.0 {
+            self.seconds.push(sample.seconds / count as f64);
+        }
         self.sum = Some(sample.sum.clone());
         self.units += count;
         counters::add(&mut self.counters, &sample.counters);
