@@ -16,6 +16,7 @@ use spec::{
 };
 use x86::cpuid::CpuRequest;
 
+use crate::disk::args::DiskArgs;
 use crate::vms::args::{
     ConsoleArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs,
     StopArgs, UpdateArgs, WaitArgs,
@@ -55,6 +56,7 @@ pub(crate) enum Command {
     Update(UpdateArgs),
     Inspect(InspectArgs),
     Stats(StatsArgs),
+    Disk(DiskArgs),
     Fetch(FetchArgs),
     Doctor(DoctorArgs),
     Debug(DebugArgs),
