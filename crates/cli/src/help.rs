@@ -65,7 +65,8 @@ Examples:
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg
   umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r
-  truncate -s 1G disk.img; umbra run --disk disk.img -- mke2fs /dev/vda
+  umbra disk create disk.img 1G; umbra run --disk disk.img -- mke2fs /dev/vda
+  umbra run ./bzImage --disk root.img,bus=nvme --append 'console=ttyS0 root=/dev/nvme0n1'
   umbra run -p 8080:80 -- httpd -f -h /etc
   umbra run kernel.elf --initrd module.bin --debug-exit";
 
