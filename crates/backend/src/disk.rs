@@ -22,6 +22,13 @@ pub trait Disk: Send + Sync {
     /// If the host cannot; part of it may have been read then.
     fn read(&self, offset: u64, to: &Targets<'_>) -> io::Result<()>;
 
+    /// What is known beforehand of `most` bytes from `offset` on: how many of them are zeros that need not be read, or are not
+    /// known to be.
+    ///
+    /// # Errors
+    /// If the host cannot tell.
+    fn extent(&self, offset: u64, most: u64) -> io::Result<Extent>;
+
     /// Writes. What was written survives the host's failure only after [`Disk::flush`].
     ///
     /// # Errors
@@ -45,6 +52,15 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// As [`Disk::write`].
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+}
+
+/// A part of a disk of which one thing is known. It is not empty unless it was asked for as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How long it is, in bytes.
+    pub len: u64,
+    /// Whether it is zeros.
+    pub zeros: bool,
 }
 
 /// Why an image cannot be a disk.

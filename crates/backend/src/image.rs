@@ -10,7 +10,7 @@
 //! asked. A chain has an end ([`MOST_LAYERS`]) and no file twice.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -100,12 +100,9 @@ impl Image {
     fn kept(&self, below: Arc<dyn Disk>, overlay: &Path) -> Result<Arc<dyn Disk>, DiskError> {
         let base = resolve(&self.file)?;
         if !overlay.exists() {
-            let format = match format_of(&self.file, self.format)? {
-                Format::Raw => "raw",
-                Format::Qcow2 => "qcow2",
-            };
+            let format = format_of(&self.file, self.format)?.name();
             let name = base.clone().into_os_string();
-            create(overlay, below.bytes(), Some(Backing { name, format: Some(format.to_owned()) }))?;
+            keep(overlay, below.bytes(), Some(Backing { name, format: Some(format.to_owned()) }))?;
         }
         let (file, bytes) = open_file(overlay, false)?;
         let wrong = |problem| DiskError::Qcow2 { path: overlay.to_owned(), problem };
@@ -121,8 +118,21 @@ impl Image {
     }
 }
 
-/// Makes a qcow2 image of a disk of so many bytes.
-fn create(path: &Path, bytes: u64, backing: Option<Backing>) -> Result<(), DiskError> {
+/// Makes an empty image in an empty file: of a disk of so many bytes of zeros, or of what the backing file has, which qcow2 images only
+/// can be made upon.
+///
+/// # Errors
+/// If the host cannot write it.
+pub fn create(file: &File, format: Format, bytes: u64, backing: Option<Backing>) -> io::Result<()> {
+    match (format, backing) {
+        (Format::Qcow2, backing) => qcow2::create(file, bytes, backing),
+        (Format::Raw, None) => file.set_len(bytes),
+        (Format::Raw, Some(_)) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// Makes a qcow2 image for changes to a disk of so many bytes.
+fn keep(path: &Path, bytes: u64, backing: Option<Backing>) -> Result<(), DiskError> {
     let making = |source| DiskError::Overlay { path: path.to_owned(), source };
     let file = File::options().read(true).write(true).create_new(true).open(path).map_err(making)?;
     qcow2::create(&file, bytes, backing).and_then(|()| file.sync_all()).map_err(making)
@@ -135,6 +145,43 @@ fn create(path: &Path, bytes: u64, backing: Option<Backing>) -> Result<(), DiskE
 pub fn check(path: &Path) -> Result<Report, DiskError> {
     let (file, bytes) = open_file(path, true)?;
     qcow2::check(file, bytes).map_err(|problem| DiskError::Qcow2 { path: path.to_owned(), problem })
+}
+
+/// Makes the refcounts of a qcow2 image right; false, and nothing is changed, if its tables contradict themselves.
+///
+/// # Errors
+/// If it is none, is in use, or is not understood.
+pub fn repair(path: &Path) -> Result<bool, DiskError> {
+    let (file, bytes) = open_file(path, false)?;
+    qcow2::repair(file, bytes).map_err(|problem| DiskError::Qcow2 { path: path.to_owned(), problem })
+}
+
+/// What is known of an image without reading what is on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The disk's size.
+    pub bytes: u64,
+    /// What the image takes of the host's disk.
+    pub host_bytes: u64,
+    /// What it says of itself, if it is a qcow2 image.
+    pub qcow2: Option<qcow2::Facts>,
+}
+
+/// What is known of an image, in a format if the user says which.
+///
+/// # Errors
+/// If it is none, or is in use for writing.
+pub fn facts(path: &Path, format: Option<Format>) -> Result<Facts, DiskError> {
+    let format = format_of(path, format)?;
+    let (file, bytes) = open_file(path, true)?;
+    let host_bytes = file.metadata().map_err(|source| opening(path, true, source))?.blocks() * 512;
+    let wrong = |problem| DiskError::Qcow2 { path: path.to_owned(), problem };
+    let qcow2 = match format {
+        Format::Raw => None,
+        Format::Qcow2 => Some(qcow2::facts(&file).map_err(wrong)?),
+    };
+    let bytes = qcow2.as_ref().map_or(bytes, |facts| facts.bytes);
+    Ok(Facts { bytes, host_bytes, qcow2 })
 }
 
 /// A chain of images on the way down.
@@ -193,14 +240,25 @@ impl Chain {
     }
 }
 
+impl Format {
+    /// The format that an image's name says.
+    pub fn by_name(path: &Path) -> Self {
+        let is_qcow2 = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("qcow2"));
+        if is_qcow2 { Self::Qcow2 } else { Self::Raw }
+    }
+
+    /// Its name, as images have it of what they are made upon.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
 /// An image's format: see the module's top.
 fn format_of(path: &Path, said: Option<Format>) -> Result<Format, DiskError> {
-    let by_name = if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("qcow2")) {
-        Format::Qcow2
-    } else {
-        Format::Raw
-    };
-    let format = said.unwrap_or(by_name);
+    let format = said.unwrap_or(Format::by_name(path));
     if said.is_none() && format == Format::Raw && begins_as_qcow2(path)? {
         return Err(DiskError::FormatUnsaid(path.to_owned()));
     }
@@ -278,7 +336,7 @@ mod tests {
         fn upon(&self, name: &str, backing: &str, format: Option<&str>) -> PathBuf {
             let path = self.path(name);
             let backing = Backing { name: backing.into(), format: format.map(str::to_owned) };
-            create(&path, 1 << 20, Some(backing)).unwrap();
+            keep(&path, 1 << 20, Some(backing)).unwrap();
             path
         }
     }

@@ -7,6 +7,7 @@
     warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)
 )]
 
+mod copy;
 mod disk;
 mod image;
 mod limit;
@@ -19,8 +20,9 @@ mod volume;
 pub mod vsock;
 mod zeros;
 
-pub use disk::{Disk, DiskError};
-pub use image::{Changes, Format, Image, check};
+pub use copy::copy;
+pub use disk::{Disk, DiskError, Extent};
+pub use image::{Changes, Facts, Format, Image, check, create, facts, repair};
 pub use port::Port;
 pub use raw::RawDisk;
 pub use volume::{Counted, SECTOR, Volume};

@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use host::io::{Sources, Targets};
+use host::io::{Sources, Targets, next_data, next_hole};
 
 use crate::image::open_file;
-use crate::{Disk, DiskError, SECTOR, zeros};
+use crate::{Disk, DiskError, Extent, SECTOR, zeros};
 
 /// A raw image.
 #[derive(Debug)]
@@ -47,6 +47,14 @@ impl Disk for RawDisk {
 
     fn read(&self, offset: u64, to: &Targets<'_>) -> io::Result<()> {
         to.read_from(self.file.as_fd(), offset)
+    }
+
+    fn extent(&self, offset: u64, most: u64) -> io::Result<Extent> {
+        let end = match next_data(self.file.as_fd(), offset)? {
+            Some(at) if at == offset => next_hole(self.file.as_fd(), offset)?,
+            at => return Ok(Extent { len: most.min(at.map_or(most, |at| at - offset)), zeros: true }),
+        };
+        Ok(Extent { len: most.min(end.saturating_sub(offset).max(1)), zeros: false })
     }
 
     fn write(&self, offset: u64, from: &Sources<'_>) -> io::Result<()> {

@@ -16,6 +16,7 @@ use spec::{
 };
 use x86::cpuid::CpuRequest;
 
+use crate::disk::args::DiskArgs;
 use crate::vms::args::{
     ConsoleArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs,
     StopArgs, UpdateArgs, WaitArgs,
@@ -55,6 +56,7 @@ pub(crate) enum Command {
     Update(UpdateArgs),
     Inspect(InspectArgs),
     Stats(StatsArgs),
+    Disk(DiskArgs),
     Fetch(FetchArgs),
     Doctor(DoctorArgs),
     Debug(DebugArgs),
@@ -78,7 +80,7 @@ pub(crate) enum Command {
 /// ('umbra rm --disk' removes it). Nobody has a password; by ssh your public keys (~/.ssh/*.pub) let you in, with -p 2222:22.
 ///
 /// With a disk image as SOURCE, raw or qcow2, its system boots on Debian's kernel, with its console on the first serial port; with a
-/// CMD, that runs there instead. The image is /dev/vda, and its root the largest partition that holds a system, or what
+/// CMD, that runs there instead. The image is the first disk, and its root the largest partition that holds a system, or what
 /// --append root=DEVICE names. Changes are forgotten, unless SOURCE is IMAGE,rw, or IMAGE,overlay=FILE keeps them; the
 /// options are those of --disk.
 ///

@@ -65,7 +65,8 @@ Examples:
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg
   umbra run --kernel \"$(umbra fetch --cached linux-image-6.12-cloud-amd64)\" -- uname -r
-  truncate -s 1G disk.img; umbra run --disk disk.img -- mke2fs /dev/vda
+  umbra disk create disk.img 1G; umbra run --disk disk.img -- mke2fs /dev/vda
+  umbra run ./bzImage --disk root.img,bus=nvme --append 'console=ttyS0 root=/dev/nvme0n1'
   umbra run -p 8080:80 -- httpd -f -h /etc
   umbra run kernel.elf --initrd module.bin --debug-exit";
 
@@ -121,6 +122,49 @@ Exit status:
 Examples:
   umbra run -d --name box; umbra console box
   echo 'poweroff -f' | umbra console box";
+
+/// Below `umbra disk create --help`.
+pub(crate) const DISK_CREATE: &str = "\
+Examples:
+  umbra disk create disk.img 10G
+  umbra disk create disk.qcow2 10G
+  umbra disk create changes.qcow2 --backing debian.qcow2
+
+Exit status:
+  0, or 125 with one sentence on standard error";
+
+/// Below `umbra disk info --help`.
+pub(crate) const DISK_INFO: &str = "\
+Examples:
+  umbra disk info disk.qcow2
+  umbra disk info debian.img,format=qcow2
+
+Exit status:
+  0, or 125 with one sentence on standard error";
+
+/// Below `umbra disk check --help`.
+pub(crate) const DISK_CHECK: &str = "\
+Examples:
+  umbra disk check disk.qcow2
+  umbra disk check --repair disk.qcow2
+
+Exit status, as that of qemu-img check:
+  0     the image is in order
+  1     it could not be checked; one sentence on standard error says why
+  2     it is corrupt: contents are lost, or may get lost when it is written
+  3     it has lost space, and nothing else
+  63    it is no qcow2 image, and there is nothing to be checked";
+
+/// Below `umbra disk convert --help`.
+pub(crate) const DISK_CONVERT: &str = "\
+Examples:
+  umbra disk convert debian.qcow2 debian.img
+  umbra disk convert disk.img disk.qcow2
+  umbra disk convert cloud.img,format=qcow2 plain.qcow2
+  umbra disk convert changes.qcow2,backing=/srv/images whole.qcow2
+
+Exit status:
+  0, or 125 with one sentence on standard error; there is no new image then";
 
 /// Below `umbra fetch --help`.
 pub(crate) const FETCH: &str = "\

@@ -8,6 +8,7 @@ mod console;
 mod counters;
 mod debian;
 mod debug;
+mod disk;
 mod doctor;
 mod documents;
 mod duration;
@@ -84,6 +85,7 @@ fn execute(command: Command) -> Result<Status> {
         Command::Fetch(args) => fetch(&args),
         Command::Doctor(_) => doctor::run(),
         Command::Debug(args) => debug::run(&args.what),
+        Command::Disk(args) => disk::run(&args.what),
         Command::Completions(args) => documents::completions(args.shell),
         Command::Man(args) => documents::man(args.dir.as_deref()),
     }

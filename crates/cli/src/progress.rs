@@ -18,12 +18,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Starts showing.
     pub(crate) fn start(what: &str) -> Self {
-        let bar = stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
-            bar.enable_steady_tick(TICK);
-            bar
-        });
-        let progress = Self { bar };
+        let progress = Self { bar: terminal() };
         progress.step(what);
         progress
     }
@@ -39,14 +34,17 @@ impl Progress {
         }
     }
 
+    /// Starts showing how `size` bytes are copied; on a terminal only, for it may take no time.
+    pub(crate) fn copying(what: &str, size: u64) -> Self {
+        let progress = Self { bar: terminal() };
+        progress.length(what, size);
+        progress
+    }
+
     /// A download of `size` bytes begins.
     pub(crate) fn download(&self, what: &str, size: u64) {
         match &self.bar {
-            Some(bar) => {
-                bar.set_length(size);
-                bar.set_style(style("{spinner} {msg} [{bar:24}] {bytes}/{total_bytes} {eta}"));
-                bar.set_message(what.to_owned());
-            }
+            Some(_) => self.length(what, size),
             None => message::note(&format!("fetching {what} ({} KiB)", size.div_ceil(1024))),
         }
     }
@@ -61,6 +59,15 @@ impl Progress {
         }
     }
 
+    /// Work of `size` bytes begins.
+    fn length(&self, what: &str, size: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(size);
+            bar.set_style(style("{spinner} {msg} [{bar:24}] {bytes}/{total_bytes} {eta}"));
+            bar.set_message(what.to_owned());
+        }
+    }
+
     /// A part of it is done.
     pub(crate) fn advance(&self) {
         if let Some(bar) = &self.bar {
@@ -68,7 +75,7 @@ impl Progress {
         }
     }
 
-    /// The download has come so far.
+    /// It has come so far.
     pub(crate) fn position(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);
@@ -82,6 +89,15 @@ impl Drop for Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A line that moves, on a terminal.
+fn terminal() -> Option<ProgressBar> {
+    stderr().is_terminal().then(|| {
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(TICK);
+        bar
+    })
 }
 
 /// A style from a template; the plain one if the template were wrong, which the tests exclude.

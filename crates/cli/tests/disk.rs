@@ -170,7 +170,7 @@ fn what_was_flushed_is_there_after_a_kill() {
 const VERIFY: &str = r#"
 use strict; use Fcntl;
 my $blocks = 32 * 256; my @seen = (1) x $blocks;
-sysopen(my $disk, "/dev/vda", O_RDWR) or die "open: $!";
+my $device = $ENV{DEVICE}; sysopen(my $disk, $device, O_RDWR) or die "open: $!";
 sub forget { open(my $drop, ">", "/proc/sys/vm/drop_caches") or die; print $drop "3\n"; close $drop }
 sub at { sysseek($disk, $_[0] * 4096, 0) // die "seek: $!" }
 sub put { my ($first, $count, $byte) = @_; at($first);
@@ -188,9 +188,9 @@ for (1 .. 40) { my $count = 1 + int(rand(200)); put(int(rand($blocks - $count)),
 verify();
 for my $zero (1 .. 20) { my $count = 1 + int(rand(100)); my $first = int(rand($blocks - $count));
     $disk->sync; forget();
-    system("blkdiscard", "-z", "-o", $first * 4096, "-l", $count * 4096, "/dev/vda") == 0 or die;
+    system("blkdiscard", "-z", "-o", $first * 4096, "-l", $count * 4096, $device) == 0 or die;
     @seen[$first .. $first + $count - 1] = (0) x $count }
-system("blkdiscard", "-o", 40 << 20, "-l", 1 << 20, "/dev/vda");
+system("blkdiscard", "-o", 40 << 20, "-l", 1 << 20, $device);
 for (my $first = 0; $first < $blocks; $first += 256) { put($first, 128, 3) }
 verify();
 print "verified\n";
@@ -204,6 +204,7 @@ fn what_is_written_anywhere_is_read_again_and_overlays_take_it_all() {
     let script = place.path().join("verify.pl");
     let verify = |disk: &str| {
         let volume = format!("{}:/script:ro", script.parent().unwrap().display());
+        let device = if disk.ends_with("bus=nvme") { "/dev/nvme0n1" } else { "/dev/vda" };
         let args = [
             "run",
             "host",
@@ -213,6 +214,8 @@ fn what_is_written_anywhere_is_read_again_and_overlays_take_it_all() {
             "--timeout=10m",
             "-v",
             &volume,
+            "-e",
+            &format!("DEVICE={device}"),
             "--disk",
             disk,
         ];
@@ -226,9 +229,13 @@ fn what_is_written_anywhere_is_read_again_and_overlays_take_it_all() {
     assert!(std::fs::read(&raw).unwrap() == vec![1; 40 << 20], "the image has changed");
     assert!(std::fs::metadata(&kept).unwrap().len() > 10 << 20);
     verify(&raw);
+    let on_nvme = disk_of_ones(&place, "again", false).unwrap();
+    verify(&format!("{on_nvme},bus=nvme"));
     let upon = disk_of_ones(&place, "upon.qcow2", true);
     upon.iter().for_each(|upon| verify(upon));
-    for image in [Some(&kept), upon.as_ref()].into_iter().flatten() {
+    let on_nvme = disk_of_ones(&place, "nvme.qcow2", true);
+    on_nvme.iter().for_each(|upon| verify(&format!("{upon},bus=nvme")));
+    for image in [Some(&kept), upon.as_ref(), on_nvme.as_ref()].into_iter().flatten() {
         if let Some((clean, said)) = qemu_img(&["check", "-f", "qcow2", image]) {
             assert!(clean, "{said}");
         }
@@ -255,6 +262,58 @@ END
 chmod +x /mnt/sbin/init
 umount /mnt
 "#;
+
+/// Makes a system of the guest's own root on an NVMe disk. Its init says what it is on, and reads what it has written.
+const INSTALL_ON_NVME: &str = r#"
+set -e
+mke2fs /dev/nvme0n1 >/dev/null
+mkdir /mnt
+mount -t ext2 /dev/nvme0n1 /mnt
+cp -a /bin /sbin /usr /etc /mnt
+mkdir /mnt/proc /mnt/sys /mnt/dev /mnt/tmp
+rm -f /mnt/sbin/init
+cat >/mnt/sbin/init <<'END'
+#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+echo "root: $(sed 's/.*root=\([^ ]*\).*/\1/' /proc/cmdline) $(cat /sys/block/nvme0n1/ro) $(cat /sys/class/nvme/nvme0/serial)"
+dd if=/dev/urandom of=/tmp/file bs=64k count=40 2>/dev/null
+sha256sum </tmp/file >/tmp/sum
+sync
+echo 3 >/proc/sys/vm/drop_caches
+sha256sum </tmp/file | cmp - /tmp/sum && echo same
+fstrim -v / 2>&1 | grep -c trimmed
+grep -c nvme0q /proc/interrupts
+poweroff -f
+END
+chmod +x /mnt/sbin/init
+umount /mnt
+"#;
+
+/// No initial RAM disk: the kernels' NVMe driver is built in, and so is that for the file system.
+#[test]
+fn a_kernel_boots_from_an_nvme_disk_by_itself() {
+    for package in KERNELS {
+        let Some(kernel) = debian_kernel_with_modules(package) else { continue };
+        let place = Place::new();
+        let disk = image(&place, "system.img", 64 << 20);
+        let (_, status, said) = run(&kernel, &[&format!("{disk},bus=nvme")], INSTALL_ON_NVME);
+        assert_eq!(status, Some(0), "{package}: {said}");
+        let line = "console=ttyS0 quiet loglevel=1 panic=-1 cryptomgr.notests root=/dev/nvme0n1 rw";
+        for (cpus, messages, interrupts) in [("2", "", "3"), ("1", " pci=nomsi", "1")] {
+            let disk = format!("{disk},bus=nvme");
+            let append = format!("{line}{messages}");
+            let args =
+                ["run", &kernel, "-c", cpus, "--net=none", "--disk", &disk, "--timeout=10m", "--append"];
+            let output = umbra(&[&args[..], &[&append]].concat()).output().unwrap();
+            let out = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+            let lines: Vec<&str> = out.lines().take(4).collect();
+            let expected = ["root: /dev/nvme0n1 0 disk0               ", "same", "1", interrupts];
+            assert_eq!(lines, expected, "{package}{messages}: {}", complaint(&output));
+        }
+    }
+}
 
 /// A disk with a partition that is empty and one for a system.
 fn partitioned(place: &Place) -> String {
@@ -291,6 +350,9 @@ fn a_disk_image_is_a_system_that_boots_or_runs_a_command() {
         let expected = format!("{before}\nchanged\n1\n");
         assert_eq!((out, status), (expected, Some(3)), "{options}: {said}");
     }
+    let on_nvme =
+        system(&format!("{disk},bus=nvme"), &["sh", "-c", "mount | grep -c '^/dev/nvme0n1p2 on / '"]);
+    assert_eq!((on_nvme.0.as_str(), on_nvme.1), ("1\n", Some(0)), "{}", on_nvme.2);
     let (out, status, _) = system(&format!("{disk},ro"), &["sh", "-c", "touch /x || echo refused"]);
     assert_eq!((out.as_str(), status), ("refused\n", Some(0)));
     let (out, status, said) = system(&disk, &[]);

@@ -7,7 +7,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 /// The most ranges that one call takes (`IOV_MAX`, sysconf(3)).
@@ -249,6 +249,32 @@ fn allocate(file: BorrowedFd<'_>, flags: FallocateFlags, offset: u64, len: u64) 
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Err(io::ErrorKind::Unsupported.into()),
             done => return Ok(done?),
         }
+    }
+}
+
+/// Where the next data of a file is, from `offset` on; none if there are only holes. Where the file system cannot tell, all is data.
+/// Moves the file's own position, which nothing here uses.
+///
+/// # Errors
+/// As lseek(2).
+pub fn next_data(file: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Where the next hole of a file is, its end at last, from `offset` on, which lies before that.
+///
+/// # Errors
+/// As lseek(2).
+pub fn next_hole(file: BorrowedFd<'_>, offset: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, SeekFrom::Hole(offset)) {
+        Ok(at) => Ok(at),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(u64::MAX),
+        Err(error) => Err(error.into()),
     }
 }
 

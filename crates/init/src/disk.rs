@@ -1,6 +1,6 @@
 //! The root on a disk: which partition, and what becomes of it.
 //!
-//! The disk is the first one. Its root is what `root=` on the kernel's command line names, or the largest partition (or the
+//! The disk is the machine's first one, which its serial number says, whatever it is called. Its root is what `root=` on the kernel's command line names, or the largest partition (or the
 //! disk, if it has none) that holds a Linux system: every file system that the kernel knows is tried, and the first one counts
 //! that has `/etc` and a shell or an init. No partition table is read here; the kernel has done that.
 
@@ -9,13 +9,18 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use crate::Failure;
 
-/// The disk.
-const DISK: &str = "vda";
+/// The serial number of the machine's first disk.
+const SERIAL: &str = "disk0";
+/// How long the kernel may take to find it: it does that on a thread of its own for some kinds of disks.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const TICK: Duration = Duration::from_millis(10);
 /// What a system's first process may be.
 const INITS: [&str; 4] = ["/sbin/init", "/usr/lib/systemd/systemd", "/etc/init", "/bin/init"];
 /// What a system's shell is.
@@ -43,25 +48,40 @@ pub(crate) fn mount_root(at: &str, read_only: bool) -> Result<(), Failure> {
     }
     let tried: Vec<_> = candidates.iter().map(|device| device.display().to_string()).collect();
     Err(Failure(format!(
-        "no Linux system is on the disk image (looked at {} for {}): name its partition with --append root=/dev/vdaN",
+        "no Linux system is on the disk image (looked at {} for {}): name its partition with --append root=DEVICE",
         tried.join(" "),
         kinds.join(" ")
     )))
 }
 
+/// The kernel's name for the disk.
+fn disk() -> io::Result<String> {
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE {
+        for item in fs::read_dir("/sys/block")?.flatten() {
+            // A virtio disk has its serial number itself, an NVMe disk its controller.
+            let serial = ["serial", "device/serial"].map(|file| fs::read_to_string(item.path().join(file)));
+            if serial.into_iter().flatten().any(|serial| serial.trim() == SERIAL) {
+                return Ok(item.file_name().to_string_lossy().into_owned());
+            }
+        }
+        std::thread::sleep(TICK);
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
 /// Where partitions are, the largest first, or the disk, if it has none.
 fn partitions() -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for item in fs::read_dir(format!("/sys/class/block/{DISK}"))?.flatten() {
+    let (mut found, disk) = (Vec::new(), disk()?);
+    for item in fs::read_dir(format!("/sys/class/block/{disk}"))?.flatten() {
         let name = item.file_name().to_string_lossy().into_owned();
-        if name.starts_with(DISK) {
+        if name.starts_with(&disk) {
             let sectors = fs::read_to_string(item.path().join("size"))?;
             found.push((sectors.trim().parse::<u64>().unwrap_or(0), name));
         }
     }
     found.sort_by(|a, b| b.cmp(a));
-    let names =
-        if found.is_empty() { vec![DISK.to_owned()] } else { found.into_iter().map(|it| it.1).collect() };
+    let names = if found.is_empty() { vec![disk] } else { found.into_iter().map(|it| it.1).collect() };
     Ok(names.into_iter().map(|name| Path::new("/dev").join(name)).collect())
 }
 

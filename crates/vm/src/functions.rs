@@ -184,9 +184,9 @@ fn virtio(service: impl Service + 'static) -> Card {
     Card::Virtio(Box::new(service))
 }
 
-/// Opens a disk's image.
-fn volume_of(disk: &DiskSpec) -> Result<Volume, DiskError> {
-    let image = Image {
+/// A disk's image.
+pub fn disk_image(disk: &DiskSpec) -> Image {
+    Image {
         file: disk.file.clone(),
         format: disk.format.map(|format| match format {
             DiskFormat::Raw => Format::Raw,
@@ -199,8 +199,12 @@ fn volume_of(disk: &DiskSpec) -> Result<Volume, DiskError> {
             DiskChanges::Kept(file) => Changes::Kept(file.clone()),
         },
         backing: disk.backing.clone(),
-    };
-    let mut volume = Volume::new(image.open()?);
+    }
+}
+
+/// Opens a disk's image.
+fn volume_of(disk: &DiskSpec) -> Result<Volume, DiskError> {
+    let mut volume = Volume::new(disk_image(disk).open()?);
     if let Some(ops) = disk.ops {
         volume = volume.limited(Counted::Requests, ops.get().into());
     }

@@ -44,6 +44,7 @@ pub use dump::Dump;
 pub use engine::Counter;
 pub use engines::{Automatic, automatic};
 pub use error::VmError;
+pub use functions::disk_image;
 pub use handle::{OnReset, State, Stats, Stopped, VcpuFigures, VmHandle};
 pub use image::Image;
 pub use machine::{BootImages, Initrd, Machine};

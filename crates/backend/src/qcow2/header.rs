@@ -29,7 +29,7 @@ const EXTENDED_L2: u64 = 1 << 4;
 /// The only width of refcounts that is written: 16 bits.
 pub(super) const REFCOUNT_ORDER: u32 = 4;
 /// The bytes of tables that are held in memory.
-const MOST_L1_BYTES: u64 = 32 << 20;
+pub(super) const MOST_L1_BYTES: u64 = 32 << 20;
 const MOST_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// The longest name of a backing file.
 const MOST_NAME: u32 = 1023;

@@ -42,7 +42,7 @@ use host::io::{Sources, Targets};
 pub use check::Report;
 pub use header::{Backing, MAGIC};
 
-use crate::{Disk, zeros};
+use crate::{Disk, Extent, zeros};
 use compressed::Last;
 use entry::Place;
 use file::{Clusters, WINDOW, index};
@@ -274,6 +274,28 @@ fn writable(clusters: &Clusters, header: &Header, l1: &[u64], file_bytes: u64) -
 /// # Errors
 /// If it cannot be read, or has what is not understood.
 pub fn check(file: File, file_bytes: u64) -> Result<Report, Problem> {
+    let (clusters, _, found, refcounts) = walk(file, file_bytes)?;
+    found.report(&clusters, &refcounts)
+}
+
+/// Makes an image's refcounts say what its tables say, and takes the mark of an image that was not closed away. False, and nothing is
+/// changed, if the tables contradict themselves.
+///
+/// # Errors
+/// As [`check`]; or if it cannot be written.
+pub fn repair(file: File, file_bytes: u64) -> Result<bool, Problem> {
+    let (clusters, header, found, refcounts) = walk(file, file_bytes)?;
+    let repaired = found.repair(&clusters, &refcounts)?;
+    if repaired && header.incompatible & header::DIRTY != 0 {
+        clusters
+            .write_entries([header.incompatible & !header::DIRTY].into_iter(), header::INCOMPATIBLE_AT)?;
+        clusters.barrier()?;
+    }
+    Ok(repaired)
+}
+
+/// Walks the tables of an image.
+fn walk(file: File, file_bytes: u64) -> Result<(Clusters, Header, check::Check, Refcounts), Problem> {
     let header = read_header(&file)?;
     if header.refcount_order != header::REFCOUNT_ORDER || header.snapshots != 0 {
         return Err(Problem::Unsupported("snapshots or refcounts of an unusual width"));
@@ -282,17 +304,59 @@ pub fn check(file: File, file_bytes: u64) -> Result<Report, Problem> {
     let l1 = clusters.read_entries(header.l1_at, header.l1_entries)?;
     let (at, len) = (header.refcount_table_at, header.refcount_table_clusters);
     let refcounts = Refcounts::new(&clusters, at, len, file_bytes)?;
-    check::Check::of(&clusters, &header, &l1, &refcounts)?.report(&clusters, &refcounts)
+    let found = check::Check::of(&clusters, &header, &l1, &refcounts)?;
+    Ok((clusters, header, found, refcounts))
 }
+
+/// What an image says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The format's version.
+    pub version: u32,
+    /// The disk's size.
+    pub bytes: u64,
+    /// The size of a cluster.
+    pub cluster_bytes: u64,
+    /// How many snapshots are inside.
+    pub snapshots: u32,
+    /// Whether it was closed; if not, its refcounts may be wrong.
+    pub is_closed: bool,
+    /// What it is made upon.
+    pub backing: Option<Backing>,
+}
+
+/// What an image says of itself.
+///
+/// # Errors
+/// If it is none, or not understood.
+pub fn facts(file: &File) -> Result<Facts, Problem> {
+    let header = read_header(file)?;
+    Ok(Facts {
+        version: header.version,
+        bytes: header.bytes,
+        cluster_bytes: 1 << header.cluster_bits,
+        snapshots: header.snapshots,
+        is_closed: header.incompatible & header::DIRTY == 0,
+        backing: header.backing,
+    })
+}
+
+/// The bits of an offset in a cluster of images that are made here.
+const CLUSTER_BITS: u32 = 16;
+/// The size of their clusters.
+pub(crate) const CLUSTER_BYTES: usize = 1 << CLUSTER_BITS;
 
 /// Makes an empty image of a disk of so many bytes in an empty file.
 ///
 /// # Errors
-/// If the host cannot write it.
+/// If the host cannot write it, or no image can hold such a disk.
 pub fn create(file: &File, bytes: u64, backing: Option<Backing>) -> io::Result<()> {
-    let bits = 16;
+    let bits = CLUSTER_BITS;
     let clusters = Clusters { file: file.try_clone()?, bits, durable: true };
     let l1_entries = bytes.div_ceil(1 << (2 * bits - 3));
+    if l1_entries * 8 > header::MOST_L1_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     let l1_clusters = (l1_entries * 8).div_ceil(clusters.bytes());
     let header = Header {
         version: 3,
@@ -336,6 +400,16 @@ impl Disk for Qcow2 {
             self.read_run(at, run.place, &to.part(at - offset, run.len))?;
             Ok(run.len)
         })
+    }
+
+    fn extent(&self, offset: u64, most: u64) -> io::Result<Extent> {
+        let Run { place, len } = self.look_up(offset, most)?;
+        let below = self.below.as_ref().filter(|_| place == Place::Below);
+        let have = below.map_or(0, |below| below.bytes().saturating_sub(offset));
+        match below {
+            Some(below) if have > 0 => below.extent(offset, len.min(have)),
+            _ => Ok(Extent { len, zeros: matches!(place, Place::Below | Place::Zeros(_)) }),
+        }
     }
 
     fn write(&self, offset: u64, from: &Sources<'_>) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use backend::{Counted, Disk, RawDisk, Volume};
+use backend::{Counted, Disk, Extent, RawDisk, Volume};
 use bus::Lifecycle;
 use host::io::{Sources, Targets};
 use state::Record;
@@ -44,6 +44,9 @@ impl Disk for Slow {
     fn read(&self, _: u64, to: &Targets<'_>) -> io::Result<()> {
         to.zero();
         self.wait("read")
+    }
+    fn extent(&self, _: u64, most: u64) -> io::Result<Extent> {
+        Ok(Extent { len: most, zeros: false })
     }
     fn write(&self, _: u64, _: &Sources<'_>) -> io::Result<()> {
         self.wait("write")

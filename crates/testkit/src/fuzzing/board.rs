@@ -175,6 +175,9 @@ impl backend::Disk for MemoryDisk {
         assert!(offset + to.bytes() <= self.bytes(), "a device checks this");
         to.read_from(self.0.as_fd(), offset)
     }
+    fn extent(&self, _: u64, most: u64) -> std::io::Result<backend::Extent> {
+        Ok(backend::Extent { len: most, zeros: false })
+    }
     fn write(&self, offset: u64, from: &host::io::Sources<'_>) -> std::io::Result<()> {
         assert!(offset + from.bytes() <= self.bytes(), "a device checks this");
         from.write_to(self.0.as_fd(), offset)

@@ -22,6 +22,7 @@ mod interp_code;
 mod kernels;
 mod loaders;
 mod native_unit;
+mod nvme_driver;
 mod page_tables;
 mod plugged;
 mod records;
@@ -45,7 +46,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "interp_code", max_len: 1024, body: interp_code::run },
     Target { name: "lockstep_code", max_len: 1024, body: interp_code::run_in_lockstep },
     Target { name: "page_tables", max_len: 1024, body: page_tables::run },
@@ -56,6 +57,7 @@ pub const TARGETS: [Target; 13] = [
     Target { name: "disk_image", max_len: 2048, body: disk_image::run },
     Target { name: "file_sharing", max_len: 2048, body: file_sharing::run },
     Target { name: "virtio_driver", max_len: 4096, body: virtio_driver::run },
+    Target { name: "nvme_driver", max_len: 4096, body: nvme_driver::run },
     Target { name: "native_unit", max_len: 512, body: native_unit::run },
     Target { name: "specs", max_len: 512, body: specs::run },
     Target { name: "user_net", max_len: 4096, body: user_net::run },

@@ -13,21 +13,25 @@ use super::board::lock;
 /// Where the device's registers are.
 const HOME: u64 = 0xc000_0000;
 
-/// The device of a service, and its workers.
-pub(super) fn plug(
-    service: Box<dyn Service>,
-    memory: &Arc<GuestMemory>,
-) -> (Arc<Mutex<VirtioPci>>, Vec<Worker>) {
+/// A slot with nothing around it.
+pub(super) fn socket(memory: &Arc<GuestMemory>) -> Socket {
     let window = Window::new(Region::mmio(HOME, 0x10_0000));
-    let socket = Socket {
+    Socket {
         id: FunctionId::on_root(1),
         opening: window.opening(),
         home: HOME,
         line: Arc::new(Latch::default()),
         messages: Arc::new(NoIrq),
         memory: memory.clone(),
-    };
-    let device = VirtioPci::new(service, socket);
+    }
+}
+
+/// The device of a service, and its workers.
+pub(super) fn plug(
+    service: Box<dyn Service>,
+    memory: &Arc<GuestMemory>,
+) -> (Arc<Mutex<VirtioPci>>, Vec<Worker>) {
+    let device = VirtioPci::new(service, socket(memory));
     let workers = device.workers();
     let device = Arc::new(Mutex::new(device));
     let shared: SharedDevice = device.clone();

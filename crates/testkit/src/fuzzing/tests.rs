@@ -55,6 +55,7 @@ regressions! {
     file_sharing: 200,
     virtio_driver: 400,
     native_unit: 400,
+    nvme_driver: 300,
     specs: 400,
     user_net: 400,
 }

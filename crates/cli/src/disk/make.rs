@@ -1,0 +1,126 @@
+//! New images. They are made under another name and get theirs when they are finished: who sees the name sees a whole image.
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use backend::qcow2::Backing;
+use backend::{Changes, Format, Image};
+use tempfile::NamedTempFile;
+
+use super::args::{ConvertArgs, CreateArgs, ImageFormat};
+use super::image;
+use crate::progress::Progress;
+use crate::status::Status;
+
+/// A file that is being made.
+struct New<'a> {
+    file: NamedTempFile,
+    path: &'a Path,
+}
+
+impl<'a> New<'a> {
+    /// Begins beside the place where it will be.
+    fn begin(path: &'a Path) -> Result<Self> {
+        ensure!(
+            path.symlink_metadata().is_err(),
+            "'{}' exists already: choose another name, or delete it first",
+            path.display()
+        );
+        let file = tempfile::Builder::new()
+            .prefix(".umbra-")
+            // What the user's mask takes away is taken away.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory_of(path))
+            .with_context(|| format!("cannot make '{}'", path.display()))?;
+        Ok(Self { file, path })
+    }
+
+    /// Gives it its name, unless somebody else has taken that.
+    fn finish(self) -> Result<Status> {
+        let making = || format!("cannot make '{}'", self.path.display());
+        self.file.as_file().sync_all().with_context(making)?;
+        self.file.persist_noclobber(self.path).map_err(|error| error.error).with_context(making)?;
+        File::open(directory_of(self.path))
+            .and_then(|directory| directory.sync_all())
+            .with_context(making)?;
+        Ok(Status::OK)
+    }
+
+    fn create(&self, format: Format, bytes: u64, backing: Option<Backing>) -> Result<()> {
+        ensure!(
+            bytes != 0 && bytes.is_multiple_of(512),
+            "a disk of {bytes} bytes cannot be: its size is a multiple of 512 bytes and not 0"
+        );
+        match backend::create(self.file.as_file(), format, bytes, backing) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Err(error).with_context(|| format!("no image in this format holds a disk of {bytes} bytes"))
+            }
+            done => done.with_context(|| format!("cannot write '{}'", self.path.display())),
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn format(said: Option<ImageFormat>, path: &Path) -> Format {
+    match said {
+        Some(ImageFormat::Raw) => Format::Raw,
+        Some(ImageFormat::Qcow2) => Format::Qcow2,
+        None => Format::by_name(path),
+    }
+}
+
+/// `umbra disk create`.
+pub(super) fn create(args: &CreateArgs) -> Result<Status> {
+    let new = New::begin(&args.file)?;
+    let size = args.size.map(spec::ByteSize::bytes);
+    let Some(backing) = &args.backing else {
+        new.create(format(args.format, &args.file), size.unwrap_or(0), None)?;
+        return new.finish();
+    };
+    ensure!(
+        format(args.format.or(Some(ImageFormat::Qcow2)), &args.file) == Format::Qcow2,
+        "only qcow2 images are made upon others: leave out --format, or --backing"
+    );
+    // Whether it is a disk at all is found out by opening it.
+    let below = Image { changes: Changes::Refused, ..image(backing)? };
+    let bytes = below.open()?.bytes();
+    let format = below.format.unwrap_or(Format::by_name(&below.file));
+    let name = name_from(&below.file, directory_of(&args.file))?;
+    let backing = Backing { name: name.into(), format: Some(format.name().to_owned()) };
+    new.create(Format::Qcow2, size.unwrap_or(bytes), Some(backing))?;
+    new.finish()
+}
+
+/// A file's name as an image in a directory has it: relative if it lies there or below, else absolute.
+fn name_from(file: &Path, directory: &Path) -> Result<PathBuf> {
+    let real = |path: &Path| path.canonicalize().with_context(|| format!("cannot find '{}'", path.display()));
+    let (file, directory) = (real(file)?, real(directory)?);
+    Ok(file.strip_prefix(&directory).map(Path::to_owned).unwrap_or(file))
+}
+
+/// `umbra disk convert`.
+pub(super) fn convert(args: &ConvertArgs) -> Result<Status> {
+    let from = image(&args.from)?.open()?;
+    let new = New::begin(&args.to)?;
+    let format = format(args.format, &args.to);
+    new.create(format, from.bytes(), None)?;
+    let target = Image {
+        file: new.file.path().to_owned(),
+        format: Some(format),
+        changes: Changes::Made,
+        backing: None,
+    };
+    let progress = Progress::copying(&format!("copying to {}", args.to.display()), from.bytes());
+    // It is closed when this is done, before it gets its name.
+    let to = target.open()?;
+    backend::copy(&*from, &*to, |done| progress.position(done))
+        .with_context(|| format!("cannot copy '{}' to '{}'", args.from.file.display(), args.to.display()))?;
+    drop(to);
+    new.finish()
+}
