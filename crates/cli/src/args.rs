@@ -17,8 +17,8 @@ use spec::{
 use x86::cpuid::CpuRequest;
 
 use crate::vms::args::{
-    ConsoleArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs,
-    StopArgs, UpdateArgs, WaitArgs,
+    ConsoleArgs, CpArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs,
+    StatsArgs, StopArgs, UpdateArgs, WaitArgs,
 };
 use crate::{duration, environment, help, number};
 
@@ -44,6 +44,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     Ps(PsArgs),
     Exec(ExecArgs),
+    Cp(CpArgs),
     Console(ConsoleArgs),
     Logs(LogsArgs),
     Stop(StopArgs),
