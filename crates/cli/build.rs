@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() -> ExitCode {
-    for path in ["../init", "../../Cargo.toml", "../../Cargo.lock"] {
+    for path in ["../init", "../copy", "../../Cargo.toml", "../../Cargo.lock"] {
         println!("cargo:rerun-if-changed={path}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());

@@ -18,8 +18,8 @@ use x86::cpuid::CpuRequest;
 
 use crate::disk::args::DiskArgs;
 use crate::vms::args::{
-    ConsoleArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs, StatsArgs,
-    StopArgs, UpdateArgs, WaitArgs,
+    ConsoleArgs, CpArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs,
+    StatsArgs, StopArgs, UpdateArgs, WaitArgs,
 };
 use crate::{duration, environment, help, number};
 
@@ -45,6 +45,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     Ps(PsArgs),
     Exec(ExecArgs),
+    Cp(CpArgs),
     Console(ConsoleArgs),
     Logs(LogsArgs),
     Stop(StopArgs),

@@ -37,7 +37,7 @@ Profiling:
 Background:
   With --detach, umbra prints the VM's name when it runs and ends. There is no daemon: each VM is a
   process, with a directory in $XDG_RUNTIME_DIR/umbra (or /tmp/umbra-UID). 'umbra ps', 'logs',
-  'console', 'exec', 'stop', 'kill', 'pause', 'resume', 'stats', 'inspect', 'wait' and 'rm' take its name; but
+  'console', 'exec', 'cp', 'stop', 'kill', 'pause', 'resume', 'stats', 'inspect', 'wait' and 'rm' take its name; but
   for 'logs' and 'console' also that of a VM in the foreground.
 
 Exit status:
@@ -111,6 +111,18 @@ Examples:
   umbra run -d --name box host -v .:/work -- sleep infinity
   umbra exec -it -w /work box bash
   tar c src | umbra exec -i box tar x -C /tmp";
+
+/// Below `umbra cp --help`.
+pub(crate) const CP: &str = "\
+Exit status:
+  0     everything was copied
+  1     not everything; a sentence on standard error says why
+
+Examples:
+  umbra cp ./src box:/root
+  umbra cp box:/var/log/. logs
+  umbra cp box:/etc - | tar t
+  tar c . | umbra cp - box:/tmp";
 
 /// Below `umbra console --help`.
 pub(crate) const CONSOLE: &str = "\

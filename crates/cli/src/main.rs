@@ -71,6 +71,7 @@ fn execute(command: Command) -> Result<Status> {
         Command::Run(args) => run::run(*args),
         Command::Ps(args) => list::run(&args),
         Command::Exec(args) => commands::exec(args),
+        Command::Cp(args) => commands::cp(&args),
         Command::Console(args) => commands::console(&args.name),
         Command::Logs(args) => commands::logs(&args),
         Command::Stop(args) => commands::stop(&args),

@@ -247,6 +247,53 @@ impl Host {
 }
 
 #[test]
+fn files_are_copied_to_a_guest_that_runs_and_back() {
+    let Some(kernel) = kernels_that_share().first() else { return };
+    let host = Host::start(kernel);
+    let here = tempfile::tempdir().unwrap();
+    let at = |name: &str| format!("{}/{name}", here.path().display());
+    let cp = |source: &str, target: &str| host.umbra(&["cp", source, target]).output().unwrap();
+    std::fs::create_dir_all(at("src/deep")).unwrap();
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+    std::fs::write(at("src/deep/file"), &bytes).unwrap();
+    std::os::unix::fs::symlink("deep/file", at("src/link")).unwrap();
+
+    let (src, back) = (at("src"), at("back"));
+    for (source, target) in [(&*src, "box:/tmp"), ("box:/tmp/src", &*back), ("box:tmp/src/.", &src)] {
+        let output = cp(source, target);
+        assert_eq!(output.status.code(), Some(0), "{source}: {}", complaint(&output));
+    }
+    for name in ["back/deep/file", "back/link", "src/link"] {
+        assert!(std::fs::read(at(name)).unwrap() == bytes, "{name}");
+    }
+    assert_eq!(std::fs::read_link(at("back/link")).unwrap().to_str(), Some("deep/file"));
+
+    let archive = cp("box:/tmp/src/link", "-").stdout;
+    let mut sent = host.umbra(&["cp", "-", "box:/root"]).stdin(Stdio::piped()).spawn().unwrap();
+    sent.stdin.take().unwrap().write_all(&archive).unwrap();
+    assert!(sent.wait().unwrap().success());
+    assert_eq!(host.exec(&[], &["readlink", "/root/link"], b"").stdout, b"deep/file\n");
+
+    let absent = at("absent");
+    for (source, target, why) in [
+        ("box:/no/such", &*absent, "/no/such"),
+        (&*absent, "box:/tmp", "absent"),
+        ("box:/etc/passwd", &*at("absent/"), "make it first"),
+        (&*src, "box:/etc/passwd", "is a file"),
+        ("box:/dev/null", &absent, "is not copied"),
+        ("box:/a", "box:/b", "both"),
+        ("box:", &absent, "no path"),
+        ("bix:/a", &absent, "did you mean 'box'"),
+    ] {
+        let output = cp(source, target);
+        let text = complaint(&output);
+        assert!(output.status.code() == Some(1) && text.contains(why), "{source} {target}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!std::fs::exists(&absent).unwrap());
+    }
+}
+
+#[test]
 fn commands_run_in_a_guest_that_runs() {
     for kernel in kernels_that_share() {
         let host = Host::start(kernel);

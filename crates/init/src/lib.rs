@@ -15,6 +15,32 @@ pub const SETTINGS: &str = "/umbra/settings";
 /// Where the kernel modules are, named so that their order is the one to load them in.
 pub const MODULES: &str = "/umbra/modules";
 
+/// What this program does when it is called with one of these words and a path, in a system that runs: `umbra cp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copying {
+    /// Write an archive of what is there to standard output.
+    Pack,
+    /// Make what is in the archive on standard input, under that name or in that directory.
+    Unpack,
+    /// Make all that is in the archive in that directory.
+    Extract,
+}
+
+impl Copying {
+    const ALL: [(&str, Self); 3] =
+        [("pack", Self::Pack), ("unpack", Self::Unpack), ("extract", Self::Extract)];
+
+    /// The word.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, what)| *what == self).map_or("", |(name, _)| name)
+    }
+
+    /// What a word means.
+    pub fn of(word: &OsStr) -> Option<Self> {
+        Self::ALL.iter().find(|(name, _)| word == *name).map(|(_, what)| *what)
+    }
+}
+
 /// The settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -269,6 +295,9 @@ mod tests {
         for (_, read_only, boot) in Root::DISKS {
             let disk = Settings { root: Root::Disk { read_only, boot }, ..Settings::default() };
             assert_eq!(Settings::decode(&disk.encode()), Some(disk));
+        }
+        for what in [Copying::Pack, Copying::Unpack, Copying::Extract] {
+            assert_eq!(Copying::of(what.name().as_ref()), Some(what));
         }
         for bad in [&b"hostname=x"[..], b"disk=x\0", b"other=x\0", b"root\0", b"share=x\0"] {
             assert_eq!(Settings::decode(bad), None);

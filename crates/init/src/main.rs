@@ -16,17 +16,16 @@ mod account;
 mod agent;
 mod command;
 mod console;
+mod copying;
 mod disk;
 mod network;
 mod root;
 mod service;
 mod session;
 
-use std::ffi::OsString;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
 
-use init::{Root, SETTINGS, Settings};
+use init::{Copying, Root, SETTINGS, Settings};
 use rustix::system::RebootCommand;
 
 use agent::Agent;
@@ -47,13 +46,16 @@ impl Failure {
 const OURS: u8 = 125;
 
 fn main() {
-    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if arguments.first().is_some_and(|first| first.as_bytes() == session::NAME.as_bytes()) {
-        arguments.remove(0);
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next().unwrap_or_default();
+    if first == session::NAME {
         std::process::exit(session::become_command(arguments));
     }
-    if arguments.first().is_some_and(|first| first.as_bytes() == service::NAME.as_bytes()) {
+    if first == service::NAME {
         std::process::exit(agent::serve());
+    }
+    if let Some(what) = Copying::of(&first) {
+        std::process::exit(copying::run(what, arguments));
     }
     if rustix::process::getpid().is_init() {
         run();

@@ -20,8 +20,7 @@ pub(crate) fn arguments(account: &Account, terminal: bool) -> [String; 4] {
 }
 
 /// Becomes the command; returns only with the status of a failure, as env(1) has it.
-pub(crate) fn become_command(arguments: Vec<OsString>) -> i32 {
-    let mut arguments = arguments.into_iter();
+pub(crate) fn become_command(mut arguments: impl Iterator<Item = OsString>) -> i32 {
     let mut next = || arguments.next()?.into_string().ok();
     let (terminal, uid, gids) = (next(), next(), next());
     let prepared = (|| {

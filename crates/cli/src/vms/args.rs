@@ -204,6 +204,22 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// Copy files to a VM that runs, or from it
+///
+/// In VMs that run commands for 'umbra exec'. What is copied goes into TARGET if that is a directory, else TARGET is its new name; of DIR/. only
+/// what is in it is copied. Links are copied as links. Permissions are kept, owners are not: in the guest it is root, here you.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::CP)]
+pub(crate) struct CpArgs {
+    /// VM:PATH or a path; '-' is a tar archive on standard input, to be unpacked in TARGET
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: OsString,
+
+    /// A path or VM:PATH; '-' writes a tar archive to standard output
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: OsString,
+}
+
 /// Attach this terminal to the console of a VM in the background
 ///
 /// Ctrl-P Ctrl-Q detaches it, and the VM goes on. Several terminals may be attached.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::args::{ExecArgs, LogsArgs, Names, RmArgs, StopArgs, UpdateArgs};
+use super::args::{CpArgs, ExecArgs, LogsArgs, Names, RmArgs, StopArgs, UpdateArgs};
 use super::client::{self, Waiter};
 use super::home::{Registry, Vm};
 use super::log::{self, Reader};
 use super::protocol::{Kind, Request};
-use super::{attach, detach, disk, exec};
+use super::{attach, copy, detach, disk, exec};
 use crate::message;
 use crate::status::Status;
 
@@ -254,6 +254,14 @@ fn print_frame((kind, bytes): &(Kind, Vec<u8>)) -> io::Result<()> {
 /// If this terminal cannot be used.
 pub(crate) fn exec(args: ExecArgs) -> Result<Status> {
     exec::run(args).or_else(|error| Ok(refused(&error)))
+}
+
+/// `umbra cp`.
+///
+/// # Errors
+/// If the VMs cannot be looked for.
+pub(crate) fn cp(args: &CpArgs) -> Result<Status> {
+    copy::run(args).or_else(|error| Ok(refused(&error)))
 }
 
 /// `umbra console`.

@@ -24,7 +24,7 @@ use crate::status::Status;
 /// How many commands may run at a time.
 pub(super) const MOST: usize = 8;
 /// What is said where nobody runs commands.
-pub(super) const NOBODY: &str = "no commands can be run in its guest: that takes 'host', 'debian', a directory or a disk image as SOURCE of 'umbra run'";
+pub(super) const NOBODY: &str = "no commands can be run in its guest: that takes 'umbra run host', or 'debian', a directory or a disk image as SOURCE";
 
 /// Runs a command.
 ///

@@ -16,6 +16,7 @@
 //! | [`finale`] | how a VM ended, for those who wait for it |
 //! | [`detach`] | into the background |
 //! | [`disk`] | the disk that a VM keeps |
+//! | [`copy`] | files to and from a guest that runs |
 //! | [`exec`] | commands in a guest that runs, both ends |
 //! | [`attach`] | a console from another terminal |
 //! | [`commands`], [`list`], [`usage`] | the commands |
@@ -25,6 +26,7 @@ pub(crate) mod args;
 mod attach;
 mod client;
 pub(crate) mod commands;
+mod copy;
 pub(crate) mod detach;
 pub(crate) mod disk;
 mod exec;
