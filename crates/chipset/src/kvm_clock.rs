@@ -154,6 +154,13 @@ impl KvmClock {
         }
     }
 
+    /// The vCPU acts on INIT: it has no clock until it registers one, as under KVM.
+    pub fn init(&mut self, vcpu: usize) {
+        if let Some(clock) = self.state.vcpus.get_mut(vcpu) {
+            clock.system_time = 0;
+        }
+    }
+
     /// Writes the wall clock at guest time 0, as `pvclock_wall_clock`: version, seconds, nanoseconds.
     fn publish_wall_clock(&mut self) -> Result<(), MemoryError> {
         let at = Gpa(self.state.wall_clock);
@@ -287,6 +294,22 @@ mod tests {
         assert_eq!(clock.read_msr(1, msr::KVM_SYSTEM_TIME_NEW), Some(0x1041));
         assert_eq!(clock.read_msr(2, msr::KVM_SYSTEM_TIME_NEW), None);
         assert_eq!(clock.read_msr(0, msr::IA32_TSC), None);
+    }
+
+    #[test]
+    fn init_ends_a_registration() {
+        let (mut clock, memory, tsc) = clock();
+        clock.write_msr(0, msr::KVM_SYSTEM_TIME_NEW, 0x1001);
+        clock.write_msr(1, msr::KVM_SYSTEM_TIME_NEW, 0x1041);
+        clock.init(1);
+        clock.init(7);
+        assert_eq!(clock.read_msr(1, msr::KVM_SYSTEM_TIME), Some(0));
+        clock.pause();
+        *tsc.0.lock().unwrap() = Moment { tsc: 6_000, time: GuestTime(78) };
+        clock.resume();
+        assert_eq!((page(&memory, 0x1000).1, page(&memory, 0x1040).1), (6_000, 5_000));
+        clock.write_msr(1, msr::KVM_SYSTEM_TIME_NEW, 0x1041);
+        assert_eq!(page(&memory, 0x1040), (4, 6_000, 78, TSC_STABLE));
     }
 
     #[test]

@@ -248,12 +248,16 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE[,OPTION…]")]
     pub(crate) disk: Vec<DiskSpec>,
 
-    /// The guest's network: user or none
+    /// The guest's network: user, tap=DEVICE or none
     ///
     /// user needs no privileges: the guest's connections go on as umbra's own. The guest is 10.0.2.15 and fec0::15 (by DHCP and
     /// router advertisement), its router 10.0.2.2 and fec0::2, which lead to the host's loopback unless there is
     /// ',loopback=off', its name server 10.0.2.3 and fec0::3, which asks the host's, or the one given with
     /// ',dns=IP[:PORT]'. ',rate=SIZE' lets so many bytes pass each second, in each direction: rate=10M.
+    ///
+    /// tap=DEVICE is a TAP device of the host's, made before, which you may open ('ip tuntap add dev DEVICE mode tap user USER').
+    /// The guest is on whatever that is connected with, and asks there for its address, or is told one by CMD. Its Ethernet address follows
+    /// from the device's, unless there is ',mac=ADDRESS'; ',rate=SIZE' is as above.
     #[arg(long, value_name = "NETWORK", default_value_t)]
     pub(crate) net: NetSpec,
 

@@ -266,8 +266,8 @@ fn check(args: &RunArgs, theirs: bool, shared: bool, boots: bool) -> Result<()> 
         "a disk image that boots by itself takes no --volume, --env, --workdir or --user: give a command, as in 'umbra run IMAGE -v .:/work -- sh'"
     );
     ensure!(
-        args.machine.net != NetSpec::None || args.machine.port.is_empty(),
-        "a port leads into the guest by its network: leave out --net none, or --port"
+        args.machine.net.is_user() || args.machine.port.is_empty(),
+        "a port leads into the guest by its user-mode network: leave out --net none or --net tap, or --port"
     );
     ensure!(
         shared || args.source.is_none() || args.kernel.is_none(),
@@ -366,7 +366,12 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
             _ => Root::Shared(ROOT_TAG.to_owned()),
         },
         shares: args.session.volume.iter().enumerate().map(mount).collect(),
-        network: (args.machine.net != NetSpec::None).then(network),
+        network: match args.machine.net {
+            NetSpec::None => None,
+            NetSpec::User(_) => Some(network()),
+            // Who has made it knows who is on it.
+            NetSpec::Tap(_) => Some(Network::default()),
+        },
         terminal: match surroundings.session {
             Session::Terminal { size, term } => Some(Terminal { size, kind: term }),
             Session::Piped => None,

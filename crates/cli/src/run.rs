@@ -153,6 +153,7 @@ fn load(plan: &Plan) -> Result<(VmSpec, BootImages)> {
                 modules: &modules(plan, &path)?,
                 command,
                 session,
+                user_network: plan.machine.net.is_user(),
             });
             vec![Initrd { name: "initramfs".to_owned(), image: bytes.into() }]
         }

@@ -17,6 +17,7 @@ pub mod random;
 mod shelter;
 pub mod signal;
 pub mod socket;
+pub mod tap;
 pub mod thread;
 pub mod time;
 

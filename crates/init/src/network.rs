@@ -43,14 +43,18 @@ pub(crate) fn set_up(network: Option<&Network>, root: &Root) -> Result<(), Failu
     let index = fs::read_to_string(format!("/sys/class/net/{ADAPTER}/ifindex"));
     if let (Some(network), Some(index)) = (network, index.ok().and_then(|index| index.trim().parse().ok())) {
         adapter(&kernel, index, network).map_err(failed)?;
-        resolver(network, root)?;
+        if !network.name_servers.is_empty() {
+            resolver(network, root)?;
+        }
     }
     Ok(())
 }
 
 fn adapter(kernel: &OwnedFd, index: u32, network: &Network) -> Result<(), Errno> {
-    // All that routers would say is known. A kernel without IPv6 needs no telling.
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{ADAPTER}/accept_ra"), "0");
+    if !network.routers.is_empty() {
+        // All that routers would say is known. A kernel without IPv6 needs no telling.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{ADAPTER}/accept_ra"), "0");
+    }
     up(kernel, index)?;
     for (address, prefix) in &network.addresses {
         let mut body = vec![family(address), *prefix, NO_DETECTION, 0];

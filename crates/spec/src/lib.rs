@@ -29,7 +29,7 @@ pub use disk::{DiskBus, DiskChanges, DiskFormat, DiskSpec};
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
 pub use name::Name;
-pub use net::{NetSpec, PortKind, PortSpec, UserNetSpec};
+pub use net::{NetSpec, PortKind, PortSpec, TapNetSpec, UserNetSpec};
 pub use share::{ShareSpec, VolumeSpec};
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
@@ -210,7 +210,7 @@ pub enum SpecError {
     },
     /// A network nobody knows.
     #[error(
-        "network '{text}' does not exist: use none, or user with any of ',dns=IP[:PORT]', ',loopback=off' and ',rate=SIZE'"
+        "network '{text}' does not exist: use none, user with any of ',dns=IP[:PORT]', ',loopback=off' and ',rate=SIZE', or tap=DEVICE with ',mac=ADDRESS' or ',rate=SIZE'"
     )]
     Net {
         /// What was given.

@@ -13,6 +13,63 @@ pub enum NetSpec {
     None,
     /// The user-mode network.
     User(UserNetSpec),
+    /// A TAP device of the host.
+    Tap(TapNetSpec),
+}
+
+impl NetSpec {
+    /// Whether it is the user-mode network, which has addresses of its own and ports that lead into it.
+    pub fn is_user(&self) -> bool {
+        matches!(self, Self::User(_))
+    }
+}
+
+/// A TAP device of the host: `tap=NAME[,mac=ADDRESS][,rate=SIZE]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapNetSpec {
+    /// The device.
+    pub device: String,
+    /// The Ethernet address of the guest's adapter; nothing: one made from the device's own.
+    pub mac: Option<[u8; 6]>,
+    /// How many bytes may pass each second, in each direction; nothing: as many as can.
+    pub rate: Option<ByteSize>,
+}
+
+impl TapNetSpec {
+    /// The longest name of a device of Linux's.
+    const LONGEST_NAME: usize = 15;
+
+    fn parse<'a>(device: &str, options: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let possible = (1..=Self::LONGEST_NAME).contains(&device.len())
+            && !device.contains(|c: char| c.is_whitespace() || c.is_control() || "/%:".contains(c));
+        let mut tap = possible.then(|| Self { device: device.to_owned(), mac: None, rate: None })?;
+        for option in options {
+            match option.split_once('=')? {
+                ("mac", mac) => tap.mac = Some(parse_mac(mac)?),
+                ("rate", rate) => tap.rate = Some(parse_rate(rate).ok()??),
+                _ => return None,
+            }
+        }
+        Some(tap)
+    }
+}
+
+/// Six bytes in hexadecimal with colons in between, of one adapter and not of a group.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2 && !part.starts_with('+'))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    let [first, ..] = mac;
+    (parts.next().is_none() && first & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
+/// A rate; nothing if it lets nothing pass.
+fn parse_rate(text: &str) -> Result<Option<ByteSize>, SpecError> {
+    let rate: ByteSize = text.parse()?;
+    Ok(Some(rate).filter(|rate| rate.bytes() > 0))
 }
 
 /// The user-mode network: `user[,dns=IP[:PORT]][,loopback=off][,rate=SIZE]`.
@@ -76,7 +133,11 @@ impl FromStr for NetSpec {
         match parts.next() {
             Some("none") if parts.next().is_none() => return Ok(Self::None),
             Some("user") => {}
-            _ => return Err(refusal()),
+            Some(tap) => {
+                let device = tap.strip_prefix("tap=").ok_or_else(refusal)?;
+                return TapNetSpec::parse(device, parts).map(Self::Tap).ok_or_else(refusal);
+            }
+            None => return Err(refusal()),
         }
         let mut user = UserNetSpec::default();
         for option in parts {
@@ -88,8 +149,7 @@ impl FromStr for NetSpec {
                 Some(("loopback", "off")) => user.loopback = false,
                 Some(("loopback", "on")) => user.loopback = true,
                 Some(("rate", rate)) => {
-                    let rate: ByteSize = rate.parse()?;
-                    user.rate = Some(rate).filter(|rate| rate.bytes() > 0);
+                    user.rate = parse_rate(rate)?;
                     if user.rate.is_none() {
                         return Err(refusal());
                     }
@@ -103,7 +163,11 @@ impl FromStr for NetSpec {
 
 impl fmt::Display for NetSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::User(user) = self else { return f.write_str("none") };
+        let user = match self {
+            Self::None => return f.write_str("none"),
+            Self::Tap(tap) => return tap.fmt(f),
+            Self::User(user) => user,
+        };
         f.write_str("user")?;
         if let Some(dns) = user.dns {
             write!(f, ",dns={dns}")?;
@@ -112,6 +176,16 @@ impl fmt::Display for NetSpec {
             f.write_str(",loopback=off")?;
         }
         user.rate.map_or(Ok(()), |rate| write!(f, ",rate={rate}"))
+    }
+}
+
+impl fmt::Display for TapNetSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tap={}", self.device)?;
+        if let Some([a, b, c, d, e, g]) = self.mac {
+            write!(f, ",mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")?;
+        }
+        self.rate.map_or(Ok(()), |rate| write!(f, ",rate={rate}"))
     }
 }
 
@@ -186,6 +260,15 @@ mod tests {
             "none,loopback=off",
             "user,rate=0K",
             "user,rate=9",
+            "tap=",
+            "tap=a/b",
+            "tap=sixteen-letters-",
+            "tap=t0,mac=52:54:00:12:34",
+            "tap=t0,mac=53:54:00:12:34:56",
+            "tap=t0,mac=52:54:00:12:34:+6",
+            "tap=t0,rate=0K",
+            "tap=t0,loopback=off",
+            "tap=t0,",
         ] {
             assert!(bad.parse::<NetSpec>().is_err(), "{bad}");
         }
@@ -204,7 +287,14 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_understood() {
-        for text in ["none", "user", "user,dns=[::1]:99,loopback=off", "user,rate=10 MiB"] {
+        for text in [
+            "none",
+            "user",
+            "user,dns=[::1]:99,loopback=off",
+            "user,rate=10 MiB",
+            "tap=t0",
+            "tap=t0,mac=52:54:00:12:34:5f,rate=1 KiB",
+        ] {
             assert_eq!(text.parse::<NetSpec>().unwrap().to_string(), text);
         }
     }

@@ -74,6 +74,14 @@ pub enum VmError {
     /// The network cannot be had.
     #[error(transparent)]
     Network(#[from] UserNetError),
+    /// A TAP device cannot be had.
+    #[error("{}", tap_refusal(.device, .source))]
+    Tap {
+        /// The device.
+        device: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The host has no descriptors for ports.
     #[error("the guest's ports cannot be made: {0}")]
     Ports(std::io::Error),
@@ -110,4 +118,19 @@ pub enum VmError {
     /// The saved state is of another machine.
     #[error("the saved state is of another machine: {0}")]
     OtherMachine(String),
+}
+
+/// Why a TAP device cannot be had, and what to do about it.
+fn tap_refusal(device: &str, why: &std::io::Error) -> String {
+    use std::io::ErrorKind::{InvalidInput, NotFound, PermissionDenied, ResourceBusy};
+    let make = format!("'ip tuntap add dev {device} mode tap user \"$USER\"', as root, makes one for you");
+    match why.kind() {
+        NotFound => format!("there is no TAP device '{device}': {make}"),
+        PermissionDenied => format!("the TAP device '{device}' is not yours to open: {make}"),
+        ResourceBusy => {
+            format!("the TAP device '{device}' is in use by another program: give this VM one of its own")
+        }
+        InvalidInput => format!("'{device}' is no TAP device with one queue: {make}"),
+        _ => format!("the TAP device '{device}' cannot be opened: {why}"),
+    }
 }

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfig, UserNet, resolvers};
-use backend::net::{Limited, Network};
+use backend::net::{Limited, Mac, Network, TapNetwork};
 use backend::share::{Access, Share};
 use backend::vsock::SocketFiles;
 use backend::{Changes, Counted, DiskError, Format, Image, Volume};
 use bus::SharedDevice;
 use bus::pci::{Function, Socket};
 use host::jail::{self, Directory, Role};
+use host::tap::Tap;
 use nvme::Nvme;
 use spec::{
     DiskBus, DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec,
@@ -167,14 +168,7 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
         let vsock = Vsock::new(VsockSpec::GUEST, Box::new(doors)).map_err(VmError::Descriptors)?;
         cards.push(virtio(vsock));
     }
-    if let NetSpec::User(user) = &spec.net {
-        let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;
-        let network: Box<dyn Network> = match user.rate {
-            Some(rate) => Box::new(Limited::new(network, rate.bytes())),
-            None => Box::new(network),
-        };
-        cards.push(virtio(Net::new(network, UserNetSpec::GUEST_MAC, MTU)));
-    }
+    cards.extend(adapter(spec)?);
     let balloon = spec.balloon.then(balloon::Control::default);
     cards.extend(balloon.clone().map(|control| virtio(Balloon::new(control))));
     Ok(Functions { cards, balloon, directories })
@@ -182,6 +176,37 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
 
 fn virtio(service: impl Service + 'static) -> Card {
     Card::Virtio(Box::new(service))
+}
+
+/// The network adapter, if there is one.
+fn adapter(spec: &VmSpec) -> Result<Option<Card>, VmError> {
+    let (network, rate, mac, mtu): (Box<dyn Network>, _, _, _) = match &spec.net {
+        NetSpec::None => return Ok(None),
+        NetSpec::User(user) => {
+            let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;
+            (Box::new(network), user.rate, UserNetSpec::GUEST_MAC, MTU)
+        }
+        NetSpec::Tap(spec) => {
+            let refused = |source| VmError::Tap { device: spec.device.clone(), source };
+            let (tap, facts) = Tap::open(&spec.device).map_err(refused)?;
+            let network = TapNetwork::new(tap).map_err(VmError::Descriptors)?;
+            (Box::new(network), spec.rate, spec.mac.unwrap_or(neighbour(facts.address)), facts.mtu)
+        }
+    };
+    let network: Box<dyn Network> = match rate {
+        Some(rate) => Box::new(Limited::new(network, rate.bytes())),
+        None => network,
+    };
+    Ok(Some(virtio(Net::new(network, mac, mtu))))
+}
+
+/// The guest's address at the other end of the cable from this one: the same as long as the device is there, and as likely to be
+/// nobody else's as its own.
+fn neighbour(address: Mac) -> Mac {
+    let [first, rest @ ..] = address;
+    let [a, b, c, d, e] = rest;
+    // Local, of one adapter, and not the device's.
+    [(first ^ 0x10) & !1 | 2, a, b, c, d, e]
 }
 
 /// A disk's image.

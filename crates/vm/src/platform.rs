@@ -110,6 +110,7 @@ impl Platform for MachinePlatform {
         let event = match event {
             Event::Init => {
                 self.host_share.sched().init(index(vcpu));
+                self.kvm_clock().init(vcpu.0 as usize);
                 PendingEvent::Init
             }
             Event::Startup(page) => PendingEvent::Startup(page),

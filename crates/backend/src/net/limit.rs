@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use host::jail::Role;
 use host::poll::Bell;
 
 use super::{Abilities, Frame, Network, Offload};
@@ -25,6 +26,10 @@ impl<N: Network> Limited<N> {
 }
 
 impl<N: Network> Network for Limited<N> {
+    fn role(&self) -> Role {
+        self.network.role()
+    }
+
     fn bell(&self) -> Bell {
         self.network.bell()
     }

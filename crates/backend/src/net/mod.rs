@@ -3,14 +3,18 @@
 //! An adapter and what is behind it exchange Ethernet frames, each with what is left to be done to it ([`Offload`]): a
 //! checksum to be made, a segment to be cut into smaller ones. One thread serves an adapter, so nothing here is shared.
 
+pub mod header;
 mod limit;
+mod tap;
 pub mod user;
 
 use std::time::Duration;
 
+use host::jail::Role;
 use host::poll::Bell;
 
 pub use limit::Limited;
+pub use tap::TapNetwork;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -55,6 +59,13 @@ pub struct Offload {
     pub checksum: Option<PartialChecksum>,
     /// Cutting it up.
     pub segments: Option<Segments>,
+    /// Its checksums are known to be right.
+    pub valid: bool,
+}
+
+impl Offload {
+    /// Nothing is left, and checksums are right.
+    pub const WHOLE: Self = Self { checksum: None, segments: None, valid: true };
 }
 
 /// A frame on its way to the guest, in parts that follow each other.
@@ -86,6 +97,11 @@ pub struct Abilities {
 
 /// What is behind an adapter.
 pub trait Network: Send {
+    /// What the thread that serves it does on the host.
+    fn role(&self) -> Role {
+        Role::Network
+    }
+
     /// Rung by whoever has something for the thread that waits.
     fn bell(&self) -> Bell;
 
@@ -103,4 +119,30 @@ pub trait Network: Send {
     /// Hands frames to `deliver` until there are none, or it answers that there is no room: that frame is the first next
     /// time. True if frames are left.
     fn receive(&mut self, abilities: Abilities, deliver: &mut dyn FnMut(&Frame<'_>) -> bool) -> bool;
+}
+
+impl Network for Box<dyn Network> {
+    fn role(&self) -> Role {
+        (**self).role()
+    }
+
+    fn bell(&self) -> Bell {
+        (**self).bell()
+    }
+
+    fn wait(&mut self, limit: Option<Duration>) {
+        (**self).wait(limit);
+    }
+
+    fn is_open(&self) -> bool {
+        (**self).is_open()
+    }
+
+    fn transmit(&mut self, frame: &[u8], offload: Offload) {
+        (**self).transmit(frame, offload);
+    }
+
+    fn receive(&mut self, abilities: Abilities, deliver: &mut dyn FnMut(&Frame<'_>) -> bool) -> bool {
+        (**self).receive(abilities, deliver)
+    }
 }

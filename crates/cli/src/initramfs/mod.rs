@@ -29,6 +29,8 @@ pub(crate) struct Contents<'a> {
     pub(crate) command: &'a [OsString],
     /// How the command meets the console.
     pub(crate) session: &'a Session,
+    /// Whether its network is the user-mode network.
+    pub(crate) user_network: bool,
 }
 
 /// Directories that have to be there.
@@ -70,7 +72,10 @@ pub(crate) fn build(contents: &Contents<'_>) -> Vec<u8> {
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", b"root:x:0:\ntty:x:5:\n");
     add_modules(&mut archive, script::MODULES, contents.modules);
-    archive.program("init", script::init(contents.session, contents.command.is_empty()).as_bytes());
+    archive.program(
+        "init",
+        script::init(contents.session, contents.command.is_empty(), contents.user_network).as_bytes(),
+    );
     archive.program(
         script::COMMAND.trim_start_matches('/'),
         &command_script(contents.command, contents.session),
@@ -161,6 +166,7 @@ mod tests {
             modules: &[Module { name: "virtio".into(), bytes: b"ELF".to_vec() }],
             command: &[],
             session: &session,
+            user_network: true,
         });
         let has =
             |name: &str| bytes.windows(name.len() + 1).any(|window| window == format!("{name}\0").as_bytes());

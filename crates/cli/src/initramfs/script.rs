@@ -65,6 +65,11 @@ stty -F /dev/ttyS1 115200 -echo -isig -icrnl -opost
 exec 3<>/dev/ttyS1 4<>/dev/ttyS0
 ";
 
+/// An adapter on a network of which nothing is known.
+const LINK: &str = "\
+[ -e /sys/class/net/eth0 ] && ip link set eth0 up
+";
+
 /// The guest's network: what DHCP and router advertisements would say, without waiting for them.
 fn network() -> String {
     use spec::UserNetSpec as Net;
@@ -127,10 +132,11 @@ done <&3 &
     )
 }
 
-/// The text of `/init`, which runs a command or a shell.
-pub(super) fn init(session: &Session, is_shell: bool) -> String {
+/// The text of `/init`, which runs a command or a shell. The addresses of the user-mode network are known.
+pub(super) fn init(session: &Session, is_shell: bool, user_network: bool) -> String {
     let follow = follow(session, is_shell);
-    let prepare = [PREPARE, &network(), CONSOLE].concat();
+    let network = if user_network { network() } else { LINK.to_owned() };
+    let prepare = [PREPARE, &network, CONSOLE].concat();
     match session {
         Session::Terminal { size: (rows, columns), term } => format!(
             "{prepare}\
@@ -162,7 +168,7 @@ mod tests {
         let terminal = Session::Terminal { size: (24, 80), term: "xterm-256color".into() };
         for session in [terminal, Session::Piped] {
             let mut sh = Command::new("sh").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
-            sh.stdin.take().unwrap().write_all(init(&session, true).as_bytes()).unwrap();
+            sh.stdin.take().unwrap().write_all(init(&session, true, true).as_bytes()).unwrap();
             assert!(sh.wait().unwrap().success());
         }
     }

@@ -29,6 +29,8 @@ pub enum Role {
     FilesToRead,
     /// Serves a network adapter: the user-mode network.
     Network,
+    /// Serves a network adapter: a TAP device of the host.
+    Tap,
     /// Serves a socket device: connections with programs of the host.
     LocalSockets,
     /// Serves a console with ports.
@@ -44,7 +46,7 @@ pub enum Role {
 impl Role {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Main,
         Self::Driver,
         Self::Vcpu,
@@ -55,6 +57,7 @@ impl Role {
         Self::Files,
         Self::FilesToRead,
         Self::Network,
+        Self::Tap,
         Self::LocalSockets,
         Self::Ports,
         Self::Console,
@@ -75,6 +78,7 @@ impl Role {
             Self::Files => "files",
             Self::FilesToRead => "files to read",
             Self::Network => "network",
+            Self::Tap => "tap",
             Self::LocalSockets => "local sockets",
             Self::Ports => "ports",
             Self::Console => "console",
@@ -96,6 +100,7 @@ impl Role {
             Self::Files => &[BLOCKS, CHANGED_BLOCKS, FILES, CHANGED_FILES],
             Self::FilesToRead => &[BLOCKS, FILES],
             Self::Network => &[SOCKETS, MANY_FILES, INTERNET],
+            Self::Tap => &[MANY_FILES, TAP],
             Self::LocalSockets => &[SOCKETS, MANY_FILES, LOCAL],
             Self::Ports => &[MANY_FILES],
             // What a VM in the background prints goes to files.
@@ -297,6 +302,9 @@ const LOCAL: &[Call] = &[one_of(SYS_socket, 0, &[AF_UNIX as u64])];
 /// Waiting for many files at once.
 const MANY_FILES: &[Call] =
     &[any(SYS_epoll_ctl), any(SYS_epoll_wait), any(SYS_epoll_pwait), any(SYS_epoll_pwait2)];
+
+/// What of its work the guest does itself.
+const TAP: &[Call] = &[one_of(SYS_ioctl, 1, &[TUNSETOFFLOAD])];
 
 /// What is done with connections.
 const SOCKETS: &[Call] = &[

@@ -80,7 +80,7 @@ const SOMETIMES: &[(&str, libc::c_long, &[Role])] = &[
     ("pwritev", libc::SYS_pwritev, &[Role::Disk, Role::Files]),
     ("preadv", libc::SYS_preadv, &[Role::Disk, Role::Files, Role::FilesToRead, Role::Driver]),
     ("connect", libc::SYS_connect, &[Role::Network, Role::LocalSockets]),
-    ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network, Role::LocalSockets, Role::Ports]),
+    ("epoll_ctl", libc::SYS_epoll_ctl, &[Role::Network, Role::Tap, Role::LocalSockets, Role::Ports]),
     ("sendto", libc::SYS_sendto, &[Role::Network, Role::LocalSockets]),
     (
         "recvfrom",

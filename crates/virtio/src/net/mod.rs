@@ -8,7 +8,6 @@
 //! Checksums and segmentation are left to whoever comes last. Of the guest's frames nobody here needs either, and frames
 //! for the guest come with a partial checksum and up to 64 KiB long, if it negotiated that.
 
-mod header;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -95,7 +94,7 @@ impl Service for Net {
     }
 
     fn role(&self) -> Role {
-        Role::Network
+        self.far().network.role()
     }
 
     fn features(&self) -> u64 {

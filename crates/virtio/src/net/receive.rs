@@ -3,11 +3,11 @@
 //! A frame lies in one chain, or with mergeable buffers in as many as it takes (VIRTIO 1.2, 5.1.6.4). One for which there
 //! are not enough chains stays with the network, and the chains with the driver.
 
-use backend::net::Frame;
+use backend::net::header::{self, HEADER};
+use backend::net::{Frame, Offload};
 use memory::{GuestMemory, MemoryError};
 use x86::bits::{index, low32};
 
-use super::header::{self, HEADER};
 use super::{Far, GUEST_CHECKSUM, MERGEABLE, RECEIVE, abilities};
 use crate::queue::Chain;
 use crate::service::Malformed;
@@ -89,8 +89,10 @@ impl Receiver<'_> {
         if room < needed || !first_holds_header || chains.iter().any(|chain| chain.readable.bytes() > 0) {
             return Err(Malformed);
         }
-        let valid = self.batch.features() & GUEST_CHECKSUM != 0;
-        let header = header::build(frame.offload, u16::try_from(chains.len()).unwrap_or(u16::MAX), valid);
+        // Who makes no checksums himself is told nothing about them.
+        let valid = frame.offload.valid && self.batch.features() & GUEST_CHECKSUM != 0;
+        let offload = Offload { valid, ..frame.offload };
+        let header = header::build(offload, u16::try_from(chains.len()).unwrap_or(u16::MAX));
         let [first, second, third] = frame.parts;
         let mut source = Source { parts: [&header, first, second, third] };
         let mut left = needed;

@@ -1,6 +1,7 @@
 //! Frames from the driver to the network.
 
-use super::header::{self, HEADER};
+use backend::net::header::{self, HEADER};
+
 use super::{Far, TRANSMIT};
 use crate::queue::Chain;
 use crate::service::{self, Malformed};

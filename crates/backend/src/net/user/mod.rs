@@ -202,7 +202,7 @@ impl Network for UserNet {
 
     fn receive(&mut self, abilities: Abilities, deliver: &mut dyn FnMut(&Frame<'_>) -> bool) -> bool {
         while let Some(frame) = self.link.queue.front() {
-            if !deliver(&Frame { parts: [frame, &[], &[]], offload: Offload::default() }) {
+            if !deliver(&Frame { parts: [frame, &[], &[]], offload: Offload::WHOLE }) {
                 return true;
             }
             self.link.queue.pop_front();

@@ -377,7 +377,7 @@ impl Cut {
         let ignored = ChecksumCapabilities::ignored();
         repr.emit(&mut TcpPacket::new_unchecked(&mut *tcp), &source.into(), &destination.into(), &ignored);
         let mut sum = Sum::pseudo_header(source, destination, IpProtocol::Tcp.into(), bytes);
-        let mut offload = Offload::default();
+        let mut offload = Offload::WHOLE;
         let checksum = if self.checksum && data_bytes > 0 {
             offload = self.offload(source, start, head.len(), data_bytes);
             sum.folded()
@@ -402,6 +402,7 @@ impl Cut {
                 headers: short(headers),
                 payload,
             }),
+            valid: false,
         }
     }
 }

@@ -1,9 +1,10 @@
-//! What stands before each frame in a buffer (`struct virtio_net_hdr`, VIRTIO 1.2, 5.1.6).
+//! What stands before each frame, between a guest's driver and its adapter as between this program and a TAP device of the
+//! host (`struct virtio_net_hdr`, VIRTIO 1.2, 5.1.6).
 
-use backend::net::{IpVersion, Offload, PartialChecksum, Segments};
+use super::{IpVersion, Offload, PartialChecksum, Segments};
 
 /// Its bytes.
-pub(super) const HEADER: usize = 12;
+pub const HEADER: usize = host::tap::HEADER;
 
 // Flags.
 const NEEDS_CHECKSUM: u8 = 1;
@@ -17,7 +18,7 @@ const TCP6: u8 = 4;
 const ECN: u8 = 0x80;
 
 /// What a header of the driver's says; nothing if it asks for what was not offered.
-pub(super) fn parse(header: &[u8; HEADER]) -> Option<Offload> {
+pub fn parse(header: &[u8; HEADER]) -> Option<Offload> {
     let [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1, _, _] = *header;
     let half = |low, high| u16::from_le_bytes([low, high]);
     let segments = |version| Some(Segments { version, headers: half(h0, h1), payload: half(g0, g1) });
@@ -30,12 +31,13 @@ pub(super) fn parse(header: &[u8; HEADER]) -> Option<Offload> {
             TCP6 => segments(IpVersion::V6),
             _ => return None,
         },
+        valid: flags & DATA_VALID != 0,
     })
 }
 
-/// The header of a frame for the driver, which lies in so many chains. `valid` says that checksums are known to be right.
-pub(super) fn build(offload: Offload, chains: u16, valid: bool) -> [u8; HEADER] {
-    let mut flags = if valid { DATA_VALID } else { 0 };
+/// The header of a frame, which lies in so many chains of a driver.
+pub fn build(offload: Offload, chains: u16) -> [u8; HEADER] {
+    let mut flags = if offload.valid { DATA_VALID } else { 0 };
     let [mut start, mut offset] = [0; 2];
     if let Some(checksum) = offload.checksum {
         flags = NEEDS_CHECKSUM;
@@ -64,15 +66,15 @@ mod tests {
         let checksum = Some(PartialChecksum { start: 34, offset: 16 });
         for version in [IpVersion::V4, IpVersion::V6] {
             let segments = Some(Segments { version, headers: 54, payload: 1460 });
-            for offload in
-                [Offload::default(), Offload { checksum, segments: None }, Offload { checksum, segments }]
-            {
-                let header = build(offload, 3, true);
+            let plain = Offload::default();
+            for offload in [plain, Offload { checksum, ..plain }, Offload { checksum, segments, ..plain }] {
+                let header = build(offload, 3);
                 assert_eq!(parse(&header), Some(offload));
                 assert_eq!(header[10..], [3, 0]);
             }
         }
-        assert_eq!(build(Offload::default(), 1, true)[0], DATA_VALID);
+        let valid = Offload { valid: true, ..Offload::default() };
+        assert_eq!((build(valid, 1)[0], parse(&build(valid, 1))), (DATA_VALID, Some(valid)));
         assert_eq!(parse(&[0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None, "UDP fragments were not offered");
     }
 }
