@@ -12,8 +12,8 @@
 //! code at its next backward or indirect jump. What the interpreter executes, every serializing instruction among it,
 //! is followed by a look at changes without being called ([`memory::shootdown`]).
 
-mod bridges;
 mod changes;
+mod direct;
 mod lockstep;
 mod registers;
 mod revise;
@@ -724,27 +724,6 @@ impl BtVcpu {
     /// Whether a block is still in the cache, which had been flushed `flushes` times, and not stale.
     fn has_kept(&self, block: u32, flushes: u64) -> bool {
         self.cache.stats.flushes == flushes && self.cache.block(block).is_some_and(|block| !block.stale)
-    }
-
-    /// Lets a direct jump lead to its target, if that has been or can be translated; the target's number, if so.
-    fn link(
-        &mut self,
-        from: u32,
-        jump: u32,
-        form: translate::Form,
-        rip: u64,
-    ) -> Result<Option<u32>, HostError> {
-        let Some(source) = self.cache.block(from).copied() else { return Ok(None) };
-        let flushes = self.cache.stats.flushes;
-        if source.stale || source.key.mode.without(Mode::PLAIN) != self.mode {
-            return Ok(None);
-        }
-        self.catch_up()?;
-        let target = self.block_at(source.key.mfn, rip)?.filter(|_| self.has_kept(from, flushes));
-        if let Some(target) = target {
-            self.cache.link(from, jump, form, target)?;
-        }
-        Ok(target)
     }
 
     /// What was counted.

@@ -1,6 +1,8 @@
-//! What a vCPU does about bridges ([`translate`]'s `bridge`): builds them, or gives them up.
+//! What a vCPU does about direct jumps: links those within a page, and builds bridges ([`translate`]'s `bridge`) for the others, or
+//! gives them up.
 
 use host::HostError;
+use translate::{Form, Mode};
 use x86::PAGE_MASK;
 use x86::bits::low16;
 
@@ -9,6 +11,27 @@ use crate::cache::Key;
 use crate::sites::PlacedSite;
 
 impl BtVcpu {
+    /// Lets a direct jump lead to its target, if that has been or can be translated; the target's number, if so.
+    pub(super) fn link(
+        &mut self,
+        from: u32,
+        jump: u32,
+        form: Form,
+        rip: u64,
+    ) -> Result<Option<u32>, HostError> {
+        let Some(source) = self.cache.block(from).copied() else { return Ok(None) };
+        let flushes = self.cache.stats.flushes;
+        if source.stale || source.key.mode.without(Mode::PLAIN) != self.mode {
+            return Ok(None);
+        }
+        self.catch_up()?;
+        let target = self.block_at(source.key.mfn, rip)?.filter(|_| self.has_kept(from, flushes));
+        if let Some(target) = target {
+            self.cache.link(from, jump, form, target)?;
+        }
+        Ok(target)
+    }
+
     /// A bridge leads to another frame than before, or to the first: the page at linear address `page`. The way on is the way
     /// round, this time.
     pub(super) fn bridge(&mut self, site: &PlacedSite, jump: u32, page: u64) -> Result<Next, HostError> {
