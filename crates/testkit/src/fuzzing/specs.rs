@@ -43,9 +43,7 @@ fn attempt(data: &[u8]) -> Result<()> {
         assert!(size.bytes().is_multiple_of(4096) && size.bytes() <= MemorySize::MAX.bytes());
         firmware_map(size.bytes());
     }
-    if text.parse::<ByteSize>().is_ok_and(|size| size.bytes() > 0) {
-        parse::<ByteSize>(&text);
-    }
+    parse::<ByteSize>(&text);
     parse::<CpuCount>(&text);
     parse::<Name>(&text);
     parse::<EngineChoice>(&text);
