@@ -77,6 +77,10 @@ impl Image {
 
     /// The directories whose files it may be made upon.
     fn permitted(&self) -> Result<Vec<PathBuf>, DiskError> {
+        // Upon none; and it may be a file that is in no directory.
+        if self.format == Some(Format::Raw) {
+            return Ok(Vec::new());
+        }
         let own = directory_of(&resolve(&self.file)?).to_owned();
         let other = self.backing.as_deref().map(resolve).transpose()?;
         Ok([Some(own), other].into_iter().flatten().collect())

@@ -112,6 +112,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) ssh_key: Vec<PathBuf>,
 
+    /// Give a guest that boots by itself what cloud-init asks for (NoCloud): user data, or a directory with user-data, meta-data,
+    /// network-config, vendor-data
+    ///
+    /// It is the last disk, a volume with the label cidata that can only be read. What is not given is made up from the VM's name.
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) cloud_init: Option<PathBuf>,
+
     /// An initial RAM disk, or a Multiboot module; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Vec<PathBuf>,

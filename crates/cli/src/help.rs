@@ -61,6 +61,7 @@ Examples:
   umbra run -d --name box -p 2222:22 debian:bookworm; ssh -p 2222 root@localhost
   umbra run debian --packages gcc,make,libc6-dev -v .:/work -- make -C /work
   umbra run image.qcow2,overlay=changes.qcow2
+  umbra run cloud.qcow2 --name box --cloud-init user-data.yaml
   umbra run image.qcow2 -- cat /etc/os-release
   tar c src | umbra run -m 1G -- sh -c 'tar x && find src | wc -l'
   umbra run --timeout 30s --kernel bzImage -- dmesg

@@ -23,6 +23,7 @@ mod plan;
 mod progress;
 mod report;
 mod run;
+mod seed;
 mod source;
 mod status;
 mod vms;

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) guest: Guest,
     /// The root of Debian's packages that its first disk is to hold, if any.
     pub(crate) debian: Option<DebianSpec>,
+    /// What cloud-init is to find there.
+    pub(crate) cloud_init: Option<PathBuf>,
     /// Directories shared with the guest.
     pub(crate) shares: Vec<ShareSpec>,
     /// The kernel's command line.
@@ -132,6 +134,10 @@ impl Plan {
         let boots = on_disk && args.command.is_empty();
         check(&args, theirs, shared, boots)?;
         check_debian(&args, &source)?;
+        ensure!(
+            theirs || boots || args.cloud_init.is_none(),
+            "--cloud-init needs a guest that boots by itself: a disk image, 'debian' or a kernel of yours as SOURCE, without a command"
+        );
         let command_line = command_line(&args, theirs, boots);
         let memory = match args.machine.memory {
             Some(memory) => memory,
@@ -169,6 +175,7 @@ impl Plan {
             kernel,
             guest,
             debian,
+            cloud_init: args.cloud_init,
             shares,
             command_line,
             timeout: args.timeout,
@@ -211,8 +218,8 @@ impl Plan {
     pub(crate) fn drivers(&self) -> Vec<&'static str> {
         // Debian's kernels have their NVMe driver built in.
         let is_virtio = |disk: &DiskSpec| disk.bus == DiskBus::Virtio;
-        let disks =
-            (self.machine.disk.iter().any(is_virtio) || self.debian.is_some()).then_some("virtio_blk");
+        let made = self.debian.is_some() || self.cloud_init.is_some();
+        let disks = (self.machine.disk.iter().any(is_virtio) || made).then_some("virtio_blk");
         let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
         let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
         let files = (!self.shares.is_empty()).then_some(["virtiofs", "overlay"]).into_iter().flatten();
@@ -454,13 +461,13 @@ mod tests {
         let disks = plan.describe("k".into()).disks;
         let seen: Vec<_> = disks.iter().map(ToString::to_string).collect();
         assert_eq!(seen, ["a.img", "b,,c,ro"]);
-        assert!(self::plan(&["--net", "none", "--", "true"]).unwrap().drivers().is_empty());
+        assert!(self::plan(&["--net", "none", "--no-balloon", "--", "true"]).unwrap().drivers().is_empty());
     }
 
     #[test]
     fn there_is_a_network_unless_there_is_none() {
         let plan = plan(&["-p", "8080:80", "--port", "0.0.0.0:53:53/udp", "--", "true"]).unwrap();
-        assert_eq!(plan.drivers(), ["virtio_pci", "virtio_net"]);
+        assert_eq!(plan.drivers(), ["virtio_pci", "virtio_net", "virtio_balloon"]);
         let ports: Vec<_> = plan.describe("k".into()).ports.iter().map(ToString::to_string).collect();
         assert_eq!(ports, ["127.0.0.1:8080:80", "0.0.0.0:53:53/udp"]);
         assert!(self::plan(&["--net", "none", "-p", "1:2"]).is_err());
@@ -501,6 +508,10 @@ mod tests {
             assert!(plan(wrong).is_err(), "{wrong:?}");
         }
         assert!(plan(&["debian", "--ssh-key", "k", "--", "true"]).is_err());
+        assert_eq!(plan(&["debian", "--cloud-init", "u"]).unwrap().cloud_init, Some("u".into()));
+        for wrong in [&["host", "--cloud-init", "u"][..], &["debian", "--cloud-init", "u", "--", "true"]] {
+            assert!(plan(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

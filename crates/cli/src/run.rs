@@ -12,10 +12,11 @@ use vm::{BootImages, Builder, Initrd, OnReset, Stopped, VmHandle};
 
 use crate::args::RunArgs;
 use crate::console::{Console, Event, Events, FromGuest, signals, terminal};
-use crate::debian::{self, Cache, Freshness, Module, Wanted};
+use crate::debian::{self, Cache, Freshness, Module, Set, Wanted};
 use crate::initramfs::{self, Contents, Session};
 use crate::plan::{Guest, Plan, Surroundings};
 use crate::report::OwnFigures;
+use crate::seed::Seed;
 use crate::source::Source;
 use crate::status::Status;
 use crate::vms::presence::Presence;
@@ -59,7 +60,9 @@ pub(crate) fn run(args: RunArgs) -> Result<Status> {
     let surroundings = Surroundings { session: session(&args), directory, keys };
     let described_source = source.to_string();
     let plan = Plan::new(args, source, surroundings)?;
-    let (machine, images) = load(&plan)?;
+    let (mut machine, images) = load(&plan)?;
+    let seed = plan.cloud_init.as_ref().map(|from| Seed::new(from, machine.name.as_str())).transpose()?;
+    machine.disks.extend(seed.as_ref().map(Seed::disk));
     let mut presence = note(&plan, &machine, described_source)?;
     let status = live(&plan, &machine, images, &mut presence).unwrap_or_else(|error| {
         message::error(&format!("{error:#}"));
@@ -191,11 +194,15 @@ fn modules(plan: &Plan, kernel: &Path) -> Result<Vec<Module>> {
     if drivers.is_empty() {
         return Ok(Vec::new());
     }
-    match debian::modules_of(&Cache::of_user()?, kernel)? {
-        Some(dir) => debian::select(&dir, &drivers),
+    let volume = plan.cloud_init.as_ref().map(|_| (Set::Volume, vec!["isofs"]));
+    let mut modules = Vec::new();
+    for (set, names) in [(Set::Drivers, drivers)].into_iter().chain(volume) {
         // A kernel of the user's own has to bring its drivers with it.
-        None => Ok(Vec::new()),
+        if let Some(dir) = debian::modules_of(&Cache::of_user()?, kernel, set)? {
+            modules.extend(debian::select(&dir, &names)?);
+        }
     }
+    Ok(modules)
 }
 
 /// What has been seen of a running VM.

@@ -101,7 +101,11 @@ fn a_debian_boots_lets_its_owner_in_stops_and_keeps_its_disk() {
         Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
     assert!(made.success());
     let port = free_port().to_string();
-    vms.says(&["run", "-d", "--name", "box", "-p", &format!("{port}:22"), "--ssh-key", "key.pub", "debian"]);
+    let data = "#cloud-config\n".repeat(300);
+    vms.0.file("user-data", data.as_bytes());
+    let forwarded = format!("{port}:22");
+    let words = ["--ssh-key", "key.pub", "--cloud-init", "user-data", "debian"];
+    vms.says(&[&["run", "-d", "--name", "box", "-p", &forwarded], &words[..]].concat());
 
     let ssh = || {
         let mut ssh = Command::new("ssh");
@@ -125,6 +129,18 @@ fn a_debian_boots_lets_its_owner_in_stops_and_keeps_its_disk() {
         "*\nnameserver 10.0.2.3\n",
         "nobody has a password"
     );
+
+    let seed = "blkid -o export /dev/vdb; mount -r /dev/vdb /mnt; ls /mnt; cat /mnt/meta-data";
+    let seen = vms.says(&["exec", "box", "sh", "-ec", seed]);
+    for part in [
+        "LABEL=cidata\n",
+        "TYPE=iso9660\n",
+        "meta-data\nuser-data\n",
+        "instance-id: box\nlocal-hostname: box\n",
+    ] {
+        assert!(seen.contains(part), "{part}: {seen}");
+    }
+    assert!(vms.says(&["exec", "box", "cat", "/mnt/user-data"]) == data);
 
     vms.says(&["stop", "--timeout", "120", "box"]);
     let log = vms.says(&["logs", "box"]);

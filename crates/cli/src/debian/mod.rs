@@ -23,7 +23,7 @@ use apt::{Apt, AptError};
 pub(crate) use cache::Cache;
 use cache::Staging;
 use control::Control;
-pub(crate) use modules::{Module, select};
+pub(crate) use modules::{Module, Set, select};
 pub(crate) use root::{can_format, link as root_link, root};
 
 /// What can be asked for.
@@ -59,8 +59,6 @@ impl fmt::Display for Wanted<'_> {
 
 /// The kernel's name in its cache entry.
 const VMLINUZ: &str = "vmlinuz";
-/// The directory of the kernel's modules beside it. Versions that kept fewer of them called it otherwise.
-const MODULES: &str = "drivers";
 /// Busybox's.
 const BUSYBOX_FILE: &str = "busybox";
 /// The list of busybox's applets, beside it.
@@ -91,20 +89,20 @@ pub(crate) fn kernel(cache: &Cache, wanted: Wanted<'_>, freshness: Freshness) ->
     let entry = obtain(cache, wanted, freshness, &|deb, staging| {
         archive::take_file(deb, "./boot/vmlinuz-*", &staging.entry().join(VMLINUZ))
             .with_context(|| format!("{wanted} holds no kernel"))?;
-        modules::take(deb, &staging.work(), &staging.entry().join(MODULES))
+        modules::take(deb, &staging.work(), &staging.entry(), &Set::ALL)
     })?;
     Ok(entry.join(VMLINUZ))
 }
 
-/// The directory of modules that belong to a kernel from the cache, fetched if it came there without them. `None` for any
-/// other kernel.
+/// The directory of a set of modules that belong to a kernel from the cache, fetched if it came there without them. `None` for
+/// any other kernel.
 ///
 /// # Errors
 /// If they cannot be fetched.
-pub(crate) fn modules_of(cache: &Cache, kernel: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn modules_of(cache: &Cache, kernel: &Path, set: Set) -> Result<Option<PathBuf>> {
     let Some((entry, name)) = cache.entry_around(kernel) else { return Ok(None) };
     let Some((package, version)) = control::of_entry_name(&name) else { return Ok(None) };
-    let modules = entry.join(MODULES);
+    let modules = entry.join(set.directory());
     if modules.is_dir() {
         return Ok(Some(modules));
     }
@@ -117,8 +115,8 @@ pub(crate) fn modules_of(cache: &Cache, kernel: &Path) -> Result<Option<PathBuf>
             format!("cannot get {what} {version}, which are not in the cache: 'umbra fetch' gets a newer kernel with its own")
         })?;
         if let Some(deb) = deb {
-            modules::take(&deb, &staging.work(), &staging.entry().join(MODULES))?;
-            cache.complete(&lock, &staging, MODULES, &entry)?;
+            modules::take(&deb, &staging.work(), &staging.entry(), &[set])?;
+            cache.complete(&lock, &staging, set.directory(), &entry)?;
         }
     }
     Ok(Some(modules))

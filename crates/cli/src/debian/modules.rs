@@ -27,20 +27,53 @@ const PATTERN: &str = "*/lib/modules/*.ko*";
 const FAMILY: &str = "virtio";
 /// and these.
 const OTHERS: [&str; 5] = ["failover", "fuse", "net_failover", "overlay", "vsock"];
+/// What a volume of ISO 9660 takes.
+const VOLUME: [&str; 2] = ["cdrom", "isofs"];
 /// How a module may be compressed, and what undoes it.
 const COMPRESSIONS: [(&str, &str); 3] = [(".xz", "xz"), (".zst", "zstd"), (".gz", "gzip")];
 
-/// Takes the modules out of a package into a new directory, using `work` meanwhile.
+/// Modules that are kept together, in a directory beside the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Set {
+    /// Those for virtual machines.
+    Drivers,
+    /// Those for the volume that cloud-init reads.
+    Volume,
+}
+
+impl Set {
+    pub(super) const ALL: [Self; 2] = [Self::Drivers, Self::Volume];
+
+    /// The directory's name. Versions that kept fewer of the drivers called it otherwise.
+    pub(super) fn directory(self) -> &'static str {
+        match self {
+            Self::Drivers => "drivers",
+            Self::Volume => "volume",
+        }
+    }
+
+    fn holds(self, file: &str) -> bool {
+        let name = file.split('.').next().unwrap_or_default().replace('-', "_");
+        match self {
+            Self::Drivers => name.contains(FAMILY) || OTHERS.contains(&name.as_str()),
+            Self::Volume => VOLUME.contains(&name.as_str()),
+        }
+    }
+}
+
+/// Takes sets of modules out of a package into new directories below `target`, using `work` meanwhile.
 ///
 /// # Errors
 /// If the package has none, or cannot be unpacked here.
-pub(super) fn take(deb: &Path, work: &Path, target: &Path) -> Result<()> {
-    fs::create_dir(target).with_context(|| format!("cannot make '{}'", target.display()))?;
+pub(super) fn take(deb: &Path, work: &Path, target: &Path, sets: &[Set]) -> Result<()> {
+    for set in sets {
+        let target = target.join(set.directory());
+        fs::create_dir(&target).with_context(|| format!("cannot make '{}'", target.display()))?;
+    }
     for file in archive::take_files(deb, PATTERN, &work.join("modules"))? {
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if !is_wanted(&name) {
-            continue;
-        }
+        let Some(set) = sets.iter().find(|set| set.holds(&name)) else { continue };
+        let target = target.join(set.directory());
         let compression = COMPRESSIONS.iter().find(|(suffix, _)| name.ends_with(suffix));
         let plain = compression.map_or(name.as_str(), |(suffix, _)| name.trim_end_matches(suffix));
         let to = target.join(plain.replace('-', "_"));
@@ -53,11 +86,6 @@ pub(super) fn take(deb: &Path, work: &Path, target: &Path) -> Result<()> {
         archive::sync(&to)?;
     }
     Ok(())
-}
-
-fn is_wanted(file: &str) -> bool {
-    let name = file.split('.').next().unwrap_or_default().replace('-', "_");
-    name.contains(FAMILY) || OTHERS.contains(&name.as_str())
 }
 
 fn decompress(program: &str, from: &Path, to: &Path) -> Result<()> {

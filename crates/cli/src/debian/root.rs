@@ -25,7 +25,7 @@ use spec::{DebianSpec, UserNetSpec};
 use super::cache::{Cache, ENTRY, Staging};
 use super::packages::Packages;
 use super::suite::Suite;
-use super::{Freshness, Wanted, archive, kernel, modules_of, with_lists};
+use super::{Freshness, Set, Wanted, archive, kernel, modules_of, with_lists};
 use crate::progress::Progress;
 
 /// What happens in the VM.
@@ -75,7 +75,7 @@ pub(crate) fn root(cache: &Cache, debian: &DebianSpec, freshness: Freshness) -> 
     );
     // For the VM, before the cache is locked.
     let kernel = kernel(cache, Wanted::NewestKernel, Freshness::Cached)?;
-    modules_of(cache, &kernel)?;
+    modules_of(cache, &kernel, Set::Drivers)?;
     let lock = cache.lock()?;
     if let Some(entry) = cached() {
         return Ok(entry.join(IMAGE));
