@@ -90,7 +90,7 @@ fn a_guest_without_messages_uses_the_interrupt_pin() {
     let script = "echo through | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null; grep -c IO-APIC.*virtio /proc/interrupts";
     let args =
         ["run", "--kernel", &kernel, "--disk", &disk, "--net=none", "--append=pci=nomsi", "--timeout=10m"];
-    let output = umbra(&[&args[..], &["--", "sh", "-c", script]].concat()).output().unwrap();
+    let output = umbra(&[&args[..], &["--no-balloon", "--", "sh", "-c", script]].concat()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "2\n", "{}", complaint(&output));
     assert!(std::fs::read(&disk).unwrap().starts_with(b"through\n"));
 }
