@@ -288,6 +288,12 @@ impl BtVcpu {
 
     /// Puts the code at a linear address into the jump cache, translated if it is time; its host address.
     fn find_code(&mut self, rip: u64) -> Result<Option<u64>, HostError> {
+        let number = self.find_block(rip)?;
+        Ok(number.and_then(|number| self.cache.block(number)).map(|block| self.cache.jump_entry(block)))
+    }
+
+    /// The same; its block.
+    fn find_block(&mut self, rip: u64) -> Result<Option<u32>, HostError> {
         let table = self.mode.table();
         let Some(first) = self.resolve_code(rip) else { return Ok(None) };
         let Some(mfn) = first.frame() else { return Ok(None) };
@@ -315,7 +321,7 @@ impl BtVcpu {
         if rip != 0 {
             self.views.insert_code(table, rip, code, Some(block.key.page().number()), &resolved);
         }
-        Ok(Some(code))
+        Ok(Some(number))
     }
 
     /// Where code is fetched from.

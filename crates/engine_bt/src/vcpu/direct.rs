@@ -3,11 +3,8 @@
 
 use host::HostError;
 use translate::{Form, Mode};
-use x86::PAGE_MASK;
-use x86::bits::low16;
 
 use super::{BtVcpu, Next};
-use crate::cache::Key;
 use crate::sites::PlacedSite;
 
 impl BtVcpu {
@@ -53,10 +50,9 @@ impl BtVcpu {
     /// The block at a linear address, in the current mode, if it can be found by translated code from now on.
     fn far_block(&mut self, target: u64) -> Result<Option<u32>, HostError> {
         self.catch_up()?;
-        if self.views.code_mode(self.mode.table()) != self.mode || self.find_code(target)?.is_none() {
+        if self.views.code_mode(self.mode.table()) != self.mode {
             return Ok(None);
         }
-        let Some(mfn) = self.code_frame(target) else { return Ok(None) };
-        Ok(self.cache.find(Key { mfn, offset: low16(target & PAGE_MASK), mode: self.mode }))
+        self.find_block(target)
     }
 }
