@@ -67,7 +67,8 @@ impl Window {
     }
 }
 
-/// One device's way to place its registers in a window.
+/// One device's way to place its registers in a window. Clones are the same way.
+#[derive(Clone)]
 pub struct Opening {
     window: Arc<Window>,
     number: usize,

@@ -52,7 +52,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use backend::Volume;
 use bus::pci::{Function, Socket};
-use bus::{Device, Lifecycle, Region, SharedDevice};
+use bus::{Device, Lifecycle, Region};
 use host::jail::Role;
 use memory::GuestMemory;
 use state::{Record, StateError};
@@ -132,11 +132,6 @@ impl Nvme {
     /// A worker for each submission queue, the admin queue's first.
     pub fn workers(&self) -> Vec<Worker> {
         (0..).zip(&self.0.work).map(|(queue, _)| Worker::new(self.0.clone(), queue)).collect()
-    }
-
-    /// Tells the window whose registers these are: the device's own handle on the bus.
-    pub fn connect(&self, device: &SharedDevice) {
-        self.0.lock().endpoint.connect(device);
     }
 
     /// Ends the workers, after what they are doing.

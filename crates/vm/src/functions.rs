@@ -11,7 +11,6 @@ use backend::net::{Limited, Mac, Network, TapNetwork};
 use backend::share::{Access, Share};
 use backend::vsock::SocketFiles;
 use backend::{Changes, Counted, DiskError, Format, Image, Volume};
-use bus::SharedDevice;
 use bus::pci::{Function, Socket};
 use host::jail::{self, Directory, Role};
 use host::tap::Tap;
@@ -59,8 +58,6 @@ pub(crate) trait Served: Function {
     fn role(&self) -> Role;
     /// What each of them does with its life.
     fn lives(&self) -> Vec<Box<dyn FnOnce() + Send>>;
-    /// Tells the bus whose registers these are: the function's own handle.
-    fn connect(&self, device: &SharedDevice);
     /// Ends the threads, after what they are doing.
     fn end(&self);
 }
@@ -72,10 +69,6 @@ impl Served for VirtioPci {
 
     fn lives(&self) -> Vec<Box<dyn FnOnce() + Send>> {
         self.workers().into_iter().map(|worker| Box::new(move || worker.live()) as _).collect()
-    }
-
-    fn connect(&self, device: &SharedDevice) {
-        self.connect(device);
     }
 
     fn end(&self) {
@@ -92,10 +85,6 @@ impl Served for Nvme {
         self.workers().into_iter().map(|worker| Box::new(move || worker.live()) as _).collect()
     }
 
-    fn connect(&self, device: &SharedDevice) {
-        self.connect(device);
-    }
-
     fn end(&self) {
         self.end();
     }
@@ -105,17 +94,12 @@ impl Card {
     /// Plugs it in.
     pub(crate) fn plug(self, socket: Socket) -> Arc<Mutex<dyn Served>> {
         match self {
-            Self::Virtio(service) => connected(VirtioPci::new(service, socket)),
-            Self::Nvme { volume, number, queues } => connected(Nvme::new(volume, number, queues, socket)),
+            Self::Virtio(service) => socket.plug(|socket| VirtioPci::new(service, socket)),
+            Self::Nvme { volume, number, queues } => {
+                socket.plug(|socket| Nvme::new(volume, number, queues, socket))
+            }
         }
     }
-}
-
-fn connected<F: Served + 'static>(function: F) -> Arc<Mutex<dyn Served>> {
-    let function = Arc::new(Mutex::new(function));
-    let device: SharedDevice = function.clone();
-    function.lock().unwrap_or_else(PoisonError::into_inner).connect(&device);
-    function
 }
 
 /// Devices, and what they need of the host for as long as they live.

@@ -6,14 +6,14 @@
 //!
 //! Lock order: whoever owns the endpoint, then the window of the bridge, interrupt lines and local APICs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use memory::GuestMemory;
 use serde::{Deserialize, Serialize};
 use state::StateError;
 
 use super::config::WORDS;
-use super::{Command, ConfigSpace, FunctionId, Identity, Msix, MsixState};
+use super::{Command, ConfigSpace, Function, FunctionId, Identity, Msix, MsixState};
 use crate::{IrqLine, MsiTarget, Opening, SharedDevice};
 
 /// Where a function is plugged in, and what it is connected with.
@@ -30,6 +30,17 @@ pub struct Socket {
     pub messages: Arc<dyn MsiTarget>,
     /// What it has access to.
     pub memory: Arc<GuestMemory>,
+}
+
+impl Socket {
+    /// Plugs in the function that `make` makes: the handle by which the bus, and everybody else, knows it.
+    pub fn plug<F: Function + 'static>(self, make: impl FnOnce(Self) -> F) -> Arc<Mutex<F>> {
+        let opening = self.opening.clone();
+        let function = Arc::new(Mutex::new(make(self)));
+        let device: SharedDevice = function.clone();
+        opening.connect(&device);
+        function
+    }
 }
 
 /// A function's registers behind its one base address register, and its vectors.
@@ -88,11 +99,6 @@ impl Endpoint {
         let mut endpoint = Self { id, opening, line, config, msix, waits: false };
         endpoint.follow();
         endpoint
-    }
-
-    /// Tells the window whose registers these are: the function's own handle on the bus.
-    pub fn connect(&self, device: &SharedDevice) {
-        self.opening.connect(device);
     }
 
     /// The command register.

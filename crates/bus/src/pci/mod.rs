@@ -5,14 +5,17 @@
 //! | `config` | configuration space: header, base addresses, capabilities |
 //! | `endpoint` | what every function has: place, configuration space, interrupts |
 //! | `msix` | interrupts as messages, a table of them |
+//! | `slot` | a slot with nothing else around it, for tests |
 
 mod config;
 mod endpoint;
 mod msix;
+mod slot;
 
 pub use config::{Command, ConfigSpace, Identity};
 pub use endpoint::{Endpoint, EndpointState, Layout, Socket};
 pub use msix::{Msix, MsixState};
+pub use slot::Slot;
 
 use crate::Device;
 

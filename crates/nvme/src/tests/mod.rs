@@ -121,19 +121,19 @@ fn without_messages_the_pin_is_high_while_something_is_not_consumed() {
     let mut admin_queue = rig.enable();
     admin_queue.put(&rig, admin(6, 0, 1, 0));
     admin_queue.ring(&rig);
-    assert!(!rig.line.is_high());
+    assert!(!rig.slot.line.is_high());
     rig.workers[0].step();
-    assert!(rig.line.is_high() && rig.config_word(4) & 1 << 19 != 0);
+    assert!(rig.slot.line.is_high() && rig.config_word(4) & 1 << 19 != 0);
     rig.write(0x0c, 1);
-    assert!(!rig.line.is_high(), "masked");
+    assert!(!rig.slot.line.is_high(), "masked");
     rig.write(0x10, 1);
     rig.config_write(5, &[4]);
-    assert!(!rig.line.is_high(), "disabled");
+    assert!(!rig.slot.line.is_high(), "disabled");
     rig.config_write(5, &[0]);
-    assert!(rig.line.is_high());
+    assert!(rig.slot.line.is_high());
     admin_queue.peek(&rig).unwrap();
     admin_queue.consume(&rig);
-    assert!(!rig.line.is_high());
+    assert!(!rig.slot.line.is_high());
 }
 
 #[test]

@@ -4,14 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use backend::{Disk, RawDisk, Volume};
-use bus::pci::{Function, FunctionId, Socket};
-use bus::{Latch, MsiTarget, Region, Router, SharedDevice, Space, Window};
+use bus::pci::{Function, Slot};
 use memory::{GuestMemory, RamRange};
 use x86::Gpa;
 
 use crate::{Nvme, Worker};
 
-pub(super) const HOME: u64 = 0xc000_0000;
 /// Where the queues of each identifier are: submission, completion.
 const RINGS: [(u64, u64); 3] = [(0x1000, 0x2000), (0x3000, 0x4000), (0x5000, 0x6000)];
 /// Entries of each.
@@ -28,24 +26,12 @@ pub(super) const CONFIGURATION: u64 = 0x14;
 pub(super) const STATUS: u64 = 0x1c;
 pub(super) const ENABLED: u32 = 0x0046_0001;
 
-/// Messages sent.
-#[derive(Default)]
-pub(super) struct Sent(Mutex<Vec<(u64, u32)>>);
-
-impl MsiTarget for Sent {
-    fn send(&self, address: u64, data: u32) {
-        self.0.lock().unwrap().push((address, data));
-    }
-}
-
 /// The device and its surroundings.
 pub(super) struct Rig {
     pub(super) memory: Arc<GuestMemory>,
     pub(super) device: Arc<Mutex<Nvme>>,
-    router: Router,
-    pub(super) line: Latch,
+    pub(super) slot: Slot,
     pub(super) workers: Vec<Worker>,
-    sent: Arc<Sent>,
 }
 
 /// A command: opcode, namespace, PRPs, dwords from 10 on.
@@ -96,29 +82,14 @@ impl Rig {
     }
 
     pub(super) fn with(volume: Volume, memory: Arc<GuestMemory>) -> Self {
-        let window = Window::new(Region::mmio(HOME, 0x10_0000));
-        let mut router = Router::default();
-        router.open(window.clone()).unwrap();
-        let (line, sent) = (Latch::default(), Arc::new(Sent::default()));
-        let socket = Socket {
-            id: FunctionId::on_root(1),
-            opening: window.opening(),
-            home: HOME,
-            line: Arc::new(line.clone()),
-            messages: sent.clone(),
-            memory: memory.clone(),
-        };
-        let device = Nvme::new(volume, 0, 2, socket);
-        let workers = device.workers();
-        let device = Arc::new(Mutex::new(device));
-        let shared: SharedDevice = device.clone();
-        device.lock().unwrap().connect(&shared);
-        router.plug(shared).unwrap();
-        Self { memory, device, router, line, workers, sent }
+        let slot = Slot::new();
+        let device = slot.socket(&memory).plug(|socket| Nvme::new(volume, 0, 2, socket));
+        let workers = device.lock().unwrap().workers();
+        Self { memory, device, slot, workers }
     }
 
     pub(super) fn messages(&self) -> Vec<(u64, u32)> {
-        std::mem::take(&mut self.sent.0.lock().unwrap())
+        self.slot.messages()
     }
 
     pub(super) fn config_word(&self, register: u64) -> u32 {
@@ -133,12 +104,12 @@ impl Rig {
 
     pub(super) fn read(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.router.read(Space::Mmio, HOME + offset, &mut data);
+        self.slot.read(Slot::HOME + offset, &mut data);
         u32::from_le_bytes(data)
     }
 
     pub(super) fn write(&self, offset: u64, value: u32) {
-        self.router.write(Space::Mmio, HOME + offset, &value.to_le_bytes());
+        self.slot.write(Slot::HOME + offset, &value.to_le_bytes());
     }
 
     /// Enables the function; with `messages`, also MSI-X, vector by vector.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backend::Volume;
 use bus::pci::{FunctionId, Socket};
-use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router, SharedDevice, Window};
+use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, GuestBytes, InterruptFabric, TscTime, VcpuIndex};
 use chipset::control::{MachineControl, MachineEvent};
@@ -212,23 +212,18 @@ impl Build {
         let (mut workers, mut functions) = (Vec::new(), Vec::new());
         for (number, service) in (1..).zip(services) {
             let (id, home) = (FunctionId::on_root(number), MEMORY_BASE + u64::from(number) * BAR_BYTES);
-            let function = VirtioPci::new(
-                service,
-                Socket {
-                    id,
-                    opening: window.opening(),
-                    home,
-                    line: irqs.line(16 + number),
-                    messages: apics.clone(),
-                    memory: memory.clone(),
-                },
-            );
-            workers.extend(function.workers());
-            let function = Arc::new(Mutex::new(function));
-            let device: SharedDevice = function.clone();
-            lock(&function).connect(&device);
-            pci.attach(id, function);
-            functions.push(device);
+            let socket = Socket {
+                id,
+                opening: window.opening(),
+                home,
+                line: irqs.line(16 + number),
+                messages: apics.clone(),
+                memory: memory.clone(),
+            };
+            let function = socket.plug(|socket| VirtioPci::new(service, socket));
+            workers.extend(lock(&function).workers());
+            pci.attach(id, function.clone());
+            functions.push(function);
             self.regions.push(Region::mmio(home, BAR_BYTES));
             self.regions.push(Region::mmio(ECAM_BASE + (u64::from(id.0) << 12), 0x100));
         }

@@ -8,14 +8,13 @@ use std::sync::{Arc, Mutex};
 
 use arbitrary::{Result, Unstructured};
 use backend::Volume;
-use bus::pci::Function;
-use bus::{Device, Lifecycle, SharedDevice};
+use bus::pci::{Function, Slot};
+use bus::{Device, Lifecycle};
 use memory::{FrameKind, GuestMemory, RamRange};
 use nvme::{BAR_BYTES, Nvme, Worker};
 use x86::{Gfn, Gpa};
 
 use super::board::{MemoryDisk, lock};
-use super::plugged;
 
 /// Guest memory; all addresses that make sense have 16 bits.
 const RAM: u64 = 0x1_0000;
@@ -48,11 +47,8 @@ const ENTRIES: u32 = 8;
 impl Bench {
     fn new(memory: Arc<GuestMemory>) -> Self {
         let volume = Volume::new(Arc::new(MemoryDisk::new()));
-        let device = Nvme::new(volume, 0, 2, plugged::socket(&memory));
-        let workers = device.workers();
-        let device = Arc::new(Mutex::new(device));
-        let shared: SharedDevice = device.clone();
-        lock(&device).connect(&shared);
+        let device = Slot::new().socket(&memory).plug(|socket| Nvme::new(volume, 0, 2, socket));
+        let workers = lock(&device).workers();
         Self { memory, device, workers, tails: [(0x1000, 0), (0x3000, 0), (0x5000, 0)] }
     }
 

@@ -120,11 +120,6 @@ impl VirtioPci {
         (0..count).map(|queue| Worker::new(self.0.clone(), queue)).collect()
     }
 
-    /// Tells the window whose registers these are: the device's own handle on the bus.
-    pub fn connect(&self, device: &bus::SharedDevice) {
-        self.0.lock().endpoint.connect(device);
-    }
-
     /// Ends the workers, after what they are doing.
     pub fn end(&self) {
         self.0.lock().enter(Phase::Ended);

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use bus::{Lifecycle, Space};
+use bus::Lifecycle;
+use bus::pci::Slot;
 use state::Record;
 use x86::Gpa;
 
@@ -116,19 +117,19 @@ fn registers_move_and_answer_only_when_enabled() {
     let rig = echo();
     let magic = |base: u64| {
         let mut data = [0; 2];
-        rig.router.read(Space::Mmio, base + 0x2000, &mut data);
+        rig.slot.read(base + 0x2000, &mut data);
         data
     };
-    assert_eq!(magic(HOME), [0xff; 2], "memory is not enabled");
+    assert_eq!(magic(Slot::HOME), [0xff; 2], "memory is not enabled");
     rig.enable(false);
-    assert_eq!(magic(HOME), *b"co");
-    rig.config_write(0x10, &x86::bits::low32(HOME + 0x2_0000).to_le_bytes());
-    assert_eq!((magic(HOME), magic(HOME + 0x2_0000)), ([0xff; 2], *b"co"));
+    assert_eq!(magic(Slot::HOME), *b"co");
+    rig.config_write(0x10, &x86::bits::low32(Slot::HOME + 0x2_0000).to_le_bytes());
+    assert_eq!((magic(Slot::HOME), magic(Slot::HOME + 0x2_0000)), ([0xff; 2], *b"co"));
     rig.config_write(0x14, &[1]);
-    assert_eq!(magic(HOME + 0x2_0000), [0xff; 2], "outside the bridge's window");
+    assert_eq!(magic(Slot::HOME + 0x2_0000), [0xff; 2], "outside the bridge's window");
     rig.device.lock().unwrap().reset();
     rig.enable(false);
-    assert_eq!(magic(HOME), *b"co");
+    assert_eq!(magic(Slot::HOME), *b"co");
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn chains_are_served_and_interrupt_once_for_a_batch() {
         rig.serve();
         let back: Vec<_> = std::iter::from_fn(|| driver.collect()).map(|(_, written)| written).collect();
         assert_eq!((back, rig.messages().len()), (vec![5; 3], 1), "{features:#x}");
-        assert!(!rig.line.is_high());
+        assert!(!rig.slot.line.is_high());
     }
 }
 
@@ -159,12 +160,12 @@ fn without_messages_the_pin_is_driven() {
     rig.enable(false);
     let mut driver = rig.start(0);
     assert_eq!(rig.round(&mut driver, &BUFFERS), Some(5));
-    assert!(rig.line.is_high() && rig.messages().is_empty());
+    assert!(rig.slot.line.is_high() && rig.messages().is_empty());
     assert_eq!(rig.config_word(4) >> 19 & 1, 1, "interrupt status");
     rig.config_write(5, &[4]);
-    assert!(!rig.line.is_high(), "disabled");
+    assert!(!rig.slot.line.is_high(), "disabled");
     rig.config_write(5, &[0]);
-    assert_eq!((rig.line.is_high(), rig.read::<1>(0x1000), rig.line.is_high()), (true, [1], false));
+    assert_eq!((rig.slot.line.is_high(), rig.read::<1>(0x1000), rig.slot.line.is_high()), (true, [1], false));
     assert_eq!(rig.read::<1>(0x1000), [0]);
 }
 

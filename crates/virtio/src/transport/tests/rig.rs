@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::pci::{Function, FunctionId, Socket};
-use bus::{Device, Latch, MsiTarget, Region, Router, SharedDevice, Space, Window};
+use bus::Device;
+use bus::pci::{Function, Slot};
 use memory::{GuestMemory, RamRange};
 use x86::Gpa;
 
@@ -12,7 +12,6 @@ use crate::queue::tests::driver::{AREAS, Buffer, Driver};
 use crate::service::Service;
 use crate::transport::{BAR_BYTES, VirtioPci, Worker};
 
-pub(crate) const HOME: u64 = 0xc000_0000;
 pub(crate) const VERSION_1: u64 = 1 << 32;
 pub(crate) const PACKED: u64 = 1 << 34;
 pub(crate) const EVENT_INDEX: u64 = 1 << 29;
@@ -20,24 +19,12 @@ pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const NEEDS_RESET: u8 = 0x40;
 const SIZE: u16 = 8;
 
-/// Messages sent.
-#[derive(Default)]
-pub(crate) struct Sent(Mutex<Vec<(u64, u32)>>);
-
-impl MsiTarget for Sent {
-    fn send(&self, address: u64, data: u32) {
-        self.0.lock().unwrap().push((address, data));
-    }
-}
-
 /// The device and its surroundings.
 pub(crate) struct Rig {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) device: Arc<Mutex<VirtioPci>>,
-    pub(crate) router: Router,
-    pub(crate) line: Latch,
+    pub(crate) slot: Slot,
     pub(crate) workers: Vec<Worker>,
-    sent: Arc<Sent>,
 }
 
 impl Rig {
@@ -48,29 +35,14 @@ impl Rig {
     }
 
     pub(crate) fn with_memory(service: Box<dyn Service>, memory: Arc<GuestMemory>) -> Self {
-        let window = Window::new(Region::mmio(HOME, 0x10_0000));
-        let mut router = Router::default();
-        router.open(window.clone()).unwrap();
-        let (line, sent) = (Latch::default(), Arc::new(Sent::default()));
-        let socket = Socket {
-            id: FunctionId::on_root(1),
-            opening: window.opening(),
-            home: HOME,
-            line: Arc::new(line.clone()),
-            messages: sent.clone(),
-            memory: memory.clone(),
-        };
-        let device = VirtioPci::new(service, socket);
-        let workers = device.workers();
-        let device = Arc::new(Mutex::new(device));
-        let shared: SharedDevice = device.clone();
-        device.lock().unwrap().connect(&shared);
-        router.plug(shared).unwrap();
-        Self { memory, device, router, line, workers, sent }
+        let slot = Slot::new();
+        let device = slot.socket(&memory).plug(|socket| VirtioPci::new(service, socket));
+        let workers = device.lock().unwrap().workers();
+        Self { memory, device, slot, workers }
     }
 
     pub(crate) fn messages(&self) -> Vec<(u64, u32)> {
-        std::mem::take(&mut self.sent.0.lock().unwrap())
+        self.slot.messages()
     }
 
     pub(crate) fn config_write(&self, register: u64, data: &[u8]) {
@@ -85,13 +57,13 @@ impl Rig {
 
     pub(crate) fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut data = [0; N];
-        self.router.read(Space::Mmio, HOME + offset, &mut data);
+        self.slot.read(Slot::HOME + offset, &mut data);
         data
     }
 
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         assert!(offset < BAR_BYTES);
-        self.router.write(Space::Mmio, HOME + offset, data);
+        self.slot.write(Slot::HOME + offset, data);
     }
 
     pub(crate) fn status(&self) -> u8 {
