@@ -28,7 +28,7 @@ const VIEWS: usize = 16;
 /// Bytes of the part that all views share.
 const SHARED: u64 = at::USER_ANCHORS as u64;
 
-/// Bit of [`TlbEntry::gfn`]: the page is not global, and the slot on the list of those.
+/// Bit of [`TlbBook::frames`]: the page is not global, and the slot on the list of those.
 const PRIVATE: u64 = 1 << 63;
 
 /// Binary logarithm of a large page's size.
@@ -45,6 +45,8 @@ pub(crate) const fn offset(displacement: i32) -> usize {
 #[derive(Debug)]
 struct TlbBook {
     table: Table,
+    /// By slot in use: the guest frame, and [`PRIVATE`].
+    frames: Box<[u64]>,
     /// Slots in use.
     filled: Vec<u32>,
     /// A bit per slot: it has been in use since the table was last emptied. Only pages of such a slot have anchors.
@@ -100,6 +102,7 @@ impl TlbBook {
     fn new(table: Table) -> Self {
         Self {
             table,
+            frames: vec![0; context::tlb_entries(table)].into_boxed_slice(),
             filled: Vec::new(),
             touched: vec![0; context::tlb_entries(table) / 64].into_boxed_slice(),
             private: Vec::new(),
@@ -136,17 +139,14 @@ impl TlbBook {
         base.wrapping_add(offset(at::anchors(self.table))).cast::<Anchor>().wrapping_add(number % ANCHORS)
     }
 
-    /// Empties the anchors that `concerns` picks, after `report` has heard of those for writes.
-    fn drop_anchors(&self, base: *mut u8, concerns: impl Fn(&Anchor) -> bool, mut report: impl FnMut(Gfn)) {
+    /// Empties the anchors that `concerns` picks, which hears whether they are for writes.
+    fn drop_anchors(&self, base: *mut u8, mut concerns: impl FnMut(&Anchor, bool) -> bool) {
         for number in 0..ANCHORS {
             let at = self.anchor(base, number);
             // SAFETY: `base` is a view's start and the anchor lies in this table's, which lie in every view; translated
             // code of this vCPU does not run meanwhile.
             let anchor = unsafe { at.read() };
-            if anchor.limit[0] != 0 && concerns(&anchor) {
-                if number % 2 == 1 {
-                    report(Gfn(anchor.gfn & !PRIVATE));
-                }
+            if anchor.limit[0] != 0 && concerns(&anchor, number % 2 == 1) {
                 // SAFETY: as above.
                 unsafe { at.write(Anchor::default()) };
             }
@@ -157,7 +157,7 @@ impl TlbBook {
         for slot in std::mem::take(&mut self.filled) {
             self.clear_slot(base, slot as usize);
         }
-        self.drop_anchors(base, |_| true, |_| {});
+        self.drop_anchors(base, |_, _| true);
         self.touched.fill(0);
         self.private.clear();
         self.writers.clear();
@@ -170,7 +170,26 @@ impl TlbBook {
         for slot in std::mem::take(&mut self.private) {
             self.clear_slot(base, slot as usize);
         }
-        self.drop_anchors(base, |anchor| anchor.gfn & PRIVATE != 0, |_| {});
+        // Those of private pages are among them.
+        self.drop_anchors(base, |anchor, _| self.slot_of(base, anchor).is_none());
+    }
+
+    /// The slot that an anchor is a copy of, if that has not been given to another page.
+    fn slot_of(&self, base: *mut u8, anchor: &Anchor) -> Option<usize> {
+        let slot = tlb_slot(self.table, anchor.page);
+        let entry = self.read(base, slot);
+        let same = entry.base == anchor.base && (entry.read == anchor.page || entry.write == anchor.page);
+        same.then_some(slot)
+    }
+
+    fn frame(&self, slot: usize) -> Gfn {
+        Gfn(self.frames.get(slot).map_or(0, |frame| frame & !PRIVATE))
+    }
+
+    /// The guest frame that an anchor leads to; of one that is only read it may have been forgotten.
+    fn frame_of(&self, base: *mut u8, anchor: &Anchor) -> Option<Gfn> {
+        let written = || self.writers.get(&anchor.base).map(|writer| writer.frame);
+        self.slot_of(base, anchor).map(|slot| self.frame(slot)).or_else(written)
     }
 
     fn is_touched(&self, slot: usize) -> bool {
@@ -195,7 +214,7 @@ impl TlbBook {
         if shift == 12 && !self.is_touched(slot) {
             return;
         }
-        self.drop_anchors(base, |anchor| (anchor.page ^ va) >> shift == 0, |_| {});
+        self.drop_anchors(base, |anchor, _| (anchor.page ^ va) >> shift == 0);
         match shift {
             12 => {}
             LARGE_SHIFT => {
@@ -225,7 +244,7 @@ impl TlbBook {
             },
             None => self.writers.drain().collect(),
         };
-        self.drop_anchors(base, |anchor| page.is_none_or(|page| anchor.base == page), |_| {});
+        self.drop_anchors(base, |anchor, _| page.is_none_or(|page| anchor.base == page));
         for (page, Writer { frame, slots }) in writers {
             self.written -= slots.len();
             report(frame);
@@ -240,15 +259,22 @@ impl TlbBook {
 
     /// Drops translations that lead to one of these guest frames, which ascend, after `report` has heard of writable ones.
     fn drop_frames(&self, base: *mut u8, frames: &[Gfn], mut report: impl FnMut(Gfn)) {
-        let frame_of =
-            |gfn: u64| frames.binary_search(&Gfn(gfn & !PRIVATE)).ok().and_then(|at| frames.get(at));
-        self.drop_anchors(base, |anchor| frame_of(anchor.gfn).is_some(), &mut report);
+        let concerned = |frame: Gfn| frames.binary_search(&frame).is_ok();
+        self.drop_anchors(base, |anchor, write| match self.frame_of(base, anchor) {
+            Some(frame) if concerned(frame) => {
+                if write {
+                    report(frame);
+                }
+                true
+            }
+            Some(_) => false,
+            None => true,
+        });
         for &slot in &self.filled {
             let entry = self.read(base, slot as usize);
             let empty = TlbEntry::empty(slot as usize);
-            if entry != empty
-                && let Some(&frame) = frame_of(entry.gfn)
-            {
+            let frame = self.frame(slot as usize);
+            if entry != empty && concerned(frame) {
                 if entry.write != empty.write {
                     report(frame);
                 }
@@ -258,7 +284,7 @@ impl TlbBook {
     }
 
     /// True if everything else was dropped for it.
-    fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, resolved: &Resolved) -> bool {
+    fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, frame: Gfn, resolved: &Resolved) -> bool {
         let slot = tlb_slot(self.table, va);
         // Slots were cleared one by one and filled again more often than the lists have room.
         let most = self.filled.len().max(self.private.len()).max(self.written);
@@ -278,14 +304,15 @@ impl TlbBook {
         if old == empty {
             self.filled.push(number);
         }
-        if self.table == Table::Supervisor && !resolved.global {
-            entry.gfn |= PRIVATE;
-            if old.gfn & PRIVATE == 0 {
+        let private = self.table == Table::Supervisor && !resolved.global;
+        if let Some(kept) = self.frames.get_mut(slot) {
+            let listed = old != empty && *kept & PRIVATE != 0;
+            if private && !listed {
                 self.private.push(number);
             }
+            *kept = frame.0 | if private { PRIVATE } else { 0 };
         }
         if new.write != empty.write {
-            let frame = Gfn(new.gfn & !PRIVATE);
             let new = || Writer { frame, slots: Vec::new() };
             let writer = self.writers.entry(entry.base).or_insert_with(new);
             if !writer.slots.contains(&number) {
@@ -415,7 +442,8 @@ impl Views {
         }
         let (read, write) = if write { (empty.read, page) } else { (page, empty.write) };
         // Whoever resumes a block relies on what it has checked before, anchors included.
-        let dropped = book.insert(base, va, TlbEntry { read, write, base: host, gfn: gfn.0 }, resolved);
+        let new = TlbEntry { read, write, base: host, delta: host.wrapping_sub(page) };
+        let dropped = book.insert(base, va, new, gfn, resolved);
         self.drops += u64::from(dropped);
         true
     }
@@ -619,7 +647,7 @@ impl Views {
         let base = self.base();
         if let Some(book) = self.book(table) {
             book.clear_slot(base, tlb_slot(table, va));
-            book.drop_anchors(base, |anchor| (anchor.page ^ va) & !PAGE_MASK == 0, |_| {});
+            book.drop_anchors(base, |anchor, _| (anchor.page ^ va) & !PAGE_MASK == 0);
         }
     }
 

@@ -191,7 +191,7 @@ mod tests {
     fn it_is_made_before_an_operand_changes() {
         // cmp rbx, rdx; mov rbx, [rbx]: in the cold path, and before the load
         let listing = text(Mode::USER, &[0x48, 0x39, 0xd3, 0x48, 0x8b, 0x1b]);
-        let load = listing.iter().position(|line| line == "mov rbx,[rax]");
+        let load = listing.iter().position(|line| line == "mov rbx,[rbx+rcx]");
         let again = listing.iter().rposition(|line| line == "cmp rbx,rdx");
         assert!(load.is_some_and(|load| listing[load - 1] == "cmp rbx,rdx"), "{listing:#?}");
         assert!(again > load, "{listing:#?}");

@@ -215,17 +215,17 @@ pub struct TlbEntry {
     pub write: u64,
     /// Host address of the page.
     pub base: u64,
-    /// The guest frame, for the engine.
-    pub gfn: u64,
+    /// The host address less the linear one.
+    pub delta: u64,
 }
 
 impl TlbEntry {
     /// An empty entry for slot 0.
-    pub const EMPTY_FIRST: Self = Self { read: 0x1000, write: 0x1000, base: 0, gfn: 0 };
+    pub const EMPTY_FIRST: Self = Self { read: 0x1000, write: 0x1000, base: 0, delta: 0 };
 
     /// The empty entry of a slot.
     pub const fn empty(slot: usize) -> Self {
-        if slot == 0 { Self::EMPTY_FIRST } else { Self { read: 0, write: 0, base: 0, gfn: 0 } }
+        if slot == 0 { Self::EMPTY_FIRST } else { Self { read: 0, write: 0, base: 0, delta: 0 } }
     }
 }
 
@@ -243,8 +243,6 @@ pub struct Anchor {
     pub base: u64,
     /// The host address less the linear one.
     pub delta: u64,
-    /// The guest frame, as in [`TlbEntry::gfn`].
-    pub gfn: u64,
     /// For each of [`SPANS`]: one more than the last offset at which so many bytes lie in the page.
     pub limit: [u64; 3],
 }
@@ -381,6 +379,8 @@ pub mod at {
     pub const WRITE: i32 = disp(offset_of!(TlbEntry, write));
     /// The page's host address.
     pub const BASE: i32 = disp(offset_of!(TlbEntry, base));
+    /// What to add to a linear address of the page to get the host's.
+    pub const DELTA: i32 = disp(offset_of!(TlbEntry, delta));
     /// The code of a jump-cache entry.
     pub const JUMP_CODE: i32 = disp(offset_of!(JumpEntry, code));
 
@@ -397,12 +397,8 @@ pub mod at {
     pub const ANCHOR_BASE: i32 = disp(offset_of!(Anchor, base));
     /// The difference of the two.
     pub const ANCHOR_DELTA: i32 = disp(offset_of!(Anchor, delta));
-    /// The guest frame.
-    pub const ANCHOR_GFN: i32 = disp(offset_of!(Anchor, gfn));
     /// The first limit.
     pub const ANCHOR_LIMIT: i32 = disp(offset_of!(Anchor, limit));
-    /// The guest frame of a TLB entry.
-    pub const GFN: i32 = disp(offset_of!(TlbEntry, gfn));
 
     /// Offsets inside a return.
     pub const RETURN_SELECTORS: i32 = disp(offset_of!(Return, selectors));

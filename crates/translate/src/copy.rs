@@ -22,9 +22,9 @@ use crate::steady::Folded;
 /// Who holds what while the instruction executes.
 #[derive(Default)]
 struct Plan {
-    /// The scratch register with the memory operand's address, or that of its group's displacement.
+    /// The scratch register with the memory operand's address, or that of its page's displacement.
     address: Option<Gpr>,
-    /// The guest's base register, if the operand is a member of a group relative to one.
+    /// The guest's base register, if the operand is relative to one and the displacement is what is at hand.
     base: Option<Gpr>,
     /// How it is scaled, if it is the index of a stream's operand.
     scale: u32,
@@ -88,7 +88,12 @@ pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     {
         return Ok(());
     }
-    let plan = plan(e, &general, has_memory.then_some(Shape::Single), effect)?;
+    let based = based(e, &general).filter(|_| has_memory).map(Shape::Based);
+    let based = based.and_then(|shape| plan(e, &general, Some(shape), effect).ok());
+    let plan = match based {
+        Some(plan) => plan,
+        None => plan(e, &general, has_memory.then_some(Shape::Single), effect)?,
+    };
     if has_memory {
         locate(e, &general, &plan)?;
     } else if plan.is_free(Gpr::RCX) {
@@ -167,7 +172,16 @@ fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Pl
     Ok(())
 }
 
-/// The memory operand's host address, in the scratch register that the plan says.
+/// The register that a memory operand is relative to, if it is that and a constant and nothing has to be loaded for it.
+fn based(e: &Emitter<'_>, insn: &Instruction) -> Option<Gpr> {
+    let elsewhere = matches!(insn.memory_segment(), Register::FS | Register::GS);
+    let alone = insn.memory_base().is_gpr64() && insn.memory_index() == Register::None;
+    let base = Gpr::of(insn.memory_base()).filter(|base| base.home().is_some());
+    base.filter(|_| alone && !elsewhere && !e.streaming && !e.is_compat())
+}
+
+/// The memory operand's host address or, if it is relative to a register, the displacement, in the scratch register that the
+/// plan says.
 fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
     let bytes = insn.memory_size().size();
     if bytes == 0 {
@@ -181,6 +195,9 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
         e.interpret_from(misaligned);
     }
     let write = facts::writes_memory(insn);
+    if plan.base.is_some() {
+        return e.check_based(bytes, write);
+    }
     e.check(bytes, write)?;
     if plan.address == Some(Gpr::RCX) {
         e.asm.mov(Gpr::RCX, Gpr::RAX);
@@ -192,6 +209,8 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Single,
+    /// Relative to this register.
+    Based(Gpr),
     Member(Member),
 }
 
@@ -205,6 +224,10 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
             // Loading the flags takes RAX for a moment, AH is in no other register.
             let elsewhere = effect.needs && e.form != Form::Dead || high.is_some() || implicit.uses(Gpr::RAX);
             plan.address = Some(if elsewhere { Gpr::RCX } else { Gpr::RAX });
+        }
+        Some(Shape::Based(base)) => {
+            plan.address = Some(Gpr::RCX);
+            (plan.base, plan.scale) = (Some(base), 1);
         }
         Some(Shape::Member(member)) => {
             plan.address = Some(Gpr::RCX);

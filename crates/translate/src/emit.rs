@@ -465,13 +465,26 @@ impl<'a> Emitter<'a> {
         if self.streaming {
             return self.check_kept(bytes, write);
         }
+        self.check_hashed(bytes, write)?;
+        self.add_page();
+        Ok(())
+    }
+
+    /// As [`Emitter::check`], but RCX = what to add to the linear address: where that is a register's value and a constant, the
+    /// access need not wait for the sum.
+    pub(crate) fn check_based(&mut self, bytes: usize, write: bool) -> Result {
+        self.check_hashed(bytes, write)?;
+        self.load_delta(Gpr::RCX);
+        Ok(())
+    }
+
+    fn check_hashed(&mut self, bytes: usize, write: bool) -> Result {
         let room =
             4096usize.checked_sub(bytes).and_then(|room| i32::try_from(room).ok()).ok_or(Unsupported)?;
         let resume = self.asm.here();
         let miss = self.hashed(room, write);
         let way = Way::Leave { tag: Some((self.mode.table(), write)), flags: false };
         self.leave_by(miss, self.at, Exit::Miss { write, resume }, way);
-        self.add_page();
         Ok(())
     }
 
@@ -498,12 +511,9 @@ impl<'a> Emitter<'a> {
         self.asm.jcc(Condition::ABOVE)
     }
 
-    /// Behind [`Emitter::hashed`]: RAX = what to add to a linear address of the page to get the host's.
-    pub(crate) fn load_delta(&mut self, write: bool) {
-        let tlb = at::tlb(self.mode.table());
-        let tag = if write { at::WRITE } else { at::READ };
-        self.asm.gs_op_at(Op::Mov, Gpr::RAX, Gpr::RCX, tlb + at::BASE);
-        self.asm.gs_op_at(Op::Sub, Gpr::RAX, Gpr::RCX, tlb + tag);
+    /// Behind [`Emitter::hashed`]: `to` = what to add to a linear address of the page to get the host's.
+    pub(crate) fn load_delta(&mut self, to: Gpr) {
+        self.asm.gs_op_at(Op::Mov, to, Gpr::RCX, at::tlb(self.mode.table()) + at::DELTA);
     }
 
     /// A turn of a loop begins: of its groups those from number `checked` on have been checked.
@@ -625,7 +635,7 @@ impl<'a> Emitter<'a> {
         if base == Gpr::RSP || self.streaming {
             self.reach_anchored(group, base)
         } else {
-            self.reach_hashed(group, base, low)
+            self.reach_hashed(group)
         }
     }
 
@@ -659,20 +669,11 @@ impl<'a> Emitter<'a> {
     }
 
     /// The group's check by way of the TLB: RAX is the range's first address. RCX = the displacement.
-    fn reach_hashed(&mut self, group: &Group, base: Gpr, low: i32) -> Result {
+    fn reach_hashed(&mut self, group: &Group) -> Result {
         let room = 4096i32.checked_sub(group.high - group.low).ok_or(Unsupported)?;
         let other = self.hashed(room, group.write);
         self.leave_by(other, self.at, Exit::Plain, Way::BARE);
-        self.add_page();
-        let base = self.read(base, Gpr::RCX);
-        if self.is_compat() {
-            self.asm.lea32(Gpr::RCX, base, low);
-            self.asm.op(Op::Sub, Gpr::RAX, Gpr::RCX);
-            self.asm.mov(Gpr::RCX, Gpr::RAX);
-            return Ok(());
-        }
-        self.asm.op(Op::Sub, Gpr::RAX, base);
-        self.asm.lea(Gpr::RCX, Gpr::RAX, low.checked_neg().ok_or(Unsupported)?);
+        self.load_delta(Gpr::RCX);
         Ok(())
     }
 

@@ -141,15 +141,13 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     asm.op(Op::Cmp, Gpr::RAX, Gpr::RBX);
     let beyond = asm.jcc(Condition::ABOVE);
     let found = asm.here();
-    asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + at::GFN);
-    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_GFN), Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + tag);
     asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_PAGE), Gpr::RBX);
+    asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + at::DELTA);
+    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_DELTA), Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RDX, Gpr::RDX, tlb + at::BASE);
     asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_BASE), Gpr::RDX);
     asm.op(Op::Add, Gpr::RAX, Gpr::RDX);
-    asm.op(Op::Sub, Gpr::RDX, Gpr::RBX);
-    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_DELTA), Gpr::RDX);
     for (span, limit) in SPANS.into_iter().zip((anchor(at::ANCHOR_LIMIT)..).step_by(8)) {
         asm.gs_store_imm_at(Gpr::RCX, limit, 4097 - i32::from(span));
     }

@@ -164,7 +164,7 @@ fn take_survey(e: &mut Emitter<'_>, steady: &Steady, counter: Gpr, step: i32) ->
             count_turns(e, stream, room, counted);
             counted = true;
         }
-        e.load_delta(stream.write);
+        e.load_delta(Gpr::RAX);
         let group = i32::try_from(first + number).map_err(|_| Unsupported)?;
         let delta = at::DELTAS + 8 * group;
         let from_here = |(_, pointer): &(u8, &Foreseen)| usize::from(pointer.stream) == number;
