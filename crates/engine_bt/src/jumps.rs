@@ -43,8 +43,8 @@ impl JumpBook {
         self.at(base, 0, slot % JUMPS)
     }
 
-    /// The word that is nonzero if a group of slots may be in use.
-    fn group(&self, base: *mut u8, number: usize) -> *mut u64 {
+    /// The byte that is nonzero if a group of slots may be in use.
+    fn group(&self, base: *mut u8, number: usize) -> *mut u8 {
         self.at(base, at::JUMP_GROUPS, number % GROUPS)
     }
 
@@ -67,7 +67,7 @@ impl JumpBook {
             return;
         }
         for number in 0..GROUPS {
-            // SAFETY: as in `write`, for the group's word.
+            // SAFETY: as in `write`, for the group's byte.
             if unsafe { self.group(base, number).replace(0) } != 0 {
                 (number * JUMP_GROUP..(number + 1) * JUMP_GROUP).for_each(|slot| self.clear_slot(base, slot));
             }
@@ -82,7 +82,7 @@ impl JumpBook {
     pub(crate) fn insert(&mut self, base: *mut u8, va: u64, code: u64) {
         let slot = jump_slot(va);
         self.write(base, slot, JumpEntry { address: va, code });
-        // SAFETY: as in `write`, for the group's word.
+        // SAFETY: as in `write`, for the group's byte.
         unsafe { self.group(base, slot / JUMP_GROUP).write(1) };
         if self.pages.len() >= MOST_PAGES {
             self.clear(base);

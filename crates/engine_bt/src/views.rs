@@ -141,24 +141,44 @@ impl TlbBook {
 
     /// Empties the anchors that `concerns` picks, which hears whether they are for writes.
     fn drop_anchors(&self, base: *mut u8, mut concerns: impl FnMut(&Anchor, bool) -> bool) {
-        for number in 0..ANCHORS {
-            let at = self.anchor(base, number);
-            // SAFETY: `base` is a view's start and the anchor lies in this table's, which lie in every view; translated
-            // code of this vCPU does not run meanwhile.
-            let anchor = unsafe { at.read() };
-            if anchor.limit[0] != 0 && concerns(&anchor, number % 2 == 1) {
-                // SAFETY: as above.
-                unsafe { at.write(Anchor::default()) };
+        for group in 0..ANCHORS / 8 {
+            let marks = self.anchor_marks(base, group);
+            // SAFETY: `base` is a view's start and the marks lie behind this table's anchors, which lie in every view;
+            // translated code of this vCPU does not run meanwhile.
+            let marked = unsafe { marks.read() };
+            if marked == 0 {
+                continue;
             }
+            let mut kept = marked.to_le_bytes();
+            for (number, mark) in (group * 8..).zip(&mut kept).filter(|(_, mark)| **mark != 0) {
+                let at = self.anchor(base, number);
+                // SAFETY: as above, for the anchor.
+                let anchor = unsafe { at.read() };
+                if concerns(&anchor, number % 2 == 1) {
+                    // SAFETY: as above.
+                    unsafe { at.write(Anchor::default()) };
+                    *mark = 0;
+                }
+            }
+            // SAFETY: as above.
+            unsafe { marks.write(u64::from_le_bytes(kept)) };
         }
     }
 
+    /// The bytes of eight anchors that are nonzero where one may be in use.
+    fn anchor_marks(&self, base: *mut u8, group: usize) -> *mut u64 {
+        let marks = base.wrapping_add(offset(at::anchors(self.table) + at::ANCHOR_MARKS));
+        marks.cast::<u64>().wrapping_add(group % (ANCHORS / 8))
+    }
+
     fn clear(&mut self, base: *mut u8) {
-        for slot in std::mem::take(&mut self.filled) {
+        while let Some(slot) = self.filled.pop() {
             self.clear_slot(base, slot as usize);
+            if let Some(word) = self.touched.get_mut(slot as usize / 64) {
+                *word = 0;
+            }
         }
         self.drop_anchors(base, |_, _| true);
-        self.touched.fill(0);
         self.private.clear();
         self.writers.clear();
         self.written = 0;
@@ -167,7 +187,7 @@ impl TlbBook {
     }
 
     fn clear_private(&mut self, base: *mut u8) {
-        for slot in std::mem::take(&mut self.private) {
+        while let Some(slot) = self.private.pop() {
             self.clear_slot(base, slot as usize);
         }
         // Those of private pages are among them.

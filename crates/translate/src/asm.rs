@@ -541,6 +541,15 @@ impl Asm {
         self.imm32(value);
     }
 
+    /// MOV byte gs:[index + disp], 1.
+    pub(crate) fn gs_set_byte_at(&mut self, index: Gpr, disp: i32) {
+        self.raw(&[GS]);
+        self.rex(false, 0, 0, index.number());
+        self.raw(&[0xc6]);
+        self.based(0, index, disp);
+        self.raw(&[1]);
+    }
+
     /// MOV dword gs:[disp], imm32. Returns where the immediate is.
     pub(crate) fn gs_store_imm32(&mut self, disp: i32, value: u32) -> u32 {
         self.raw(&[GS, 0xc7]);

@@ -349,25 +349,29 @@ pub mod at {
     /// Start of the part that all views share, behind the context.
     pub const SUPERVISOR_ANCHORS: i32 = disp(CONTEXT_BYTES);
     /// The supervisor TLB.
-    pub const SUPERVISOR_TLB: i32 = SUPERVISOR_ANCHORS + disp(ANCHORS * ANCHOR_BYTES);
+    pub const SUPERVISOR_TLB: i32 = SUPERVISOR_ANCHORS + ANCHOR_PART;
     /// The supervisor jump cache.
     pub const SUPERVISOR_JUMPS: i32 = SUPERVISOR_TLB + disp(LARGE_TLB * ENTRY_BYTES);
     /// The jump cache of supervisor code with AC set.
     pub const AC_JUMPS: i32 = SUPERVISOR_JUMPS + JUMP_CACHE;
-    /// Start of the address space's own part.
-    pub const USER_ANCHORS: i32 = AC_JUMPS + JUMP_CACHE;
+    /// Start of the address space's own part, on a page boundary.
+    pub const USER_ANCHORS: i32 = (AC_JUMPS + JUMP_CACHE + 4095) & !4095;
     /// The anchors of supervisor accesses with AC set.
-    pub const AC_ANCHORS: i32 = USER_ANCHORS + disp(ANCHORS * ANCHOR_BYTES);
+    pub const AC_ANCHORS: i32 = USER_ANCHORS + ANCHOR_PART;
     /// The user TLB.
-    pub const USER_TLB: i32 = AC_ANCHORS + disp(ANCHORS * ANCHOR_BYTES);
+    pub const USER_TLB: i32 = AC_ANCHORS + ANCHOR_PART;
     /// The user jump cache.
     pub const USER_JUMPS: i32 = USER_TLB + disp(LARGE_TLB * ENTRY_BYTES);
     /// The TLB of supervisor accesses with AC set.
     pub const AC_TLB: i32 = USER_JUMPS + JUMP_CACHE;
-    /// From a jump cache to its words that are nonzero where a group of its slots may be in use.
+    /// From a TLB's anchors to their bytes that are nonzero where one may be in use.
+    pub const ANCHOR_MARKS: i32 = disp(ANCHORS * ANCHOR_BYTES);
+    /// Anchors and their marks.
+    const ANCHOR_PART: i32 = ANCHOR_MARKS + disp(ANCHORS);
+    /// From a jump cache to its bytes that are nonzero where a group of its slots may be in use.
     pub const JUMP_GROUPS: i32 = disp(JUMPS * JUMP_BYTES);
     /// From a jump cache to its code pages.
-    pub const JUMP_PAGES: i32 = JUMP_GROUPS + disp(JUMPS / JUMP_GROUP * 8);
+    pub const JUMP_PAGES: i32 = JUMP_GROUPS + disp(JUMPS / JUMP_GROUP);
     /// A jump cache and what belongs to it.
     const JUMP_CACHE: i32 = JUMP_PAGES + disp(CODE_PAGES * CODE_PAGE_BYTES);
     /// Past everything.

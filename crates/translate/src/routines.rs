@@ -151,6 +151,8 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     for (span, limit) in SPANS.into_iter().zip((anchor(at::ANCHOR_LIMIT)..).step_by(8)) {
         asm.gs_store_imm_at(Gpr::RCX, limit, 4097 - i32::from(span));
     }
+    asm.shr(Gpr::RCX, ANCHOR_SHIFT);
+    asm.gs_set_byte_at(Gpr::RCX, anchor(at::ANCHOR_MARKS));
     let restore = |asm: &mut Asm| {
         asm.gs_load(Gpr::RDX, kept_rdx);
         asm.gs_load(Gpr::RBX, kept_rbx);
@@ -327,8 +329,7 @@ fn finder(asm: &mut Asm, table: Table, bmi2: bool) -> u32 {
     asm.gs_store_at(Gpr::RCX, jumps + at::JUMP_CODE, Gpr::RDX);
     asm.op32(Op::Mov, Gpr::RBX, Gpr::RCX);
     asm.shr(Gpr::RBX, GROUP_SHIFT);
-    asm.shl32(Gpr::RBX, 3);
-    asm.gs_store_imm_at(Gpr::RBX, jumps + at::JUMP_GROUPS, 1);
+    asm.gs_set_byte_at(Gpr::RBX, jumps + at::JUMP_GROUPS);
     asm.gs_load(Gpr::RDX, kept_rdx);
     asm.gs_load(Gpr::RBX, kept_rbx);
     let known = asm.jmp();
