@@ -99,6 +99,8 @@ pub trait Strategy: Send {
 /// What the MMU of one vCPU counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MmuStats {
+    /// Loads and stores whose page the TLB had. Those of translated code, which has TLBs of its own, are not among them.
+    pub hits: u64,
     /// TLB misses that ended in a translation.
     pub fills: u64,
     /// True faults: TLB misses that became the guest's page faults.
@@ -129,8 +131,9 @@ pub struct MmuStats {
 
 impl MmuStats {
     /// Each with its name and what it counts.
-    pub fn list(&self) -> [(&'static str, u64, &'static str); 13] {
+    pub fn list(&self) -> [(&'static str, u64, &'static str); 14] {
         [
+            ("tlb.hits", self.hits, "interpreted loads and stores whose page the TLB had"),
             ("tlb.fills", self.fills, "TLB misses that were resolved"),
             ("tlb.faults", self.faults, "TLB misses that became page faults: true faults"),
             ("tlb.flushes", self.flushes, "times that an address space, or all, was emptied"),

@@ -252,18 +252,26 @@ impl Tlb {
 
     /// The machine frame for a read, if cached.
     #[inline(always)]
-    pub fn lookup_read(&self, va: Gva, privilege: Privilege) -> Option<Mfn> {
+    pub fn lookup_read(&mut self, va: Gva, privilege: Privilege) -> Option<Mfn> {
         let tag = self.tag(va);
         let entry = &self.entries[Self::slot(tag, privilege)];
-        (entry.read == tag).then_some(entry.mfn)
+        if entry.read != tag {
+            return None;
+        }
+        self.stats.hits += 1;
+        Some(entry.mfn)
     }
 
     /// The machine frame for a write, if cached.
     #[inline(always)]
-    pub fn lookup_write(&self, va: Gva, privilege: Privilege) -> Option<Mfn> {
+    pub fn lookup_write(&mut self, va: Gva, privilege: Privilege) -> Option<Mfn> {
         let tag = self.tag(va);
         let entry = &self.entries[Self::slot(tag, privilege)];
-        (entry.write == tag).then_some(entry.mfn)
+        if entry.write != tag {
+            return None;
+        }
+        self.stats.hits += 1;
+        Some(entry.mfn)
     }
 
     /// The machine frame for an instruction fetch, if cached.

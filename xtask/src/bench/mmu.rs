@@ -206,10 +206,11 @@ fn print_counters(row: &Row, results: &Results) {
     line("TLB hits %, sampled", row.cells.iter().map(|cell| hit_percent(&cell.counters)));
 }
 
-/// How many accesses found their page in the TLB of translated code, of those that samples looked at.
+/// How many accesses found their page in the TLB: of translated code of those that samples looked at, else of all.
 fn hit_percent(counters: &Counters) -> Option<f64> {
     let of = |name| counters.get(name).map(|&value| value as f64);
-    let (hits, misses) = (of("sample.hits")?, of("sample.misses")?);
+    let sample = of("sample.hits").zip(of("sample.misses"));
+    let (hits, misses) = sample.or_else(|| of("tlb.hits").zip(Some(of("tlb.fills")? + of("tlb.faults")?)))?;
     (hits + misses > 0.0).then_some(100.0 * hits / (hits + misses))
 }
 
@@ -274,5 +275,8 @@ mod tests {
         assert_eq!(references(&Counters::new()), None);
         let sampled = Counters::from([("sample.hits".into(), 98), ("sample.misses".into(), 2)]);
         assert_eq!(hit_percent(&sampled), Some(98.0));
+        let interpreted =
+            Counters::from([("tlb.hits".into(), 97), ("tlb.fills".into(), 2), ("tlb.faults".into(), 1)]);
+        assert_eq!(hit_percent(&interpreted), Some(97.0));
     }
 }
