@@ -17,6 +17,7 @@ use translate::{Block, Form, Mode, Routines, Site, UNFORESEEN, Way};
 use x86::Mfn;
 
 use crate::entrances::Entrances;
+use crate::places::Places;
 use crate::sites::{PlacedSite, Sites};
 use crate::stats::CacheStats;
 use crate::variants::Variants;
@@ -116,6 +117,7 @@ pub(crate) struct Cache {
     used: usize,
     blocks: Vec<Placed>,
     sites: Sites,
+    places: Places,
     /// By block: the frame that its only instruction reaches into.
     seconds: NumberMap<Mfn>,
     index: Entrances,
@@ -153,6 +155,7 @@ impl Cache {
             // Room that is not used costs nothing, and to make more of it later would leave holes.
             blocks: Vec::with_capacity(places),
             sites: Sites::with_room(places * SITES_OF_BLOCK),
+            places: Places::default(),
             seconds: NumberMap::default(),
             index: Entrances::new(places),
             frames: NumberMap::default(),
@@ -199,6 +202,7 @@ impl Cache {
         self.used = self.routines.code.len();
         self.blocks.clear();
         self.sites.clear();
+        self.places.clear();
         self.seconds.clear();
         self.index.clear();
         self.frames.clear();
@@ -226,12 +230,12 @@ impl Cache {
             return Some(PlacedSite::UNFORESEEN);
         }
         let behind = offset32(x86::bits::index(from.wrapping_sub(self.base())));
-        self.sites.find(&self.blocks, behind).or_else(|| self.stale_entry(behind))
+        self.sites.find(&self.blocks, &self.places, behind).or_else(|| self.stale_entry(behind))
     }
 
     /// What an entry of a stale block has become, `behind` which that is.
     fn stale_entry(&self, behind: u32) -> Option<PlacedSite> {
-        let number = self.blocks.partition_point(|block| block.start < behind).checked_sub(1)?;
+        let number = self.places.block_before(&self.blocks, behind)?;
         let block = self.blocks.get(number).filter(|block| block.stale)?;
         Some(PlacedSite::stale(behind, offset32(number), block))
     }
@@ -250,6 +254,7 @@ impl Cache {
         }
         self.code.write(start, &block.code)?;
         self.used = start + block.code.len();
+        self.places.add(offset32(start), number);
         self.blocks.push(Placed {
             key,
             start: offset32(start),

@@ -26,6 +26,7 @@ mod jumps;
 mod left;
 mod modes;
 mod names;
+mod places;
 mod sample;
 mod shadow;
 mod sites;

@@ -6,6 +6,7 @@ use translate::{Exit, Form, MOST_CODE, Mode, Site};
 use x86::bits::low16;
 
 use crate::cache::Placed;
+use crate::places::Places;
 
 /// An exit in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,10 +175,10 @@ impl Sites {
     }
 
     /// The site of one of `blocks` behind whose code `behind` is.
-    pub(crate) fn find(&mut self, blocks: &[Placed], behind: u32) -> Option<PlacedSite> {
+    pub(crate) fn find(&mut self, blocks: &[Placed], places: &Places, behind: u32) -> Option<PlacedSite> {
         let lately = self.lately.get_mut(behind as usize % LATELY)?;
         if lately.behind != behind {
-            let block = blocks.partition_point(|block| block.start < behind).checked_sub(1)?;
+            let block = places.block_before(blocks, behind)?;
             let first = blocks.get(block)?.sites as usize;
             let end = blocks.get(block + 1).map_or(self.all.len(), |next| next.sites as usize);
             let own = self.all.get(first..end)?;
@@ -219,13 +220,14 @@ mod tests {
         assert_eq!(size_of::<Packed>(), 8);
         let modes = [Mode::USER, Mode::SSE.with(Mode::AC, true).with(Mode::PLAIN, true)];
         let (mut sites, mut blocks) = (Sites::with_room(9), Vec::new());
-        let mut all = Vec::new();
+        let (mut all, mut places) = (Vec::new(), Places::default());
         for (number, mode) in (0..).zip(modes) {
             let start = 100 + 1000 * number;
             let added: Vec<_> = (0..)
                 .zip(EXITS)
                 .map(|(i, exit)| Site { guest: 5 * i, exit, mode, at: 20 * u32::from(i), way: Way::BARE })
                 .collect();
+            places.add(start, number);
             blocks.push(Placed::empty(mode, start, sites.add(&added)));
             let placed = |site: &Site| PlacedSite {
                 behind: start + site.at + Site::BYTES,
@@ -237,9 +239,9 @@ mod tests {
             all.extend(added.iter().map(placed));
         }
         for _ in 0..2 {
-            all.iter().for_each(|site| assert_eq!(sites.find(&blocks, site.behind), Some(*site)));
-            assert_eq!(sites.find(&blocks, 99), None);
-            assert_eq!(sites.find(&blocks, 106), None);
+            all.iter().for_each(|site| assert_eq!(sites.find(&blocks, &places, site.behind), Some(*site)));
+            assert_eq!(sites.find(&blocks, &places, 99), None);
+            assert_eq!(sites.find(&blocks, &places, 106), None);
         }
     }
 }

@@ -58,8 +58,10 @@ pub(crate) fn target_of(insn: &Instruction) -> Result<i64> {
 /// Translates a control transfer; `Err` if it is not one that is known.
 pub(crate) fn branch(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     use Mnemonic as M;
-    // Nobody may be let in behind STI, and a loop has to let somebody in.
-    if e.shadow && target_of(insn).map_or(true, |target| leads_back(e, target)) {
+    // Nobody may be let in behind STI, and a loop has to let somebody in. A return that was foreseen is the end of a call,
+    // which has.
+    let returns = insn.mnemonic() == M::Ret;
+    if e.shadow && !returns && target_of(insn).map_or(true, |target| leads_back(e, target)) {
         return Err(Unsupported);
     }
     // What follows takes RCX for itself; a forward conditional jump only if it leaves the page.
@@ -447,6 +449,10 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let popped = insn.stack_pointer_increment();
     e.add(stack, stack, popped);
     e.asm.ret();
+    if e.shadow {
+        e.interpret_from(unforeseen);
+        return Ok(Flow::End);
+    }
     e.asm.land(unforeseen);
     let user = e.mode.has(Mode::USER);
     e.asm.gs_load(Gpr::RSP, at::SHADOW_TOP + if user { 8 } else { 0 });
@@ -459,7 +465,7 @@ fn ret(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
 
 #[cfg(test)]
 mod tests {
-    use crate::listing::{AT, block, exits};
+    use crate::listing::{AT, block, exits, text};
     use crate::{Exit, Mode};
 
     #[test]
@@ -471,6 +477,7 @@ mod tests {
         assert!(is_left(&[0xfb, 0xeb, 0xfd]), "sti; jmp -3");
         assert!(is_left(&[0xfb, 0xff, 0xe0]), "sti; jmp rax");
         assert!(is_left(&[0xfb, 0xc3]), "sti; ret");
+        assert!(text(Mode::new(), &[0xfb, 0xc3]).contains(&"ret".to_owned()), "if it is foreseen");
         assert!(!is_left(&[0xfb, 0xeb, 0x00]), "sti; jmp +0");
     }
 
