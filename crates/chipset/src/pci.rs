@@ -24,10 +24,10 @@ use x86::bits::{low16, low32};
 use crate::control::{MachineControl, MachineEvent};
 use crate::sync::lock;
 
-/// Where configuration space appears in memory (ECAM), for the MCFG table: all 256 buses of segment 0.
+/// Where configuration space appears in memory (ECAM), for the MCFG table: bus 0 of segment 0.
 pub const ECAM_BASE: u64 = 0xe000_0000;
 /// The length of that window.
-pub const ECAM_LEN: u64 = 256 << 20;
+pub const ECAM_LEN: u64 = 1 << 20;
 /// Where the window for functions' memory begins.
 pub const MEMORY_BASE: u64 = 0xc000_0000;
 /// The length of that window, which ends where ECAM begins.

@@ -8,11 +8,12 @@
 //! |---|---|---|
 //! | 0 | `0x9fc00` | RAM (first page: BIOS data area) |
 //! | `0x9fc00` | `0xa0000` | extended BIOS data area, reserved |
-//! | `0xa0000` | `0xe0000` | nothing: where video and option ROMs would be |
+//! | `0xa0000` | `0xc0000` | nothing: where video would be |
+//! | `0xc0000` | `0xe0000` | RAM where option ROMs would be, reserved: kernels search it, which devices would make slow |
 //! | `0xe0000` | `0x100000` | RSDP and all ACPI tables, reserved; there whatever the RAM size |
 //! | 1 MiB | RAM size, at most 3 GiB | RAM |
 //! | 3 GiB | `0xe0000000` | window for PCI devices' memory |
-//! | `0xe0000000` | `0xf0000000` | PCI configuration space (ECAM), reserved |
+//! | `0xe0000000` | `0xe0100000` | PCI configuration space (ECAM), reserved |
 //! | `0xfec00000`, `0xfed00000`, `0xfee00000` | + a page, 1 KiB, a page | I/O APIC, HPET, local APICs |
 //! | 4 GiB | … | the rest of the RAM |
 
@@ -23,6 +24,8 @@ use x86::{Gpa, PAGE_MASK, PAGE_SHIFT};
 pub const EBDA: Gpa = Gpa(0x9_fc00);
 /// The end of the RAM below the video hole.
 pub const VIDEO_HOLE: Gpa = Gpa(0xa_0000);
+/// The end of the video hole.
+pub const OPTION_ROMS: Gpa = Gpa(0xc_0000);
 /// The ACPI root pointer; the tables follow it. Within the area that operating systems search for it.
 pub const RSDP: Gpa = Gpa(0xe_0000);
 /// The end of the area for ACPI tables, and of the first MiB.
@@ -32,10 +35,11 @@ pub const MMIO_HOLE: Gpa = Gpa(0xc000_0000);
 /// Where RAM goes on.
 pub const HIGH_RAM: Gpa = Gpa(0x1_0000_0000);
 
-/// PCI configuration space, memory-mapped: 1 MiB for each of 256 buses.
+/// PCI configuration space, memory-mapped: of bus 0, which is all there is. Linux would search further buses one function after
+/// the other.
 pub const ECAM: Gpa = Gpa(0xe000_0000);
 /// The size of [`ECAM`] in bytes.
-pub const ECAM_BYTES: u64 = 256 << 20;
+pub const ECAM_BYTES: u64 = 1 << 20;
 /// The I/O APIC.
 pub const IOAPIC: Gpa = Gpa(0xfec0_0000);
 /// The I/O APIC's own APIC identifier.
@@ -144,7 +148,7 @@ impl MemoryMap {
     pub fn ram_ranges(&self) -> Vec<RamRange> {
         let range =
             |start: Gpa, end: Gpa| RamRange { base: start.frame(), frames: (end.0 - start.0) >> PAGE_SHIFT };
-        let mut ranges = vec![range(Gpa(0), VIDEO_HOLE), range(RSDP, self.low_end())];
+        let mut ranges = vec![range(Gpa(0), VIDEO_HOLE), range(OPTION_ROMS, self.low_end())];
         ranges.extend(self.high_end().map(|end| range(HIGH_RAM, end)));
         ranges
     }
@@ -153,7 +157,7 @@ impl MemoryMap {
     pub fn regions(&self) -> Vec<MemoryRegion> {
         let usable = |start, end| MemoryRegion { start, end, kind: RegionKind::Usable };
         let reserved = |start, end| MemoryRegion { start, end, kind: RegionKind::Reserved };
-        let mut map = vec![usable(Gpa(0), EBDA), reserved(EBDA, VIDEO_HOLE), reserved(RSDP, TABLES_END)];
+        let mut map = vec![usable(Gpa(0), EBDA), reserved(EBDA, VIDEO_HOLE), reserved(OPTION_ROMS, TABLES_END)];
         if self.low_end() > TABLES_END {
             map.push(usable(TABLES_END, self.low_end()));
         }

@@ -55,7 +55,7 @@ fn pci_root() -> Vec<u8> {
     let uid = Name::new("_UID".into(), &0u8);
     let segment = Name::new("_SEG".into(), &0u8);
     let bus = Name::new("_BBN".into(), &0u8);
-    let buses = AddressSpace::new_bus_number(0u16, 255);
+    let buses = AddressSpace::new_bus_number(0u16, 0);
     let config = IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, PCI_CONFIG_PORTS);
     let ports_below = AddressSpace::new_io(0u16, PCI_CONFIG_PORT - 1, None);
     let ports_above = AddressSpace::new_io(PCI_CONFIG_PORT + u16::from(PCI_CONFIG_PORTS), u16::MAX, None);

@@ -92,6 +92,6 @@ fn hpet() -> Vec<u8> {
 /// Where PCI configuration space is memory-mapped (PCI Firmware Specification 3.2, 4.1.2).
 fn mcfg() -> Vec<u8> {
     let mut table = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    table.add_ecam(ECAM.0, 0, 0, 255);
+    table.add_ecam(ECAM.0, 0, 0, 0);
     bytes_of(&table)
 }
