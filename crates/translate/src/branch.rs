@@ -24,6 +24,7 @@ use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
 use crate::routines::probe;
 use crate::stack::{self, Slot};
+use crate::survey::turn_again;
 
 /// Whether translation may go on behind an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +223,10 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     let form = e.form;
     let poll = poll(e);
     let taken = e.asm.jcc(condition);
-    e.link(taken, offset);
+    let turn = e.head.filter(|_| offset == e.source.offset).map(|head| (head, e.flags()));
+    if turn.is_none() {
+        e.link(taken, offset);
+    }
     if in_page(e, e.next.into()).is_some() {
         go_on(e, e.next)?;
         end_poll(e, &poll, form)?;
@@ -231,6 +235,9 @@ fn conditional(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
         end_poll(e, &poll, form)?;
         e.asm.land(over);
         go_on(e, e.next)?;
+    }
+    if let Some((head, flags)) = turn {
+        turn_again(e, taken, flags, head);
     }
     Ok(Flow::End)
 }

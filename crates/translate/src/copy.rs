@@ -99,7 +99,11 @@ pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     } else if plan.is_free(Gpr::RCX) {
         e.delta = carried;
     }
-    let own = !has_memory && general.code() == insn.code() && !e.is_compat() && e.source.check.is_none();
+    let own = !has_memory
+        && e.lodgers.is_empty()
+        && general.code() == insn.code()
+        && !e.is_compat()
+        && e.source.check.is_none();
     execute(e, &general, effect, &plan, own)
 }
 

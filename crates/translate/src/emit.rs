@@ -30,7 +30,9 @@ use crate::compat;
 use crate::context::{ANCHOR_BYTES, ANCHORS, BOUNCE, SPANS, at, gpr_at};
 use crate::groups::{Group, Groups, Key, Member};
 use crate::host::Gpr;
+use crate::lodgers::Lodgers;
 use crate::routines::{self, Across, look_up_operand};
+use crate::survey::Head;
 use crate::x87::X87;
 
 /// The instruction is left to the interpreter.
@@ -96,6 +98,10 @@ pub(crate) struct Emitter<'a> {
     pub(crate) member: Option<Member>,
     /// Offsets from groups' origins where the addresses have been found to have these bits clear.
     aligned: Vec<(u8, i32, u8)>,
+    /// Guest registers in other homes than their own.
+    pub(crate) lodgers: Lodgers,
+    /// Where a turn of a loop with lodgers begins.
+    pub(crate) head: Option<Head>,
     /// The group whose displacement RCX holds, as the instruction before has left it.
     pub(crate) delta: Option<u8>,
     /// Anchors used.
@@ -145,6 +151,8 @@ impl<'a> Emitter<'a> {
             checked: 0,
             member: None,
             aligned: Vec::new(),
+            lodgers: Lodgers::default(),
+            head: None,
             delta: None,
             anchors: 0,
             at: source.offset,
@@ -722,15 +730,18 @@ impl<'a> Emitter<'a> {
         block.sites.reserve(colds.len() + self.tools.finders.len());
         block.sites.append(&mut self.tools.finders);
         for cold in &colds {
+            let mut site = cold.site;
+            self.resume_with_lodgers(&mut site.exit);
             self.asm.land(cold.from);
             if let Some(look_up) = &cold.look_up {
                 self.look_up(look_up);
             }
-            let mut site = cold.site;
             if let Some(again) = &cold.again {
                 self.compute_again(again, true);
                 site.way = site.way.with_flags();
             }
+            self.put_back();
+            self.link_without_lodgers(&mut site.exit);
             self.leave(site, &mut block);
             if let Some(far) = &cold.far {
                 far_side(&mut self, far, &site, &mut block);

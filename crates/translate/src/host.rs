@@ -7,7 +7,8 @@
 //! | R10, R11, R15 | the guest's RAX, RCX, RSP |
 //! | the others | the guest's register of the same name |
 //!
-//! The guest's R10, R11 and R15, those that compilers use least, live in memory. RAX and RCX are the scratch registers
+//! The guest's R10, R11 and R15, those that compilers use least, live in memory; in loops they may lodge elsewhere
+//! ([`crate::lodgers`]). RAX and RCX are the scratch registers
 //! because LAHF and SAHF, which keep the status flags across what clobbers them, know only AH, and JRCXZ, the one branch
 //! that needs no flags, knows only RCX.
 
@@ -27,9 +28,13 @@ impl Gpr {
     pub const RBP: Self = Self(5);
     pub const RSI: Self = Self(6);
     pub const RDI: Self = Self(7);
+    pub const R8: Self = Self(8);
+    pub const R9: Self = Self(9);
     pub const R10: Self = Self(10);
     pub const R11: Self = Self(11);
     pub const R12: Self = Self(12);
+    pub const R13: Self = Self(13);
+    pub const R14: Self = Self(14);
     pub const R15: Self = Self(15);
 }
 

@@ -38,6 +38,7 @@ pub mod host;
 mod iret;
 #[cfg(test)]
 mod listing;
+mod lodgers;
 mod mxcsr;
 mod pause;
 pub mod routines;

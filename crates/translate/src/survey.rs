@@ -28,7 +28,12 @@ impl Head {
     pub(crate) fn begin(e: &mut Emitter<'_>, steady: &Steady) -> Option<Self> {
         steady.counter?;
         e.asm.gs_store_imm32(at::TURNS, FIRST_TURNS.wrapping_neg());
-        Some(Self { at: e.asm.here(), form: e.form })
+        Some(Self::here(e))
+    }
+
+    /// Turns begin here.
+    pub(crate) fn here(e: &Emitter<'_>) -> Self {
+        Self { at: e.asm.here(), form: e.form }
     }
 }
 
@@ -263,6 +268,27 @@ fn count_turns(e: &mut Emitter<'_>, stream: &Stream, room: i32, counted: bool) {
     let more = e.asm.jcc(Condition::ABOVE_EQUAL);
     e.asm.gs_store(at::TEMP, Gpr::RAX);
     e.asm.land(more);
+}
+
+/// A jump that is taken with the flags as in `flags` leads to the next turn of the first translation.
+pub(crate) fn turn_again(
+    e: &mut Emitter<'_>,
+    taken: Hole,
+    flags: (Form, Option<crate::again::Again>),
+    head: Head,
+) {
+    let agreed = match head.form {
+        Form::Host => matches!(flags.0, Form::Host | Form::Both),
+        Form::Dead => true,
+        _ => matches!(flags.0, Form::Memory | Form::Both),
+    };
+    if agreed {
+        e.asm.fill(taken, head.at);
+        return;
+    }
+    e.asm.land(taken);
+    e.set_flags(flags);
+    next_turn(e, head);
 }
 
 /// The next turn is the first translation's.

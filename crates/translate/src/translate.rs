@@ -16,6 +16,7 @@ use crate::emit::{Emitter, Result, Tools, Unsupported};
 use crate::facts;
 use crate::flags::{effect, is_invalid};
 use crate::groups::Groups;
+use crate::lodgers::Lodgers;
 use crate::self_check::{self, MAX_STORES};
 use crate::special::special;
 use crate::stack::stack;
@@ -71,6 +72,14 @@ fn block(source: &Source<'_>, tools: &mut Tools, run: &[Instruction], form: Form
     } else {
         begin(&mut e, form, &mut block);
         block.entry_jump = block.entry_memory;
+    }
+    let lodgers = Lodgers::find(run, source);
+    let renamed = lodgers.renamed(run);
+    let run = renamed.as_slice();
+    if !lodgers.is_empty() {
+        e.lodgers = lodgers;
+        e.let_in();
+        e.head = Some(Head::here(&e));
     }
     e.one_page = run.iter().any(needs_one_page);
     e.groups = Groups::find(run, source.mode);
