@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use host::io::{Sources, Targets, next_data, next_hole};
+use host::io::{Sources, Targets};
 
 use crate::image::open_file;
 use crate::{Disk, DiskError, Extent, SECTOR, zeros};
@@ -50,11 +50,8 @@ impl Disk for RawDisk {
     }
 
     fn extent(&self, offset: u64, most: u64) -> io::Result<Extent> {
-        let end = match next_data(self.file.as_fd(), offset)? {
-            Some(at) if at == offset => next_hole(self.file.as_fd(), offset)?,
-            at => return Ok(Extent { len: most.min(at.map_or(most, |at| at - offset)), zeros: true }),
-        };
-        Ok(Extent { len: most.min(end.saturating_sub(offset).max(1)), zeros: false })
+        let found = host::io::extent(self.file.as_fd(), offset)?;
+        Ok(Extent { len: most.min(found.len), zeros: !found.is_data })
     }
 
     fn write(&self, offset: u64, from: &Sources<'_>) -> io::Result<()> {

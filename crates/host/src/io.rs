@@ -252,30 +252,31 @@ fn allocate(file: BorrowedFd<'_>, flags: FallocateFlags, offset: u64, len: u64) 
     }
 }
 
-/// Where the next data of a file is, from `offset` on; none if there are only holes. Where the file system cannot tell, all is data.
-/// Moves the file's own position, which nothing here uses.
-///
-/// # Errors
-/// As lseek(2).
-pub fn next_data(file: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
-    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-        Ok(at) => Ok(Some(at)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
-        Err(error) => Err(error.into()),
-    }
+/// A part of a file of which one thing is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How long it is, in bytes, at least one.
+    pub len: u64,
+    /// Whether it holds data, or may; otherwise it is a hole, which reads as zeros and takes no room.
+    pub is_data: bool,
 }
 
-/// Where the next hole of a file is, its end at last, from `offset` on, which lies before that.
+/// What a file has from `offset` on. Behind its end there is a hole, and where the file system cannot tell, all is data. Moves the file's
+/// own position, which nothing here uses.
 ///
 /// # Errors
 /// As lseek(2).
-pub fn next_hole(file: BorrowedFd<'_>, offset: u64) -> io::Result<u64> {
-    match rustix::fs::seek(file, SeekFrom::Hole(offset)) {
+pub fn extent(file: BorrowedFd<'_>, offset: u64) -> io::Result<Extent> {
+    let next = |whence, unknown: u64| match rustix::fs::seek(file, whence) {
         Ok(at) => Ok(at),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(u64::MAX),
-        Err(error) => Err(error.into()),
-    }
+        Err(Errno::NXIO) => Ok(u64::MAX),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(unknown),
+        Err(error) => Err(error),
+    };
+    let data = next(SeekFrom::Data(offset), offset)?;
+    let is_data = data == offset;
+    let end = if is_data { next(SeekFrom::Hole(offset), u64::MAX)? } else { data };
+    Ok(Extent { len: end.saturating_sub(offset).max(1), is_data })
 }
 
 /// Takes a lock on a whole file for as long as it is open, shared with others who share it; false if somebody has one that
@@ -363,10 +364,14 @@ mod tests {
             map.as_ptr().write_volatile(9);
             targets.push(map.as_ptr().wrapping_add(0x1000), 0x1000);
         }
+        let known = |offset| extent(file.as_fd(), offset).unwrap();
+        assert_eq!(known(8), Extent { len: 0x0ff8, is_data: true });
+        assert_eq!(known(0x1000), Extent { len: u64::MAX - 0x1000, is_data: false });
         let error = targets.read_from(file.as_fd(), 0x1001).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert!(targets.read_from(file.as_fd(), u64::MAX).is_err());
         punch_hole(file.as_fd(), 0, 0x1000).unwrap();
+        assert!(!known(0).is_data && !known(1 << 40).is_data);
         // SAFETY: as above.
         assert_eq!(unsafe { map.as_ptr().read_volatile() }, 0);
     }

@@ -19,6 +19,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use x86::PAGE_SIZE;
 
 use crate::HostError;
+use crate::io::{self, Extent};
 
 /// An anonymous file in memory.
 #[derive(Debug)]
@@ -60,6 +61,14 @@ impl Memfd {
             .map_err(|errno| HostError::Usage { what: "read the cost", source: errno.into() })?;
         // stat(2): st_blocks counts 512-byte units, whatever the block size.
         Ok(stat.st_blocks.cast_unsigned().saturating_mul(512))
+    }
+
+    /// What it has from `offset` on: pages that exist, or none, which read as zeros without being asked.
+    ///
+    /// # Errors
+    /// If the kernel cannot say.
+    pub fn extent(&self, offset: u64) -> Result<Extent, HostError> {
+        io::extent(self.as_fd(), offset).map_err(|source| HostError::Usage { what: "find the pages", source })
     }
 
     /// Gives whole pages back to the host. They read as zeros afterwards, and come back on the next touch.

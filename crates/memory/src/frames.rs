@@ -58,6 +58,16 @@ impl Frames {
         Ok(self.file.resident_bytes()?)
     }
 
+    /// How many frames from `first` on are alike: whether they exist on the host. What does not exist reads as zeros, and would come to
+    /// exist by being read.
+    ///
+    /// # Errors
+    /// If the kernel cannot say.
+    pub(crate) fn extent(&self, first: Mfn) -> Result<(u64, bool), MemoryError> {
+        let extent = self.file.extent(first.0.saturating_mul(PAGE_SIZE))?;
+        Ok((extent.len.div_ceil(PAGE_SIZE), extent.is_data))
+    }
+
     /// Gives the memory of `count` frames back to the host, from `first` on. They read as zeros and cost nothing until they
     /// are next touched.
     ///

@@ -53,6 +53,7 @@
 //! ([`GuestMemory::make_fluid`]): what is kept of its code then compares itself with the bytes.
 
 mod balloon;
+mod resident;
 
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};

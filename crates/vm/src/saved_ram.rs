@@ -1,6 +1,6 @@
 //! The contents of guest RAM as a record: the pages that hold anything but zeros.
 
-use memory::GuestMemory;
+use memory::{FrameKind, GuestMemory, GuestRange};
 use serde::{Deserialize, Serialize};
 use state::Saved;
 use x86::bits::index;
@@ -21,19 +21,16 @@ impl Saved for SavedRam {
 
 const PAGE: usize = index(PAGE_SIZE);
 
-fn frames(memory: &GuestMemory) -> impl Iterator<Item = Gfn> + '_ {
-    memory.ranges().iter().flat_map(|range| range.base.0..range.base.0 + range.frames).map(Gfn)
-}
-
 impl SavedRam {
-    /// Copies all of RAM that is not zero.
+    /// Copies all of RAM that is not zero. What the guest has never touched or has given back costs nothing, and does so afterwards.
     ///
     /// # Errors
     /// If a frame of the layout is not readable memory at the moment.
     pub(crate) fn of(memory: &GuestMemory) -> Result<Self, VmError> {
         let mut pages = Vec::new();
         let mut page = [0; PAGE];
-        for gfn in frames(memory) {
+        for gfn in memory.resident() {
+            let gfn = gfn?;
             memory.read(gfn.base(), &mut page)?;
             if page != [0; PAGE] {
                 pages.push((gfn, page.to_vec()));
@@ -42,27 +39,21 @@ impl SavedRam {
         Ok(Self { pages })
     }
 
-    /// Makes RAM what it was.
+    /// Makes RAM what it was, and no more of it cost anything.
     ///
     /// # Errors
     /// If a page lies outside the memory.
     pub(crate) fn restore(&self, memory: &GuestMemory) -> Result<(), VmError> {
-        let mut saved = self.pages.iter().peekable();
-        let mut page = [0; PAGE];
-        for gfn in frames(memory) {
-            if let Some((_, bytes)) = saved.next_if(|(at, bytes)| *at == gfn && bytes.len() == PAGE) {
-                memory.write(gfn.base(), bytes)?;
-                continue;
-            }
-            memory.read(gfn.base(), &mut page)?;
-            if page != [0; PAGE] {
-                memory.fill(gfn.base(), PAGE_SIZE, 0)?;
-            }
+        for range in memory.ranges() {
+            memory.empty(GuestRange { gpa: range.base.base(), len: range.frames * PAGE_SIZE })?;
         }
-        match saved.next() {
-            None => Ok(()),
-            Some((gfn, _)) => Err(VmError::OtherMachine(format!("page {:#x} is not of its memory", gfn.0))),
+        for (gfn, bytes) in &self.pages {
+            if bytes.len() != PAGE || memory.entry(*gfn).kind != FrameKind::Ram {
+                return Err(VmError::OtherMachine(format!("page {:#x} is not of its memory", gfn.0)));
+            }
+            memory.write(gfn.base(), bytes)?;
         }
+        Ok(())
     }
 }
 
@@ -89,11 +80,29 @@ mod tests {
         let record = Record::encode(&saved);
         record.decode::<SavedRam>().unwrap().restore(&new).unwrap();
         assert_eq!(SavedRam::of(&new).unwrap(), saved);
+        assert_eq!(new.resident_bytes().unwrap(), 3 * PAGE_SIZE);
+    }
+
+    #[test]
+    fn what_costs_nothing_goes_on_costing_nothing() {
+        let (old, new) = (memory(), memory());
+        let cost = |memory: &GuestMemory| memory.resident_bytes().unwrap();
+        for gfn in [0, 1, 2, 16, 17] {
+            old.write(Gfn(gfn).base(), &[7; PAGE]).unwrap();
+        }
+        old.inflate(&[Gfn(1)]).unwrap();
+        old.empty(GuestRange { gpa: Gfn(16).base(), len: PAGE_SIZE }).unwrap();
+        let saved = SavedRam::of(&old).unwrap();
+        assert_eq!((saved.pages.len(), cost(&old)), (3, 3 * PAGE_SIZE));
+        new.take_over(&old.save()).unwrap();
+        saved.restore(&new).unwrap();
+        assert_eq!((cost(&new), new.ballooned_frames()), (3 * PAGE_SIZE, 1));
+        assert_eq!(SavedRam::of(&new).unwrap(), saved);
     }
 
     #[test]
     fn pages_from_elsewhere_are_refused() {
-        for page in [(Gfn(8), vec![1; PAGE]), (Gfn(1), vec![1; 7])] {
+        for page in [(Gfn(8), vec![1; PAGE]), (Gfn(1), vec![1; 7]), (Gfn(u64::MAX), vec![1; PAGE])] {
             let saved = SavedRam { pages: vec![page] };
             assert!(matches!(saved.restore(&memory()), Err(VmError::OtherMachine(_))));
         }
