@@ -8,10 +8,11 @@ mod pack;
 pub mod tar;
 mod unpack;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use pack::pack;
+pub use pack::{name_of, pack};
 pub use unpack::{Place, unpack};
 
 /// Why something was not copied.
@@ -42,6 +43,14 @@ pub enum CopyError {
     /// A name that leads elsewhere.
     #[error("the archive has the name '{}', which leads out of where it is to be unpacked", .0.display())]
     Elsewhere(PathBuf),
+    /// A thing that was not asked for.
+    #[error("what was received is called '{}' and not '{}', which was asked for", name.display(), asked.display())]
+    Unasked {
+        /// What came.
+        name: OsString,
+        /// What should have.
+        asked: OsString,
+    },
     /// Something that is not copied.
     #[error("'{}' is neither a file, nor a directory, nor a link, and is not copied", .0.display())]
     Special(PathBuf),

@@ -2,7 +2,7 @@
 //!
 //! Every name is taken apart, and followed from the directory that all is unpacked in, one directory after the other and never through a
 //! symbolic link (openat(2) with `O_NOFOLLOW`). So no name leads elsewhere, also not by a link that the archive itself has brought.
-//! Files are new ones: what has the name before is removed, and never written through.
+//! Files are new ones, which get their names when they are whole: what has the name before is replaced then, and never written through.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, futimens, linkat, mkdirat, open, openat,
-    symlinkat, unlinkat,
+    renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -23,10 +23,11 @@ use crate::tar::{Entry, Kind, Reader};
 
 /// Where an archive goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Place<'a> {
     /// To this name, as docker understands it: into it if it is a directory, else it is the new name of what the archive
-    /// has, which is one thing.
-    Named,
+    /// has, which is one thing. It is called so if a name is given ([`crate::name_of`] what was asked for): without one, the sender
+    /// chooses what in a directory is replaced.
+    Named(Option<&'a OsStr>),
     /// Into this directory, with all names that the archive has.
     Inside,
 }
@@ -35,12 +36,12 @@ pub enum Place {
 ///
 /// # Errors
 /// If there is no such place, the archive is none or leads elsewhere, or a file cannot be made.
-pub fn unpack(from: impl Read, target: &Path, place: Place, permissions: u32) -> Result<(), CopyError> {
+pub fn unpack(from: impl Read, target: &Path, place: Place<'_>, permissions: u32) -> Result<(), CopyError> {
     let mut reader = Reader::new(from);
     let mut next = reader.entry()?;
     let (tree, names) = match (place, &next) {
-        (Place::Named, Some(first)) => named(target, first)?,
-        (Place::Named, None) => return Ok(()),
+        (Place::Named(asked), Some(first)) => named(target, first, asked)?,
+        (Place::Named(_), None) => return Ok(()),
         (Place::Inside, _) => (Tree::open(target)?, Names { top: None, instead: Vec::new() }),
     };
     while let Some(entry) = next {
@@ -90,8 +91,11 @@ fn words(path: &Path) -> Result<Vec<OsString>, CopyError> {
 }
 
 /// Docker's rules: where the one thing goes that begins with this entry, and what it is called there.
-fn named(target: &Path, first: &Entry) -> Result<(Tree, Names), CopyError> {
+fn named(target: &Path, first: &Entry, asked: Option<&OsStr>) -> Result<(Tree, Names), CopyError> {
     let top = words(&first.path)?.into_iter().next().unwrap_or_else(|| CONTENTS.into());
+    if let Some(asked) = asked.filter(|asked| *asked != top) {
+        return Err(CopyError::Unasked { name: top, asked: asked.to_owned() });
+    }
     let is_directory = first.kind == Kind::Directory;
     let names = |instead| Names { top: Some(top.clone()), instead };
     match fs::metadata(target) {
@@ -162,30 +166,56 @@ impl Tree {
         if entry.kind == Kind::Directory {
             return make_directory(&directory, name, entry.mode & permissions).map_err(failed);
         }
+        if entry.kind == Kind::File {
+            return make_file(&directory, name, entry, reader, permissions).map_err(CopyError::make(&shown));
+        }
+        if entry.kind == Kind::Special {
+            return Err(CopyError::Special(entry.path.clone()));
+        }
         match unlinkat(&directory, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(failed(error)),
         }
-        match entry.kind {
-            Kind::File => {
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = openat(&directory, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
-                let mut file = File::from(file);
-                io::copy(&mut reader.contents(), &mut file).map_err(CopyError::make(&shown))?;
-                finish(&file, entry, permissions).map_err(failed)
-            }
-            Kind::Symlink => symlinkat(&entry.link, &directory, name).map_err(failed),
-            Kind::HardLink => {
-                let other = names.way(&entry.link)?;
-                let (other, beside) =
-                    other.split_last().ok_or(CopyError::Damaged("a link leads to the top"))?;
-                let beside = self.directory(beside)?;
-                linkat(beside, other, &directory, name, AtFlags::empty()).map_err(failed)
-            }
-            Kind::Directory | Kind::Special => Err(CopyError::Special(entry.path.clone())),
+        if entry.kind == Kind::Symlink {
+            return symlinkat(&entry.link, &directory, name).map_err(failed);
+        }
+        let other = names.way(&entry.link)?;
+        let (other, beside) = other.split_last().ok_or(CopyError::Damaged("a link leads to the top"))?;
+        linkat(self.directory(beside)?, other, &directory, name, AtFlags::empty()).map_err(failed)
+    }
+}
+
+/// Makes a file under another name and gives it its own when it is whole, in place of what has that.
+fn make_file(
+    directory: &OwnedFd,
+    name: &OsStr,
+    entry: &Entry,
+    reader: &mut Reader<impl Read>,
+    permissions: u32,
+) -> io::Result<()> {
+    let (beside, mut file) = new_file(directory)?;
+    let made = io::copy(&mut reader.contents(), &mut file)
+        .and_then(|_| Ok(finish(&file, entry, permissions)?))
+        .and_then(|()| Ok(renameat(directory, &beside, directory, name)?));
+    if made.is_err() {
+        // What cannot be removed either says no more.
+        let _ = unlinkat(directory, &beside, AtFlags::empty());
+    }
+    made
+}
+
+/// A file of a name that nobody has.
+fn new_file(directory: &OwnedFd) -> Result<(String, File), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let process = std::process::id();
+    for number in 0..u32::MAX {
+        let name = format!(".umbra-{process}-{number}");
+        match openat(directory, &name, flags, Mode::from_raw_mode(0o600)) {
+            Err(Errno::EXIST) => {}
+            opened => return Ok((name, File::from(opened?))),
         }
     }
+    Err(Errno::EXIST)
 }
 
 /// Makes a directory that its owner can fill, unless there is one.
@@ -240,7 +270,7 @@ mod tests {
     }
 
     fn copy(source: &Path, target: &Path) -> Result<(), CopyError> {
-        unpack(packed(source).as_slice(), target, Place::Named, 0o777)
+        unpack(packed(source).as_slice(), target, Place::Named(Some(pack::name_of(source))), 0o777)
     }
 
     #[test]
@@ -298,9 +328,9 @@ mod tests {
             &[("b", Kind::HardLink, "../x")],
             &[("dev", Kind::File, ""), ("dev/x", Kind::File, "")],
         ] {
-            for how in [Place::Named, Place::Inside] {
+            for how in [Place::Named(None), Place::Inside] {
                 let (dir, at) = place();
-                let target = if how == Place::Named { at("new") } else { dir.path().to_owned() };
+                let target = if how == Place::Named(None) { at("new") } else { dir.path().to_owned() };
                 assert!(unpack(archive(entries).as_slice(), &target, how, 0o777).is_err(), "{entries:?}");
                 assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0, "{entries:?}");
             }
@@ -322,6 +352,34 @@ mod tests {
             0o755,
             "nobody gets a set-user-ID program"
         );
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_replaced() {
+        let (_dir, at) = place();
+        fs::write(at(".profile"), "mine").unwrap();
+        for (asked, entries) in [
+            ("data", &[(".profile", Kind::File, "bad")][..]),
+            ("data", &[("data", Kind::File, "good"), (".profile", Kind::File, "bad")]),
+            ("data", &[(".", Kind::Directory, ""), (".profile", Kind::File, "bad")]),
+            (".", &[(".profile", Kind::File, "bad")]),
+        ] {
+            let place = Place::Named(Some(OsStr::new(asked)));
+            assert!(unpack(archive(entries).as_slice(), &at(""), place, 0o777).is_err(), "{entries:?}");
+            assert_eq!(fs::read_to_string(at(".profile")).unwrap(), "mine");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_when_the_new_one_is_whole() {
+        let (dir, at) = place();
+        fs::write(at("a"), "old").unwrap();
+        let inside = |archive: &[u8]| unpack(archive, &at(""), Place::Inside, 0o777);
+        assert!(inside(&archive(&[("a", Kind::File, "a long text")])[..518]).is_err());
+        fs::create_dir(at("d")).unwrap();
+        assert!(inside(&archive(&[("d", Kind::File, "x")])).is_err());
+        assert_eq!(fs::read_to_string(at("a")).unwrap(), "old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left of what was not whole");
     }
 
     #[test]

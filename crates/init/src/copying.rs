@@ -32,7 +32,8 @@ fn carry_out(what: Copying, path: &Path) -> Result<(), CopyError> {
                 eprintln!("umbra: in the guest: {}", CopyError::Special(path.to_owned()));
             });
         }
-        Copying::Unpack => Place::Named,
+        // The host is trusted to send what it was asked for.
+        Copying::Unpack => Place::Named(None),
         Copying::Extract => Place::Inside,
     };
     copy::unpack(stdin().lock(), path, place, ALL)

@@ -130,7 +130,8 @@ fn from_guest(vm: &str, path: &Path, target: &Path) -> Result<Status> {
             .map(drop)
             .context("cannot write the archive to standard output")
     } else {
-        copy::unpack(&mut far, target, Place::Named, HARMLESS).map_err(anyhow::Error::from)
+        let place = Place::Named(Some(copy::name_of(path)));
+        copy::unpack(&mut far, target, place, HARMLESS).map_err(anyhow::Error::from)
     };
     match (far.status, copied) {
         // It has said why the archive has no end.
