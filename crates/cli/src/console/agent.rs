@@ -8,13 +8,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use init::Settings;
 use init::wire::{Frame, Kind, LARGEST, PIECE, Reader, WINDOW, Window, encode_size};
-use vm::{PortInput, SerialSink};
+use vm::SerialSink;
+
+/// What sends bytes to the guest, waiting while it does not read; false if it never will.
+type Port = Box<dyn Fn(&[u8]) -> bool + Send>;
 
 /// The host's end, for one VM.
 #[derive(Default)]
 pub(crate) struct Agent {
     /// Locked while a frame is sent, so that it goes whole.
-    port: Mutex<Option<PortInput>>,
+    port: Mutex<Option<Port>>,
     sessions: Mutex<Sessions>,
 }
 
@@ -135,12 +138,12 @@ impl Agent {
     }
 
     /// The way to the guest.
-    pub(crate) fn connect(&self, port: PortInput) {
-        *lock(&self.port) = Some(port);
+    pub(crate) fn connect(&self, port: impl Fn(&[u8]) -> bool + Send + 'static) {
+        *lock(&self.port) = Some(Box::new(port));
     }
 
     fn send(&self, session: u16, kind: Kind, bytes: &[u8]) -> bool {
-        lock(&self.port).as_ref().is_some_and(|port| port.send(&Frame::encode(session, kind, bytes)))
+        lock(&self.port).as_ref().is_some_and(|port| port(&Frame::encode(session, kind, bytes)))
     }
 
     /// Begins a command.
@@ -357,11 +360,13 @@ mod tests {
     #[test]
     fn a_system_that_does_not_listen_yet_is_told_to_end_when_it_does() {
         let (agent, mut guest) = guest();
+        let (sent, told) = std::sync::mpsc::channel();
+        agent.connect(move |bytes| sent.send(bytes.to_vec()).is_ok());
         agent.power_off();
-        assert!(lock(&agent.sessions).open.is_empty());
+        assert!(told.try_recv().is_err() && lock(&agent.sessions).open.is_empty());
         guest.write(&Frame::encode(0, Kind::Hello, b""));
-        // There is no port to send it through, so the session has been given up again.
-        assert_eq!(lock(&agent.sessions).last, 1);
+        let settings = Settings { command: vec!["poweroff".into()], ..Settings::default() };
+        assert_eq!(told.try_recv().unwrap(), Frame::encode(1, Kind::Open, &settings.encode()));
     }
 
     #[test]

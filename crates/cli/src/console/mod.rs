@@ -154,7 +154,7 @@ impl Console {
             self.raw = Some(RawMode::enter().context("cannot use the terminal")?);
         }
         if let (Some(agent), Some(port)) = (&self.agent, vm.port_input(AGENT_PORT)) {
-            agent.connect(port);
+            agent.connect(move |bytes| port.send(bytes));
             if self.ours {
                 let (agent, output, log) = (agent.clone(), self.output()?, self.log()?);
                 spawn("streams", move || pass_on(&agent, output, log))?;

@@ -99,11 +99,10 @@ impl Desk {
             Ok(session) => session,
             Err(why) => return protocol::answer(stream, Err(why)),
         };
-        protocol::answer(stream, Ok(serde_json::Value::Null))?;
-        stream.set_read_timeout(None)?;
-        stream.set_write_timeout(None)?;
-        self.typists.send((session.clone(), stream.try_clone()?)).map_err(io::Error::other)?;
-        let mut listens = true;
+        let mut listens = self.greet(stream, &session).is_ok();
+        if !listens {
+            self.agent.input_end(&session);
+        }
         loop {
             let (kind, bytes) = match session.next() {
                 Said::Output(bytes) => (Kind::Output, bytes),
@@ -111,13 +110,21 @@ impl Desk {
                 Said::Exit(status) => (Kind::End, vec![status]),
                 Said::Lost => (Kind::End, vec![Status::KILLED.0]),
             };
-            // A client that has gone takes nothing from the command.
+            // A client that has gone takes nothing from the command, which waits if nobody hears it.
             listens = listens && protocol::send_frames(stream, kind, &bytes).is_ok();
             if kind == Kind::End {
                 return stream.shutdown(std::net::Shutdown::Both);
             }
             self.agent.passed_on(&session, bytes.len());
         }
+    }
+
+    /// Says that the command runs, and lets the client's input come.
+    fn greet(&self, stream: &mut UnixStream, session: &Arc<Session>) -> io::Result<()> {
+        protocol::answer(stream, Ok(serde_json::Value::Null))?;
+        stream.set_read_timeout(None)?;
+        stream.set_write_timeout(None)?;
+        self.typists.send((session.clone(), stream.try_clone()?)).map_err(io::Error::other)
     }
 }
 
@@ -144,4 +151,48 @@ fn pass_input(agent: &Agent, session: &Session, from: &mut UnixStream) {
         }
     }
     agent.input_end(session);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use init::wire::{Frame, Kind as Said, PIECE, Reader, WINDOW};
+    use vm::SerialSink;
+
+    use super::*;
+    use crate::console::agent::AgentSink;
+
+    #[test]
+    fn a_command_whose_client_has_gone_is_heard_to_its_end() {
+        let agent = Arc::new(Agent::default());
+        let mut guest = AgentSink::new(agent.clone());
+        let (sent, told) = channel();
+        agent.connect(move |bytes| sent.send(bytes.to_vec()).is_ok());
+        guest.write(&Frame::encode(0, Said::Hello, b""));
+        let desk = Desk::new(agent).unwrap();
+        let (client, mut stream) = UnixStream::pair().unwrap();
+        drop(client);
+        std::thread::scope(|scope| {
+            let serving = scope.spawn(|| desk.serve(&mut stream, b""));
+            let (mut reader, mut given, mut ended) = (Reader::default(), 0, false);
+            // Twice what it may say without being heard.
+            for _ in 0..2 * WINDOW / PIECE {
+                guest.write(&Frame::encode(1, Said::Output, &[b'x'; PIECE]));
+                while given < PIECE {
+                    for frame in reader.feed(&told.recv().unwrap()).unwrap() {
+                        ended |= frame.kind == Said::InputEnd;
+                        if let (Said::Credit, &[a, b, c, d]) = (frame.kind, &frame.bytes[..]) {
+                            given += u32::from_le_bytes([a, b, c, d]) as usize;
+                        }
+                    }
+                }
+                given -= PIECE;
+            }
+            assert!(ended, "nobody types any more");
+            guest.write(&Frame::encode(1, Said::Exit, &[0]));
+            serving.join().unwrap().unwrap();
+        });
+        assert_eq!(desk.running.load(Ordering::Relaxed), 0);
+    }
 }

@@ -123,6 +123,13 @@ impl Server {
                         .to_owned())
                 }
             },
+            Ok(Request::Stop) => {
+                self.power_button();
+                let answered = protocol::answer(&mut stream, Ok(Value::Null));
+                // A guest that does not read keeps whoever tells it waiting, and nobody else.
+                self.tell();
+                return answered;
+            }
             Ok(request) => self.answer(&request),
         };
         protocol::answer(&mut stream, answer)
@@ -141,26 +148,26 @@ impl Server {
             Request::Resume if self.vm.state() == State::Running => Err("it is not paused".to_owned()),
             Request::Resume => self.vm.resume().map(|()| Value::Null).map_err(failed),
             Request::Update { memory } => self.vm.set_memory(*memory).map(|()| Value::Null).map_err(failed),
-            Request::Stop => {
-                self.power_button();
-                Ok(Value::Null)
-            }
             Request::Kill => {
                 self.vm.stop();
                 Ok(Value::Null)
             }
             // They have been dealt with.
-            Request::Wait | Request::Console { .. } | Request::Exec { .. } => Ok(Value::Null),
+            Request::Stop | Request::Wait | Request::Console { .. } | Request::Exec { .. } => Ok(Value::Null),
         }
     }
 
-    /// Presses the power button. A guest may have no driver for that: one of ours hears of it on its control port, too, and one
-    /// that has booted by itself by the agent in it.
+    /// Presses the power button.
     fn power_button(&self) {
         // One that stands still hears of nothing. If it cannot go on, it has ended.
         let _ = self.vm.resume();
         self.stopping.store(true, Ordering::SeqCst);
         self.vm.press_power_button();
+    }
+
+    /// Tells the guest that it is to power off, for it may have no driver for the button: one of ours hears of it on its control port,
+    /// and one that has booted by itself by the agent in it.
+    fn tell(&self) {
         if self.ours {
             console::ask_to_stop(&self.vm);
         }
