@@ -19,7 +19,7 @@ use std::sync::Arc;
 use host::io::try_lock;
 
 use crate::qcow2::{self, Backing, MAGIC, Qcow2, Report};
-use crate::{Disk, DiskError, RawDisk};
+use crate::{Disk, DiskError, NewImage, RawDisk};
 
 /// The most images of a chain.
 const MOST_LAYERS: usize = 32;
@@ -135,11 +135,14 @@ pub fn create(file: &File, format: Format, bytes: u64, backing: Option<Backing>)
     }
 }
 
-/// Makes a qcow2 image for changes to a disk of so many bytes.
+/// Makes a qcow2 image for changes to a disk of so many bytes. It is there whole or not at all.
 fn keep(path: &Path, bytes: u64, backing: Option<Backing>) -> Result<(), DiskError> {
-    let making = |source| DiskError::Overlay { path: path.to_owned(), source };
-    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(making)?;
-    qcow2::create(&file, bytes, backing).and_then(|()| file.sync_all()).map_err(making)
+    let make = || {
+        let new = NewImage::begin(path)?;
+        qcow2::create(new.file(), bytes, backing)?;
+        new.finish()
+    };
+    make().map_err(|source| DiskError::Overlay { path: path.to_owned(), source })
 }
 
 /// Checks a qcow2 image, and changes nothing.
@@ -307,7 +310,7 @@ fn resolve(path: &Path) -> Result<PathBuf, DiskError> {
     path.canonicalize().map_err(|source| opening(path, true, source))
 }
 
-fn directory_of(path: &Path) -> &Path {
+pub(crate) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -456,6 +459,11 @@ mod tests {
         let other = place.raw("other");
         let wrong = Image { changes: Changes::Kept(over.clone()), ..image(&other) };
         assert!(matches!(refusal(&wrong), DiskError::OverlayOfAnother { .. }));
+        let deep = Backing { name: "deep/".repeat(300).into(), format: None };
+        let count = || std::fs::read_dir(place.0.path()).unwrap().count();
+        let before = count();
+        assert!(matches!(keep(&place.path("half"), 512, Some(deep)), Err(DiskError::Overlay { .. })));
+        assert_eq!(count(), before, "nothing is left of what cannot be");
         let alone = Image { format: Some(Format::Qcow2), ..image(&over) };
         assert_eq!(first(&*alone.open().unwrap()), 9, "an image like others");
     }

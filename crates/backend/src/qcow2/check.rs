@@ -1,7 +1,8 @@
 //! Whether an image's refcounts say what its tables say.
 //!
 //! All tables are walked once and every cluster that they lead to is counted. No table is entered twice, so the walk is no
-//! longer than the file, whatever stands in it.
+//! longer than the file, whatever stands in it. A table that anything else leads to, another table's entry or data, makes the image corrupt: what
+//! is right there nobody can say.
 
 use std::io;
 
@@ -44,21 +45,36 @@ impl Check {
         }
         let mut check = Self { counts: vec![0; index(refcounts.end())], wrong: 0 };
         let bits = clusters.bits;
-        check.count(0, 1);
-        check.count(header.l1_at >> bits, (header.l1_entries * 8).div_ceil(clusters.bytes()));
         let (table, len, blocks) = refcounts.own(clusters);
-        check.count(table >> bits, len);
-        for block in blocks.filter(|block| *block != 0) {
-            check.count(block >> bits, 1);
+        let mut tables = vec![
+            (0, 1),
+            (header.l1_at >> bits, (header.l1_entries * 8).div_ceil(clusters.bytes())),
+            (table >> bits, len),
+        ];
+        tables.extend(blocks.filter(|block| *block != 0).map(|block| (block >> bits, 1)));
+        for (first, clusters) in &tables {
+            check.count(*first, *clusters);
         }
         for table in l1.iter().map(|entry| entry::table(*entry, bits)) {
             match table {
                 Some(0) => {}
-                Some(table) if check.count(table >> bits, 1) == 1 => check.l2_table(clusters, table)?,
+                Some(table) if check.count(table >> bits, 1) == 1 => {
+                    tables.push((table >> bits, 1));
+                    check.l2_table(clusters, table)?;
+                }
                 _ => check.wrong += 1,
             }
         }
+        for (first, clusters) in tables {
+            check.wrong +=
+                (first..first.saturating_add(clusters)).map(|table| check.times_more(table)).sum::<u64>();
+        }
         Ok(check)
+    }
+
+    /// How often more than once something leads to a cluster.
+    fn times_more(&self, cluster: u64) -> u64 {
+        self.counts.get(index(cluster)).map_or(0, |count| count.saturating_sub(1).into())
     }
 
     /// Counts what an L2 table leads to.

@@ -32,7 +32,7 @@ pub(super) const REFCOUNT_ORDER: u32 = 4;
 pub(super) const MOST_L1_BYTES: u64 = 32 << 20;
 const MOST_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// The longest name of a backing file.
-const MOST_NAME: u32 = 1023;
+pub(super) const MOST_NAME: usize = 1023;
 /// The bytes of version 3's header that all have.
 const HEADER: u32 = 104;
 /// The header extension that says what format the backing file has.
@@ -55,7 +55,7 @@ pub(super) struct Header {
     /// The disk's size.
     pub(super) bytes: u64,
     pub(super) l1_at: u64,
-    /// How many entries the L1 table needs for the disk.
+    /// How many entries the L1 table has: those that the disk needs, or more if the disk was larger.
     pub(super) l1_entries: u64,
     pub(super) refcount_table_at: u64,
     pub(super) refcount_table_clusters: u64,
@@ -104,9 +104,9 @@ impl Header {
         let cluster = bytes.get(..1 << cluster_bits).unwrap_or(bytes);
         let disk = long(24)?;
         // A cluster of entries, a cluster of data each.
-        let l1_entries = disk.div_ceil(1 << (2 * cluster_bits - 3));
+        let (l1_entries, needed) = (u64::from(word(36)?), disk.div_ceil(1 << (2 * cluster_bits - 3)));
         let refcount_table_clusters = u64::from(word(56)?);
-        if disk == 0 || !disk.is_multiple_of(512) || u64::from(word(36)?) < l1_entries {
+        if disk == 0 || !disk.is_multiple_of(512) || l1_entries < needed {
             return Err(Problem::Damaged("its size is no disk's, or its tables are too small for it"));
         }
         if l1_entries * 8 > MOST_L1_BYTES
@@ -115,7 +115,8 @@ impl Header {
             return Err(Problem::Unsupported("tables of this size"));
         }
         let (l1_at, refcount_table_at) = (long(40)?, long(48)?);
-        if !(l1_at | refcount_table_at).is_multiple_of(1 << cluster_bits) {
+        let is_nowhere = l1_at == 0 || refcount_table_at == 0 || refcount_table_clusters == 0;
+        if is_nowhere || !(l1_at | refcount_table_at).is_multiple_of(1 << cluster_bits) {
             return Err(Problem::Damaged("its tables are not where tables can be"));
         }
         Ok(Self {
@@ -135,7 +136,7 @@ impl Header {
     }
 
     /// A new image's header: version 3, with everything where [`super::create`] puts it.
-    pub(super) fn bytes(&self, l1_clusters: u64) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::from(MAGIC);
         let mut extensions = Vec::new();
         let (mut name_at, mut name) = (0, &[][..]);
@@ -155,7 +156,7 @@ impl Header {
         bytes.extend(self.cluster_bits.to_be_bytes());
         bytes.extend(self.bytes.to_be_bytes());
         bytes.extend(0u32.to_be_bytes());
-        bytes.extend(low32((l1_clusters << self.cluster_bits) / 8).to_be_bytes());
+        bytes.extend(low32(self.l1_entries).to_be_bytes());
         bytes.extend(self.l1_at.to_be_bytes());
         bytes.extend(self.refcount_table_at.to_be_bytes());
         bytes.extend(low32(self.refcount_table_clusters).to_be_bytes());
@@ -193,7 +194,7 @@ fn backing(cluster: &[u8], at: u64, len: u32, header: u32) -> Result<Option<Back
     }
     const WRONG: Problem = Problem::Damaged("it does not say right what it is made upon");
     let at = usize::try_from(at).map_err(|_| WRONG)?;
-    if len == 0 || len > MOST_NAME {
+    if len == 0 || len as usize > MOST_NAME {
         return Err(WRONG);
     }
     let name = cluster.get(at..).and_then(|rest| rest.get(..len as usize)).ok_or(WRONG)?;
@@ -242,14 +243,14 @@ mod tests {
         for format in [None, Some("raw".to_owned()), Some("eightlet".to_owned())] {
             let backing = Some(Backing { name: "base of it".into(), format });
             let header = Header { backing, ..header() };
-            assert_eq!(Header::parse(&header.bytes(1)), Ok(header));
+            assert_eq!(Header::parse(&header.bytes()), Ok(header));
         }
-        assert_eq!(Header::parse(&header().bytes(1)), Ok(header()));
+        assert_eq!(Header::parse(&header().bytes()), Ok(header()));
     }
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let good = header().bytes(1);
+        let good = header().bytes();
         let with = |at: usize, value: u8| {
             let mut bytes = good.clone();
             bytes[at] = value;
@@ -266,6 +267,9 @@ mod tests {
             (24, 0x7f),
             (47, 1),
             (55, 1),
+            (45, 0),
+            (53, 0),
+            (59, 0),
             (56, 0xff),
             (79, 2),
             (79, 4),

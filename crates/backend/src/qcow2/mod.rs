@@ -252,18 +252,19 @@ fn writable(clusters: &Clusters, header: &Header, l1: &[u64], file_bytes: u64) -
     if l1.iter().any(|entry| *entry != 0 && entry & entry::OWN == 0) {
         return Err(Problem::NotWritable("tables that are used twice"));
     }
-    if table_at == 0 || table_at.saturating_add(table_clusters << clusters.bits) > file_bytes {
+    if table_at.saturating_add(table_clusters << clusters.bits) > file_bytes {
         return Err(Problem::Damaged("its refcount table lies behind its end"));
     }
     let refcounts = Refcounts::new(clusters, table_at, table_clusters, file_bytes)?;
+    // Before a cluster of theirs is free.
+    if header.autoclear != 0 {
+        clusters.write(&[0; 8], header::AUTOCLEAR_AT)?;
+    }
     if header.incompatible & header::DIRTY != 0 {
         let found = check::Check::of(clusters, header, l1, &refcounts)?;
         if !found.repair(clusters, &refcounts)? {
             return Err(Problem::Damaged("its tables contradict each other"));
         }
-    }
-    if header.autoclear != 0 {
-        clusters.write(&[0; 8], header::AUTOCLEAR_AT)?;
     }
     let marked = header.incompatible & header::DIRTY != 0;
     Ok(Tables { refcounts, marked, broken: false })
@@ -299,6 +300,10 @@ fn walk(file: File, file_bytes: u64) -> Result<(Clusters, Header, check::Check, 
     let header = read_header(&file)?;
     if header.refcount_order != header::REFCOUNT_ORDER || header.snapshots != 0 {
         return Err(Problem::Unsupported("snapshots or refcounts of an unusual width"));
+    }
+    // Bitmaps, for instance: what their clusters are is not known here, so they would count as lost.
+    if header.autoclear != 0 {
+        return Err(Problem::Unsupported("additions with clusters of their own"));
     }
     let clusters = Clusters { file, bits: header.cluster_bits, durable: true };
     let l1 = clusters.read_entries(header.l1_at, header.l1_entries)?;
@@ -353,11 +358,15 @@ pub(crate) const CLUSTER_BYTES: usize = 1 << CLUSTER_BITS;
 pub fn create(file: &File, bytes: u64, backing: Option<Backing>) -> io::Result<()> {
     let bits = CLUSTER_BITS;
     let clusters = Clusters { file: file.try_clone()?, bits, durable: true };
-    let l1_entries = bytes.div_ceil(1 << (2 * bits - 3));
+    if backing.as_ref().is_some_and(|backing| backing.name.len() > header::MOST_NAME) {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    }
+    // Whole clusters of entries.
+    let l1_clusters = bytes.div_ceil(1 << (2 * bits - 3)).div_ceil(clusters.l2_entries());
+    let l1_entries = l1_clusters * clusters.l2_entries();
     if l1_entries * 8 > header::MOST_L1_BYTES {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    let l1_clusters = (l1_entries * 8).div_ceil(clusters.bytes());
     let header = Header {
         version: 3,
         cluster_bits: bits,
@@ -378,7 +387,7 @@ pub fn create(file: &File, bytes: u64, backing: Option<Backing>) -> io::Result<(
     clusters.write_entries([2 << bits].into_iter(), 1 << bits)?;
     clusters.write(&1u16.to_be_bytes().repeat(index(used)), 2 << bits)?;
     // What is not finished is no image.
-    clusters.write(&header.bytes(l1_clusters), 0)
+    clusters.write(&header.bytes(), 0)
 }
 
 fn damaged() -> io::Error {

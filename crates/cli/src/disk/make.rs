@@ -1,14 +1,11 @@
-//! New images. They are made under another name and get theirs when they are finished: who sees the name sees a whole image.
+//! New images: there is a whole one of its name, or none.
 
-use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use backend::qcow2::Backing;
-use backend::{Changes, Format, Image};
-use tempfile::NamedTempFile;
+use backend::{Changes, Format, Image, NewImage};
 
 use super::args::{ConvertArgs, CreateArgs, ImageFormat};
 use super::image;
@@ -17,35 +14,23 @@ use crate::status::Status;
 
 /// A file that is being made.
 struct New<'a> {
-    file: NamedTempFile,
+    image: NewImage<'a>,
     path: &'a Path,
 }
 
 impl<'a> New<'a> {
-    /// Begins beside the place where it will be.
     fn begin(path: &'a Path) -> Result<Self> {
         ensure!(
             path.symlink_metadata().is_err(),
             "'{}' exists already: choose another name, or delete it first",
             path.display()
         );
-        let file = tempfile::Builder::new()
-            .prefix(".umbra-")
-            // What the user's mask takes away is taken away.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(directory_of(path))
-            .with_context(|| format!("cannot make '{}'", path.display()))?;
-        Ok(Self { file, path })
+        let image = NewImage::begin(path).with_context(|| format!("cannot make '{}'", path.display()))?;
+        Ok(Self { image, path })
     }
 
-    /// Gives it its name, unless somebody else has taken that.
     fn finish(self) -> Result<Status> {
-        let making = || format!("cannot make '{}'", self.path.display());
-        self.file.as_file().sync_all().with_context(making)?;
-        self.file.persist_noclobber(self.path).map_err(|error| error.error).with_context(making)?;
-        File::open(directory_of(self.path))
-            .and_then(|directory| directory.sync_all())
-            .with_context(making)?;
+        self.image.finish().with_context(|| format!("cannot make '{}'", self.path.display()))?;
         Ok(Status::OK)
     }
 
@@ -54,12 +39,16 @@ impl<'a> New<'a> {
             bytes != 0 && bytes.is_multiple_of(512),
             "a disk of {bytes} bytes cannot be: its size is a multiple of 512 bytes and not 0"
         );
-        match backend::create(self.file.as_file(), format, bytes, backing) {
-            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                Err(error).with_context(|| format!("no image in this format holds a disk of {bytes} bytes"))
+        let shown = self.path.display();
+        backend::create(self.image.file(), format, bytes, backing).map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => {
+                anyhow!("no image in this format holds a disk of {bytes} bytes: make it smaller")
             }
-            done => done.with_context(|| format!("cannot write '{}'", self.path.display())),
-        }
+            io::ErrorKind::InvalidFilename => anyhow!(
+                "the name of the image that '{shown}' is made upon is too long for it: keep both in one directory"
+            ),
+            _ => anyhow::Error::from(error).context(format!("cannot write '{shown}'")),
+        })
     }
 }
 
@@ -111,7 +100,7 @@ pub(super) fn convert(args: &ConvertArgs) -> Result<Status> {
     let format = format(args.format, &args.to);
     new.create(format, from.bytes(), None)?;
     let target = Image {
-        file: new.file.path().to_owned(),
+        file: new.image.beside().to_owned(),
         format: Some(format),
         changes: Changes::Made,
         backing: None,
