@@ -34,8 +34,12 @@ pub(super) fn deflate(queues: &Queues<'_>, chain: &Chain) -> Result<(), Malforme
     Ok(())
 }
 
-/// Pages that nobody uses are the chain's own buffers (5.5.6.7). Returns how many bytes were given back.
+/// Pages that nobody uses are the chain's own buffers (5.5.6.7). Returns how many bytes were given back: none if they are more than all
+/// of memory, for then some are none, or come twice, and looking at them all has no end.
 pub(super) fn empty(queues: &Queues<'_>, chain: &Chain) -> u64 {
+    if chain.writable.bytes() > queues.memory().ram_bytes() {
+        return 0;
+    }
     let ranges = chain.writable.ranges().iter();
     ranges.map(|range| queues.memory().empty(*range).unwrap_or(0)).sum()
 }

@@ -89,6 +89,17 @@ fn reported_pages_cost_nothing_unless_they_are_filled_with_something() {
 }
 
 #[test]
+fn a_report_of_more_than_there_is_gives_nothing_back() {
+    let bench = Bench::new();
+    let mut driver = bench.rig.start_queue(3, 0);
+    let before = bench.cost();
+    let all = low32(bench.rig.memory.ram_bytes());
+    let report = [(PAGES << 12, 0x4000, true), (1 << 40, all, true)];
+    assert_eq!(bench.rig.round(&mut driver, &report), Some(0));
+    assert_eq!((bench.cost(), bench.control.figures().reported_bytes), (before, 0));
+}
+
+#[test]
 fn the_driver_hears_of_a_new_target_and_says_how_far_it_is() {
     let bench = Bench::new();
     assert!(!bench.control.figures().driven);
