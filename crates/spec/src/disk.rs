@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::choice::choice;
 use crate::{ByteSize, SpecError};
 
 /// A disk: `FILE[,ro][,overlay[=FILE]][,format=raw|qcow2][,bus=virtio|nvme][,backing=DIR][,ops=N][,rate=SIZE]`. A comma in a file's name is written twice.
@@ -39,44 +40,25 @@ pub enum DiskChanges {
     Kept(PathBuf),
 }
 
-/// How an image is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskFormat {
-    /// Byte for byte.
-    Raw,
-    /// QEMU's format.
-    Qcow2,
-}
-
-impl DiskFormat {
-    const ALL: [Self; 2] = [Self::Raw, Self::Qcow2];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
+choice! {
+    /// How an image is stored.
+    pub enum DiskFormat {
+        /// Byte for byte.
+        Raw = "raw",
+        /// QEMU's format.
+        Qcow2 = "qcow2",
     }
 }
 
-/// What a guest sees a disk as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DiskBus {
-    /// A virtio block device.
-    #[default]
-    Virtio,
-    /// The namespace of an NVM Express controller.
-    Nvme,
-}
-
-impl DiskBus {
-    const ALL: [Self; 2] = [Self::Virtio, Self::Nvme];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Virtio => "virtio",
-            Self::Nvme => "nvme",
-        }
+choice! {
+    /// What a guest sees a disk as.
+    #[derive(Default)]
+    pub enum DiskBus {
+        /// A virtio block device.
+        #[default]
+        Virtio = "virtio",
+        /// The namespace of an NVM Express controller.
+        Nvme = "nvme",
     }
 }
 
@@ -109,11 +91,11 @@ impl DiskSpec {
             ("overlay", "") => DiskChanges::Discarded,
             ("overlay", file) => DiskChanges::Kept(file.into()),
             ("format", name) => {
-                self.format = DiskFormat::ALL.into_iter().find(|format| format.name() == name);
+                self.format = DiskFormat::named(name);
                 return self.format.is_some();
             }
             ("bus", name) => {
-                let found = DiskBus::ALL.into_iter().find(|bus| bus.name() == name);
+                let found = DiskBus::named(name);
                 self.bus = found.unwrap_or_default();
                 return found.is_some();
             }

@@ -1,33 +1,20 @@
 //! Which engine executes a VM's instructions.
 
-use crate::choice::by_name;
+use crate::choice::{by_name, choice};
 
-/// An engine by name. Which one runs is data: nothing else in the description depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum EngineChoice {
-    /// The fastest that works on this host.
-    #[default]
-    Auto,
-    /// Binary translation.
-    Bt,
-    /// The interpreter.
-    Interp,
-    /// Binary translation beside the interpreter, compared after every block: for those who debug the translator.
-    Lockstep,
-}
-
-impl EngineChoice {
-    /// Every choice, for help and completions.
-    pub const ALL: [Self; 4] = [Self::Auto, Self::Bt, Self::Interp, Self::Lockstep];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Bt => "bt",
-            Self::Interp => "interp",
-            Self::Lockstep => "lockstep",
-        }
+choice! {
+    /// An engine by name. Which one runs is data: nothing else in the description depends on it.
+    #[derive(Default)]
+    pub enum EngineChoice {
+        /// The fastest that works on this host.
+        #[default]
+        Auto = "auto",
+        /// Binary translation.
+        Bt = "bt",
+        /// The interpreter.
+        Interp = "interp",
+        /// Binary translation beside the interpreter, compared after every block: for those who debug the translator.
+        Lockstep = "lockstep",
     }
 }
 
