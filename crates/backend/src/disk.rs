@@ -80,7 +80,7 @@ pub enum DiskError {
     #[error("'{}' is not a disk image: give a file or a block device", .0.display())]
     NotAnImage(PathBuf),
     /// Its size is no disk's.
-    #[error("disk image '{}' has {bytes} bytes, but a disk is a multiple of 512 bytes and not empty: make one with 'truncate -s 1G FILE'", path.display())]
+    #[error("disk image '{}' has {bytes} bytes, but a disk is a multiple of 512 bytes and not empty: make one with 'umbra disk create FILE 1G'", path.display())]
     Size {
         /// The image.
         path: PathBuf,
@@ -154,14 +154,19 @@ pub enum DiskError {
         image: PathBuf,
     },
     /// Somebody else has it.
-    #[error("disk image '{}' is in use by another VM: stop that one, or give the image to both with ',ro' or ',overlay'", .0.display())]
+    #[error(
+        "disk image '{}' is in use by a VM, and only those that leave it as it is share an image: stop that VM, or start it with ',ro' or ',overlay'",
+        .0.display()
+    )]
     InUse(PathBuf),
 }
 
 /// What to do about an image that cannot be opened.
 fn hint(error: &io::Error, read_only: bool) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound => ": make it first, for example with 'truncate -s 1G FILE'",
+        io::ErrorKind::NotFound if !read_only => {
+            ": make it first, for example with 'umbra disk create FILE 1G'"
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !read_only => {
             " for writing: add ',ro' to only read it"
         }

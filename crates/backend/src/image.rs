@@ -272,7 +272,11 @@ fn format_of(path: &Path, said: Option<Format>) -> Result<Format, DiskError> {
     Ok(format)
 }
 
-fn begins_as_qcow2(path: &Path) -> Result<bool, DiskError> {
+/// Whether an image begins as a qcow2 image, whatever it is.
+///
+/// # Errors
+/// If it is no file or block device, cannot be read, or is in use for writing.
+pub fn begins_as_qcow2(path: &Path) -> Result<bool, DiskError> {
     let (mut file, bytes) = open_file(path, true)?;
     let mut magic = MAGIC.map(|_| 0);
     let failed = |source| opening(path, true, source);

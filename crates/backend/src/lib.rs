@@ -23,7 +23,7 @@ mod zeros;
 
 pub use copy::copy;
 pub use disk::{Disk, DiskError, Extent};
-pub use image::{Changes, Facts, Format, Image, check, create, facts, repair};
+pub use image::{Changes, Facts, Format, Image, begins_as_qcow2, check, create, facts, repair};
 pub use new_image::NewImage;
 pub use port::Port;
 pub use raw::RawDisk;

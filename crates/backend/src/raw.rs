@@ -127,6 +127,8 @@ mod tests {
         assert!(says(&path).contains("has 1000 bytes"));
         assert!(says(dir.path()).contains("is not a disk image"));
         assert!(says(Path::new("/dev/null")).contains("is not a disk image"));
-        assert!(says(&dir.path().join("none")).contains("truncate"));
+        assert!(says(&dir.path().join("none")).contains("umbra disk create"));
+        let absent = RawDisk::open(&dir.path().join("none"), true).unwrap_err().to_string();
+        assert!(!absent.contains("make it first"), "nobody reads an image that has just been made");
     }
 }

@@ -379,7 +379,7 @@ fn images_that_are_none_are_refused_in_a_sentence() {
         assert!(!output.status.success());
         complaint(&output)
     };
-    assert!(says("none").contains("truncate -s"), "{}", says("none"));
+    assert!(says("none").contains("umbra disk create"), "{}", says("none"));
     assert!(says("odd").contains("1000 bytes"));
     assert!(says(".").contains("is not a disk image"));
     assert!(says("odd,rw").contains("'rw'"));

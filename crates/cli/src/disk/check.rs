@@ -1,7 +1,5 @@
 //! Whether an image is in order. Exit statuses are those of qemu-img(1), which scripts know.
 
-use std::path::Path;
-
 use anyhow::Result;
 use backend::qcow2::Report;
 
@@ -21,25 +19,21 @@ const UNSUPPORTED: Status = Status(63);
 
 /// `umbra disk check`.
 pub(super) fn run(args: &CheckArgs) -> Result<Status> {
-    if begins_as_qcow2(&args.file) == Some(false) {
-        message::error(&format!(
-            "'{}' is no qcow2 image: a raw image has nothing that could be checked",
-            args.file.display()
-        ));
-        return Ok(UNSUPPORTED);
-    }
-    check(args).or_else(|error| {
+    let checked = match backend::begins_as_qcow2(&args.file) {
+        Ok(true) => check(args),
+        Ok(false) => {
+            let shown = args.file.display();
+            message::error(&format!(
+                "'{shown}' is no qcow2 image: a raw image has nothing that could be checked"
+            ));
+            return Ok(UNSUPPORTED);
+        }
+        Err(error) => Err(error.into()),
+    };
+    checked.or_else(|error| {
         message::error(&format!("{error:#}"));
         Ok(UNCHECKED)
     })
-}
-
-/// Whether a file begins as a qcow2 image; nothing if it cannot be read, which the check says better.
-fn begins_as_qcow2(path: &Path) -> Option<bool> {
-    use std::io::Read;
-    let mut magic = backend::qcow2::MAGIC.map(|_| 0);
-    let mut file = std::fs::File::open(path).ok()?;
-    Some(file.read_exact(&mut magic).is_ok() && magic == backend::qcow2::MAGIC)
 }
 
 fn check(args: &CheckArgs) -> Result<Status> {

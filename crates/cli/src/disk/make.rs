@@ -20,12 +20,20 @@ struct New<'a> {
 
 impl<'a> New<'a> {
     fn begin(path: &'a Path) -> Result<Self> {
+        let (shown, directory) = (path.display(), directory_of(path));
         ensure!(
             path.symlink_metadata().is_err(),
-            "'{}' exists already: choose another name, or delete it first",
-            path.display()
+            "'{shown}' exists already: choose another name, or delete it first"
         );
-        let image = NewImage::begin(path).with_context(|| format!("cannot make '{}'", path.display()))?;
+        ensure!(
+            directory.is_dir(),
+            "cannot make '{shown}': there is no directory '{}', make it first",
+            directory.display()
+        );
+        // The name that it has as yet is nobody's business.
+        let image = NewImage::begin(path)
+            .map_err(|error| io::Error::from(error.kind()))
+            .with_context(|| format!("cannot make '{shown}'"))?;
         Ok(Self { image, path })
     }
 
