@@ -1,12 +1,13 @@
 //! The public keys of whoever may log in to a guest by ssh.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 /// A key's file is not longer.
-const LONGEST: usize = 16 << 10;
+const LONGEST: u64 = 16 << 10;
 /// What keys are called (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
 const KINDS: [&str; 3] = ["ssh-", "ecdsa-", "sk-"];
 
@@ -33,13 +34,17 @@ pub(crate) fn read(named: &[PathBuf]) -> Result<Vec<String>> {
 
 fn key_of(path: &Path) -> Result<String> {
     let shown = path.display();
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read the key '{shown}'"))?;
+    let mut text = String::new();
+    // One byte more than a key has says that it is none, also if there is no end.
+    fs::File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text))
+        .with_context(|| format!("cannot read the key '{shown}'"))?;
     ensure!(
         !text.contains("PRIVATE KEY"),
         "'{shown}' is a private key, which must not go into a guest: give the public one, '{shown}.pub'"
     );
     let line = text.lines().map(str::trim).find(|line| KINDS.iter().any(|kind| line.starts_with(kind)));
-    let line = line.filter(|line| text.len() <= LONGEST && !line.contains(char::is_control));
+    let line = line.filter(|line| text.len() as u64 <= LONGEST && !line.contains(char::is_control));
     Ok(line.with_context(|| format!("'{shown}' is no public key of ssh: 'ssh-keygen' makes one"))?.to_owned())
 }
 
@@ -63,5 +68,6 @@ mod tests {
             assert!(read(&[file("b.pub", text)]).is_err(), "{text:?}");
         }
         assert!(read(&[dir.path().join("absent")]).is_err());
+        assert!(read(&["/dev/zero".into()]).is_err(), "there is no end to it");
     }
 }
