@@ -41,9 +41,11 @@ impl Writer {
             std::fs::rename(self.directory.join(NEW), self.directory.join(OLD))?;
             *self = Self::create(&self.directory)?;
         }
-        protocol::send_frames(&mut self.file, kind, bytes)?;
-        self.len = self.file.stream_position()?;
-        Ok(())
+        let written =
+            protocol::send_frames(&mut self.file, kind, bytes).and_then(|()| self.file.stream_position());
+        // Behind half a frame nobody finds the next one: that goes into a new file.
+        self.len = *written.as_ref().unwrap_or(&LONGEST);
+        written.map(drop)
     }
 }
 
@@ -134,6 +136,8 @@ pub(super) fn tail(frames: Vec<(Kind, Vec<u8>)>, lines: usize) -> Vec<(Kind, Vec
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -157,6 +161,24 @@ mod tests {
         let mut again = Reader::open(dir.path()).unwrap();
         let kept = std::iter::from_fn(|| again.next().unwrap()).count() as u64;
         assert!(kept < frames && kept > LONGEST / part.len() as u64);
+    }
+
+    #[test]
+    fn what_did_not_fit_is_lost_and_nothing_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(dir.path()).unwrap();
+        writer.write(Kind::Output, b"before").unwrap();
+        let mut reader = Reader::open(dir.path()).unwrap();
+        assert_eq!(reader.next().unwrap(), Some((Kind::Output, b"before".to_vec())));
+        // The host has room for three bytes, and then for none.
+        writer.file.write_all(&[Kind::Output as u8, 9, 0]).unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut writer.file, full);
+        assert!(writer.write(Kind::Output, b"lost").is_err());
+        writer.file = file;
+        writer.write(Kind::Error, b"after").unwrap();
+        assert_eq!(reader.next().unwrap(), Some((Kind::Error, b"after".to_vec())));
+        assert_eq!(reader.next().unwrap(), None);
     }
 
     #[test]
