@@ -138,6 +138,42 @@ fn usage_sentence(error: &clap::Error) -> String {
         return format!("{}: {source}", option.split(' ').next().unwrap_or(option));
     }
     let text = error.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    format!("{} (see 'umbra --help')", first.strip_prefix("error: ").unwrap_or(first))
+    // What is missing, or possible, stands on lines of its own; what else could be meant comes after an empty one.
+    let said: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let said = said.join(" ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    format!("{said} (see '{} --help')", command_of(&text))
+}
+
+/// The command that a failure is about, as clap says how it is used.
+fn command_of(text: &str) -> String {
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("umbra");
+    let is_name = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase());
+    usage.split(' ').take_while(is_name).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misuse_is_a_sentence_that_says_what_and_where() {
+        for (words, sentence) in [
+            (
+                "disk create x",
+                "the following required arguments were not provided: <SIZE> (see 'umbra disk create --help')",
+            ),
+            (
+                "disk create x 1G --format x",
+                "invalid value 'x' for '--format <FORMAT>' [possible values: raw, qcow2] (see 'umbra --help')",
+            ),
+            ("disk create x 1", "[SIZE]: size '1' has no unit"),
+            ("fly", "unrecognized subcommand 'fly' (see 'umbra --help')"),
+            ("ps --fly", "unexpected argument '--fly' found (see 'umbra ps --help')"),
+        ] {
+            let error = Args::try_parse_from(["umbra"].into_iter().chain(words.split(' '))).err().unwrap();
+            let said = usage_sentence(&error);
+            assert!(said.starts_with(sentence), "{said}");
+        }
+    }
 }
