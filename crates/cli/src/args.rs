@@ -172,11 +172,18 @@ pub(crate) struct SessionArgs {
     #[arg(short, long, value_name = "HOST:GUEST[:ro]")]
     pub(crate) volume: Vec<VolumeSpec>,
 
+    #[command(flatten)]
+    pub(crate) command: CommandArgs,
+}
+
+/// With what, where and as whom a command runs in a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, ClapArgs)]
+pub(crate) struct CommandArgs {
     /// Set an environment variable, to your own value unless another is given; may be repeated
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = environment::parse)]
     pub(crate) env: Vec<(OsString, OsString)>,
 
-    /// The directory to run CMD in; with 'host' the present one unless given
+    /// The directory to run CMD in; unless given, that in which 'umbra run host' was started, else USER's home
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<PathBuf>,
 

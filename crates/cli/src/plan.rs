@@ -358,7 +358,7 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
         path: volume.guest.clone(),
         read_only: volume.read_only,
     };
-    let directory = match (&args.session.workdir, source, surroundings.directory) {
+    let directory = match (&args.session.command.workdir, source, surroundings.directory) {
         (Some(directory), ..) => Directory::Exactly(directory.clone()),
         (None, Source::Host, Some(directory)) => Directory::Rather(directory),
         _ => Directory::Home,
@@ -383,9 +383,9 @@ fn settings(args: &RunArgs, source: &Source, surroundings: Surroundings) -> Sett
             Session::Terminal { size, term } => Some(Terminal { size, kind: term }),
             Session::Piped => None,
         },
-        environment: args.session.env.clone(),
+        environment: args.session.command.env.clone(),
         directory,
-        user: args.session.user.clone(),
+        user: args.session.command.user.clone(),
         keys: surroundings.keys,
         command: args.command.clone(),
         quiet: !args.verbose,

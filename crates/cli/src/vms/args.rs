@@ -1,13 +1,13 @@
 //! What was typed, of the commands that name VMs.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use spec::MemorySize;
 
-use crate::{duration, environment, help};
+use crate::args::CommandArgs;
+use crate::{duration, help};
 
 /// One VM or several.
 #[derive(Debug, ClapArgs)]
@@ -183,17 +183,8 @@ pub(crate) struct ExecArgs {
     #[arg(short, long)]
     pub(crate) tty: bool,
 
-    /// Set an environment variable, to your own value unless another is given; may be repeated
-    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = environment::parse)]
-    pub(crate) env: Vec<(OsString, OsString)>,
-
-    /// The directory to run CMD in
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<PathBuf>,
-
-    /// The guest's user to run CMD as, by name or number, with a group or without
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub(crate) user: Option<String>,
+    #[command(flatten)]
+    pub(crate) how: CommandArgs,
 
     /// The VM's name
     #[arg(value_name = "VM")]

@@ -12,9 +12,9 @@ use copy::{CopyError, Place};
 use init::{Copying, Directory, Settings};
 
 use super::args::CpArgs;
-use super::client;
+use super::exec;
 use super::home::{Registry, Vm};
-use super::protocol::{self, Kind, Request};
+use super::protocol::{self, Kind};
 use crate::message;
 use crate::status::Status;
 
@@ -80,9 +80,7 @@ impl Far {
             command: vec!["/proc/self/exe".into(), what.name().into(), path.into()],
             ..Settings::default()
         };
-        let mut stream = client::connect(&vm, Request::Exec { settings: settings.encode() })?;
-        client::answer(&vm, &mut stream)?;
-        Ok(Self { stream, said: io::Cursor::default(), status: None })
+        Ok(Self { stream: exec::begin(&vm, &settings)?, said: io::Cursor::default(), status: None })
     }
 
     /// Waits for its end; what went wrong there it has said itself.

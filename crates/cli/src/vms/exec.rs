@@ -15,7 +15,7 @@ use init::{Directory, Settings, Terminal};
 use super::args::ExecArgs;
 use super::attach::{self, End, Input};
 use super::client;
-use super::home::Registry;
+use super::home::{Registry, Vm};
 use super::protocol::{self, Kind, Request};
 use crate::console::agent::{Agent, Said, Session};
 use crate::console::terminal;
@@ -35,14 +35,13 @@ pub(crate) fn run(args: ExecArgs) -> Result<Status> {
     let vm = Registry::of_user()?.find(&args.name)?;
     let settings = Settings {
         terminal: args.tty.then(|| Terminal { size: terminal::size(), kind: terminal::kind() }),
-        environment: args.env,
-        directory: args.workdir.map_or(Directory::Home, Directory::Exactly),
-        user: args.user,
+        environment: args.how.env,
+        directory: args.how.workdir.map_or(Directory::Home, Directory::Exactly),
+        user: args.how.user,
         command: args.command,
         ..Settings::default()
     };
-    let mut stream = client::connect(&vm, Request::Exec { settings: settings.encode() })?;
-    client::answer(&vm, &mut stream)?;
+    let stream = begin(&vm, &settings)?;
     let input = if args.interactive { Input::Passed } else { Input::Empty };
     match attach::converse(stream, args.tty, input)? {
         End::Exit(status) => Ok(Status(status)),
@@ -50,6 +49,21 @@ pub(crate) fn run(args: ExecArgs) -> Result<Status> {
         End::Unheard => Ok(Status::BROKEN_PIPE),
         End::Lost => bail!("the process of the VM '{}' was killed", args.name),
     }
+}
+
+/// Begins a command in a guest; its streams go on over what is returned.
+///
+/// # Errors
+/// If the VM has ended, or the guest does not run it.
+pub(super) fn begin(vm: &Vm, settings: &Settings) -> Result<UnixStream> {
+    let request = Request::Exec { settings: settings.encode() };
+    ensure!(
+        protocol::fits(&request),
+        "the command and its environment are too long: put some of it into a file, and that into the guest with 'umbra cp'"
+    );
+    let mut stream = client::connect(vm, request)?;
+    client::answer(vm, &mut stream)?;
+    Ok(stream)
 }
 
 /// The VM's end.
@@ -175,12 +189,15 @@ mod tests {
         drop(client);
         std::thread::scope(|scope| {
             let serving = scope.spawn(|| desk.serve(&mut stream, b""));
-            let (mut reader, mut given, mut ended) = (Reader::default(), 0, false);
+            let mut reader = Reader::default();
+            let mut heard = || reader.feed(&told.recv().unwrap()).unwrap();
+            assert_eq!(heard()[0].kind, Said::Open);
+            let (mut given, mut ended) = (0, false);
             // Twice what it may say without being heard.
             for _ in 0..2 * WINDOW / PIECE {
                 guest.write(&Frame::encode(1, Said::Output, &[b'x'; PIECE]));
                 while given < PIECE {
-                    for frame in reader.feed(&told.recv().unwrap()).unwrap() {
+                    for frame in heard() {
                         ended |= frame.kind == Said::InputEnd;
                         if let (Said::Credit, &[a, b, c, d]) = (frame.kind, &frame.bytes[..]) {
                             given += u32::from_le_bytes([a, b, c, d]) as usize;

@@ -100,6 +100,12 @@ fn read_line(from: &mut impl Read, longest: usize) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Whether a request fits into a line.
+pub(crate) fn fits(request: &Request) -> bool {
+    let envelope = Envelope { version: VERSION, request: request.clone() };
+    serde_json::to_vec(&envelope).is_ok_and(|line| line.len() <= LONGEST_LINE)
+}
+
 /// Sends a request.
 ///
 /// # Errors
@@ -236,6 +242,8 @@ mod tests {
             assert_eq!(read_request(&mut rest).unwrap(), Ok(request));
             assert_eq!(rest, b"more");
         }
+        let exec = |bytes| Request::Exec { settings: vec![200; bytes] };
+        assert!(fits(&exec(LONGEST_LINE / 4 - 100)) && !fits(&exec(LONGEST_LINE / 4)));
         let refused = |line: &[u8]| read_request(&mut { line }).unwrap().unwrap_err();
         assert!(refused(b"{\"version\":2,\"do\":\"stop\"}\n").contains("another version"));
         assert!(refused(b"{\"version\":1,\"do\":\"fly\"}\n").contains("does not know"));
