@@ -82,22 +82,32 @@ pub(crate) fn update(args: &UpdateArgs) -> Result<Status> {
 pub(crate) fn stop(args: &StopArgs) -> Result<Status> {
     each(&args.vms, |vm| {
         if vm.ended.is_none() {
-            let mut waiter = Waiter::new(vm)?;
-            client::ask(vm, Request::Stop)?;
-            if waiter.status(Some(args.timeout))?.is_none() {
-                end(vm)?;
-            }
-            client::until_gone(vm)?;
+            gone(vm, ask_to_stop(vm, args.timeout))?;
         }
         Ok(name(vm))
     })
 }
 
-/// Ends a VM, unless it has just ended.
+/// Asks a VM to switch itself off, and ends it if it has not done so in this time.
+fn ask_to_stop(vm: &Vm, timeout: Duration) -> Result<()> {
+    let mut waiter = Waiter::new(vm)?;
+    client::ask(vm, Request::Stop)?;
+    match waiter.status(Some(timeout))? {
+        Some(_) => Ok(()),
+        None => end(vm),
+    }
+}
+
+/// Ends a VM.
 fn end(vm: &Vm) -> Result<()> {
-    match client::ask(vm, Request::Kill) {
-        Err(error) if !vm.is_gone() => Err(error),
-        _ => client::until_gone(vm),
+    gone(vm, client::ask(vm, Request::Kill).map(drop))
+}
+
+/// Waits until a VM that was told to end has gone. One that could not be told may have ended by itself just then.
+fn gone(vm: &Vm, told: Result<()>) -> Result<()> {
+    match (told, client::until_gone(vm)) {
+        (Err(error), Err(_)) => Err(error),
+        (_, gone) => gone,
     }
 }
 
@@ -270,4 +280,33 @@ pub(crate) fn cp(args: &CpArgs) -> Result<Status> {
 /// If this terminal cannot be used.
 pub(crate) fn console(name: &str) -> Result<Status> {
     attach::run(name).or_else(|error| Ok(refused(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vms::home::tests::{description, registry};
+
+    #[test]
+    fn who_ends_just_before_being_told_to_has_ended() {
+        let (_dir, registry) = registry();
+        for act in [|vm: &Vm| gone(vm, ask_to_stop(vm, Duration::ZERO)), end] {
+            let (mut home, listener) = registry.create(Some("box"), description(false)).unwrap();
+            home.start();
+            let vm = registry.find("box").unwrap();
+            // As a process that ends: nobody listens any more, and a little later it is gone.
+            drop(listener);
+            assert!(client::ask(&vm, Request::Stop).is_err());
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(LOOK);
+                    home.end(Status(3));
+                    drop(home);
+                });
+                act(&vm).unwrap();
+            });
+            assert_eq!(registry.find("box").unwrap().ended.unwrap().status, 3);
+            vm.remove().unwrap();
+        }
+    }
 }

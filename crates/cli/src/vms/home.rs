@@ -284,17 +284,17 @@ impl Vm {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn registry() -> (tempfile::TempDir, Registry) {
+    pub(in crate::vms) fn registry() -> (tempfile::TempDir, Registry) {
         let dir = tempfile::tempdir().unwrap();
         let uid = rustix::process::geteuid().as_raw();
         let registry = Registry::at(dir.path().join("umbra"), uid).unwrap();
         (dir, registry)
     }
 
-    fn description(remove: bool) -> Description {
+    pub(in crate::vms) fn description(remove: bool) -> Description {
         serde_json::from_value(serde_json::json!({
             "name": "", "pid": std::process::id(), "created": 1, "remove": remove, "detached": false, "source": "",
             "command": [], "kernel": "", "command_line": "", "cpus": 1, "memory_bytes": 1, "disks": [], "shares": [],
