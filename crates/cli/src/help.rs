@@ -116,7 +116,7 @@ Examples:
 /// Below `umbra cp --help`.
 pub(crate) const CP: &str = "\
 Exit status:
-  0     everything was copied
+  0     everything was copied but sockets, devices and the like, which standard error names
   1     not everything; a sentence on standard error says why
 
 Examples:
