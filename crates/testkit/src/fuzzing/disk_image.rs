@@ -1,8 +1,8 @@
 //! A qcow2 image with anything in its header and tables: opened, checked, read, written, and opened again.
 //!
 //! Checked beside the implied: what opens has the size that its header says, what was written is read again unless the image
-//! leads two places of the disk to one of the file, and an image that nothing was done to is as right after it was closed as
-//! before.
+//! leads two places of the disk to one of the file, an image that nothing was done to is as right after it was closed as
+//! before, and one that was repaired is right.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -67,6 +67,9 @@ fn attempt(data: &[u8]) -> Result<()> {
     let (whole, bytes) = file(&image);
     let report = qcow2::check(whole, bytes);
     assert!(changes > 0 || report == Ok(qcow2::Report::default()), "{report:?}");
+    if u.ratio(1, 4)? {
+        repair(&image);
+    }
     for _ in 0..u.int_in_range(1..=3u8)? {
         let below: Option<Arc<dyn Disk>> =
             if u.arbitrary()? { Some(Arc::new(MemoryDisk::new())) } else { None };
@@ -84,6 +87,22 @@ fn attempt(data: &[u8]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the counts right, or leaves everything as it is.
+fn repair(image: &Memfd) {
+    let contents = |(image, bytes): (File, u64)| {
+        let mut all = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        Targets::of(&mut all).read_from(image.as_fd(), 0).map(|()| all).expect("memory")
+    };
+    let before = contents(file(image));
+    let (whole, bytes) = file(image);
+    if qcow2::repair(whole, bytes) == Ok(true) {
+        let (whole, bytes) = file(image);
+        assert_eq!(qcow2::check(whole, bytes), Ok(qcow2::Report::default()), "it was repaired");
+    } else {
+        assert!(contents(file(image)) == before, "what cannot be repaired is left alone");
+    }
 }
 
 /// Does some of what a guest can do.

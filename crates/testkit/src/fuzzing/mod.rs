@@ -6,7 +6,7 @@
 //! more to hold (what was saved is what is restored, a TLB says what the walk says), the target checks it.
 //!
 //! The same functions run in two ways. `cargo xtask fuzz` lets libFuzzer search, instrumented and under
-//! AddressSanitizer (`fuzz/`, docs/design/fuzzing.md). The tests here run them on the inputs under
+//! AddressSanitizer (`fuzz/`). The tests here run them on the inputs under
 //! `fuzz/seeds` and on a few hundred random ones, so that no input that once failed fails again unnoticed.
 //!
 //! Nothing here depends on time, on addresses of the host or on an earlier input, so an input that fails fails again.
