@@ -26,7 +26,10 @@ pub(crate) struct Hub(Mutex<State>);
 
 struct State {
     log: Writer,
+    /// Those who see what the guest prints.
     attached: Vec<(u64, UnixStream)>,
+    /// How many threads attend to somebody: also one who has left, as long as the guest does not read what he typed.
+    attending: usize,
     /// The number of the next who attaches.
     next: u64,
     input: Option<Input>,
@@ -51,7 +54,7 @@ impl Hub {
     /// If the log cannot be made.
     pub(crate) fn new(directory: &Path) -> io::Result<Self> {
         let log = Writer::create(directory)?;
-        Ok(Self(Mutex::new(State { log, attached: Vec::new(), next: 0, input: None })))
+        Ok(Self(Mutex::new(State { log, attached: Vec::new(), attending: 0, next: 0, input: None })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -82,14 +85,25 @@ impl Hub {
     /// # Errors
     /// If his frames are none.
     pub(super) fn attach(&self, stream: &mut UnixStream, size: Option<(u16, u16)>) -> io::Result<()> {
-        let number = {
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let takes_input = {
             let mut state = self.lock();
-            stream.set_write_timeout(Some(PATIENCE))?;
-            if state.attached.len() >= Self::MOST_ATTACHED {
+            if state.attending >= Self::MOST_ATTACHED {
                 let why = format!("{} others are attached to its console", Self::MOST_ATTACHED);
                 return protocol::answer(stream, Err(why));
             }
-            let takes_input = state.input.is_some();
+            state.attending += 1;
+            state.input.is_some()
+        };
+        let left = self.attend(stream, takes_input, size);
+        self.lock().attending -= 1;
+        left
+    }
+
+    fn attend(&self, stream: &mut UnixStream, takes_input: bool, size: Option<(u16, u16)>) -> io::Result<()> {
+        let number = {
+            // What is printed meanwhile comes after the answer.
+            let mut state = self.lock();
             protocol::answer(stream, Ok(serde_json::json!({ "input": takes_input })))?;
             let number = state.next;
             state.next += 1;
@@ -200,11 +214,24 @@ mod tests {
     fn only_so_many_are_attached() {
         let dir = tempfile::tempdir().unwrap();
         let hub = Hub::new(dir.path()).unwrap();
-        let ends: Vec<_> = (0..Hub::MOST_ATTACHED).map(|_| UnixStream::pair().unwrap()).collect();
-        hub.lock().attached.extend(ends.iter().map(|(_, far)| (0, far.try_clone().unwrap())));
-        let (mut near, mut far) = UnixStream::pair().unwrap();
-        hub.attach(&mut far, None).unwrap();
-        assert!(protocol::read_answer(&mut near).unwrap().unwrap_err().contains("others are attached"));
+        let ask = || {
+            let (mut near, mut far) = UnixStream::pair().unwrap();
+            std::thread::scope(|scope| {
+                let attached = scope.spawn(|| hub.attach(&mut far, None));
+                let answer = protocol::read_answer(&mut near).unwrap();
+                drop(near);
+                attached.join().unwrap().unwrap();
+                answer
+            })
+        };
+        // Each leaves before the next comes.
+        for _ in 0..2 * Hub::MOST_ATTACHED {
+            ask().unwrap();
+        }
+        // They have left, and the guest does not read what they typed.
+        hub.lock().attending = Hub::MOST_ATTACHED;
+        assert!(hub.lock().attached.is_empty());
+        assert!(ask().unwrap_err().contains("others are attached"));
     }
 
     #[test]
