@@ -303,7 +303,7 @@ fn walk(file: File, file_bytes: u64) -> Result<(Clusters, Header, check::Check, 
     }
     // Bitmaps, for instance: what their clusters are is not known here, so they would count as lost.
     if header.autoclear != 0 {
-        return Err(Problem::Unsupported("additions with clusters of their own"));
+        return Err(Problem::Unsupported("additions with clusters of their own, such as bitmaps"));
     }
     let clusters = Clusters { file, bits: header.cluster_bits, durable: true };
     let l1 = clusters.read_entries(header.l1_at, header.l1_entries)?;
