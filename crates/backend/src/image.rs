@@ -66,6 +66,8 @@ impl Image {
     /// If it is none, is damaged, or is not the user's to use in this way.
     pub fn open(&self) -> Result<Arc<dyn Disk>, DiskError> {
         let read_only = self.changes != Changes::Made;
+        // What is not there is missed as what it was to be.
+        std::fs::metadata(&self.file).map_err(|source| opening(&self.file, read_only, source))?;
         let mut chain = Chain { permitted: self.permitted()?, files: Vec::new() };
         let disk = chain.open(&self.file, self.format, read_only)?;
         match &self.changes {
@@ -418,6 +420,16 @@ mod tests {
         assert_eq!(first(&*permitted.open().unwrap()), 7);
         let other = place.upon("images/other.qcow2", "deeper/base", Some("vmdk"));
         assert!(matches!(refusal(&image(&other)), DiskError::BackingFormat { .. }));
+    }
+
+    #[test]
+    fn what_is_not_there_is_made_first_unless_it_is_only_read() {
+        let place = Place::new();
+        for (changes, made) in [(Changes::Made, true), (Changes::Refused, false), (Changes::Discarded, false)]
+        {
+            let said = refusal(&Image { changes, ..image(&place.path("none")) }).to_string();
+            assert_eq!(said.contains("make it first"), made, "{said}");
+        }
     }
 
     #[test]
