@@ -99,7 +99,8 @@ pub(super) fn task(root: &Path, args: &IoArgs) -> Result<()> {
     let bytes = args.size.map_or_else(|| args.setup.by_thoroughness(64 << 20, 1 << 30), ByteSize::bytes);
     ensure!(bytes >= 1 << 20 && bytes.is_multiple_of(1 << 20), "--size must be a whole number of MiB");
     let cache = Cache::of_user(args.setup.refresh)?;
-    let driver = Driver::build(root, &cache.dir().join("driver"))?;
+    // Not where another benchmark puts its own meanwhile: this one is started from there again and again.
+    let driver = Driver::build(root, &cache.dir().join("io-driver"))?;
     let hosts = Hosts::find(root, &cache, &args.engines, &args.setup)?;
     let kernel = hosts.kernel_file().map_err(anyhow::Error::msg)?;
     let site = Site {
