@@ -260,6 +260,19 @@ impl Format {
     }
 }
 
+/// The disk of an image that [`create`] has just made, upon no other, in a file that nobody else has: it needs no name. What is
+/// written is durable when the file is made so.
+///
+/// # Errors
+/// If the host cannot read it.
+pub fn open_new(file: File, format: Format) -> io::Result<Arc<dyn Disk>> {
+    let bytes = file.metadata()?.len();
+    Ok(match format {
+        Format::Raw => Arc::new(RawDisk::new(file, bytes, false)),
+        Format::Qcow2 => Arc::new(Qcow2::open(file, bytes, None, false, false).map_err(io::Error::other)?),
+    })
+}
+
 /// An image's format: see the module's top.
 fn format_of(path: &Path, said: Option<Format>) -> Result<Format, DiskError> {
     let format = said.unwrap_or(Format::by_name(path));

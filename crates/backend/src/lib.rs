@@ -22,7 +22,7 @@ mod zeros;
 
 pub use copy::copy;
 pub use disk::{Disk, DiskError, Extent};
-pub use image::{Changes, Facts, Format, Image, check, create, facts, repair};
+pub use image::{Changes, Facts, Format, Image, check, create, facts, open_new, repair};
 pub use port::Port;
 pub use raw::RawDisk;
 pub use volume::{Counted, SECTOR, Volume};

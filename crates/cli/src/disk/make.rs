@@ -1,13 +1,17 @@
-//! New images. They are made under another name and get theirs when they are finished: who sees the name sees a whole image.
+//! New images. They get their name when they are finished: who sees the name sees a whole image. Until then they have none, so
+//! that of one that is given up, in whatever way, nothing is left; or another, on file systems that know no files without.
 
 use std::fs::{File, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use backend::qcow2::Backing;
 use backend::{Changes, Format, Image};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::args::{ConvertArgs, CreateArgs, ImageFormat};
@@ -17,8 +21,55 @@ use crate::status::Status;
 
 /// A file that is being made.
 struct New<'a> {
-    file: NamedTempFile,
+    file: Unfinished,
     path: &'a Path,
+}
+
+/// A file that does not have its name yet.
+enum Unfinished {
+    /// And no other.
+    Nameless(File),
+    /// But another one.
+    Named(NamedTempFile),
+}
+
+/// What files may be, but for what the user's mask takes away.
+const MODE: u32 = 0o666;
+
+impl Unfinished {
+    /// A new one in a directory.
+    fn begin(directory: &Path) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(directory, flags, Mode::from_raw_mode(MODE)) {
+            Ok(file) => Ok(Self::Nameless(file.into())),
+            // What file systems say that cannot, and kernels that do not know what is asked for (open(2)).
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => tempfile::Builder::new()
+                .prefix(".umbra-")
+                .permissions(Permissions::from_mode(MODE))
+                .tempfile_in(directory)
+                .map(Self::Named),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn file(&self) -> &File {
+        match self {
+            Self::Nameless(file) => file,
+            Self::Named(file) => file.as_file(),
+        }
+    }
+
+    /// Gives it this name, unless somebody has it.
+    fn persist(self, path: &Path) -> io::Result<()> {
+        match self {
+            Self::Nameless(file) => {
+                // By its place among our descriptors, since without a privilege there is no other way (linkat(2)).
+                let here = format!("/proc/self/fd/{}", file.as_raw_fd());
+                Ok(linkat(CWD, here, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+            }
+            Self::Named(file) => file.persist_noclobber(path).map(drop).map_err(|error| error.error),
+        }
+    }
 }
 
 impl<'a> New<'a> {
@@ -29,11 +80,7 @@ impl<'a> New<'a> {
             "'{}' exists already: choose another name, or delete it first",
             path.display()
         );
-        let file = tempfile::Builder::new()
-            .prefix(".umbra-")
-            // What the user's mask takes away is taken away.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(directory_of(path))
+        let file = Unfinished::begin(directory_of(path))
             .with_context(|| format!("cannot make '{}'", path.display()))?;
         Ok(Self { file, path })
     }
@@ -41,8 +88,8 @@ impl<'a> New<'a> {
     /// Gives it its name, unless somebody else has taken that.
     fn finish(self) -> Result<Status> {
         let making = || format!("cannot make '{}'", self.path.display());
-        self.file.as_file().sync_all().with_context(making)?;
-        self.file.persist_noclobber(self.path).map_err(|error| error.error).with_context(making)?;
+        self.file.file().sync_all().with_context(making)?;
+        self.file.persist(self.path).with_context(making)?;
         File::open(directory_of(self.path))
             .and_then(|directory| directory.sync_all())
             .with_context(making)?;
@@ -54,7 +101,7 @@ impl<'a> New<'a> {
             bytes != 0 && bytes.is_multiple_of(512),
             "a disk of {bytes} bytes cannot be: its size is a multiple of 512 bytes and not 0"
         );
-        match backend::create(self.file.as_file(), format, bytes, backing) {
+        match backend::create(self.file.file(), format, bytes, backing) {
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
                 Err(error).with_context(|| format!("no image in this format holds a disk of {bytes} bytes"))
             }
@@ -110,17 +157,37 @@ pub(super) fn convert(args: &ConvertArgs) -> Result<Status> {
     let new = New::begin(&args.to)?;
     let format = format(args.format, &args.to);
     new.create(format, from.bytes(), None)?;
-    let target = Image {
-        file: new.file.path().to_owned(),
-        format: Some(format),
-        changes: Changes::Made,
-        backing: None,
-    };
+    let writing = || format!("cannot write '{}'", args.to.display());
+    let to = new.file.file().try_clone().and_then(|file| backend::open_new(file, format));
+    let to = to.with_context(writing)?;
     let progress = Progress::copying(&format!("copying to {}", args.to.display()), from.bytes());
-    // It is closed when this is done, before it gets its name.
-    let to = target.open()?;
     backend::copy(&*from, &*to, |done| progress.position(done))
         .with_context(|| format!("cannot copy '{}' to '{}'", args.from.file.display(), args.to.display()))?;
+    // Only a qcow2 image that was closed is in order.
     drop(to);
     new.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn an_image_gets_its_name_when_it_is_finished_and_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let names = || std::fs::read_dir(&dir).unwrap().count();
+        let named = || Unfinished::Named(NamedTempFile::new_in(&dir).unwrap());
+        for begin in [&|| Unfinished::begin(dir.path()).unwrap(), &named as &dyn Fn() -> Unfinished] {
+            let file = begin();
+            assert_eq!(names(), usize::from(matches!(file, Unfinished::Named(_))));
+            file.file().write_all(b"image").unwrap();
+            file.persist(&path).unwrap();
+            assert_eq!(begin().persist(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!((std::fs::read(&path).unwrap().as_slice(), names()), (&b"image"[..], 1));
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
 }
