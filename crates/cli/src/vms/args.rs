@@ -195,6 +195,10 @@ pub(crate) struct ExecArgs {
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
 
+    /// How long to wait for a guest that is booting still
+    #[arg(long, value_name = "SECONDS", default_value_t = super::exec::PATIENCE_S)]
+    pub(crate) wait: u64,
+
     /// The VM's name
     #[arg(value_name = "VM")]
     pub(crate) name: String,

@@ -6,15 +6,16 @@ use std::io::{self, BufWriter, Read, Write, stderr, stdin, stdout};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use copy::{CopyError, Place};
 use init::{Copying, Directory, Settings};
 
 use super::args::CpArgs;
-use super::client;
+use super::exec;
 use super::home::{Registry, Vm};
-use super::protocol::{self, Kind, Request};
+use super::protocol::{self, Kind};
 use crate::message;
 use crate::status::Status;
 
@@ -80,8 +81,7 @@ impl Far {
             command: vec!["/proc/self/exe".into(), what.name().into(), path.into()],
             ..Settings::default()
         };
-        let mut stream = client::connect(&vm, Request::Exec { settings: settings.encode() })?;
-        client::answer(&vm, &mut stream)?;
+        let stream = exec::begin(&vm, &settings, Duration::from_secs(exec::PATIENCE_S))?;
         Ok(Self { stream, said: io::Cursor::default(), status: None })
     }
 

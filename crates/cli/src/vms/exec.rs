@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use host::jail::Role;
@@ -15,7 +16,7 @@ use init::{Directory, Settings, Terminal};
 use super::args::ExecArgs;
 use super::attach::{self, End, Input};
 use super::client;
-use super::home::Registry;
+use super::home::{Registry, Vm};
 use super::protocol::{self, Kind, Request};
 use crate::console::agent::{Agent, Said, Session};
 use crate::console::terminal;
@@ -23,6 +24,10 @@ use crate::status::Status;
 
 /// How many commands may run at a time.
 pub(super) const MOST: usize = 8;
+/// How long it is waited for a guest that boots, in seconds, if nothing else is said.
+pub(super) const PATIENCE_S: u64 = 30;
+/// How often it is looked whether it has.
+const POLL: Duration = Duration::from_millis(50);
 /// What is said where nobody runs commands.
 pub(super) const NOBODY: &str = "no commands can be run in its guest: that takes 'umbra run host', or 'debian', a directory or a disk image as SOURCE";
 
@@ -41,8 +46,7 @@ pub(crate) fn run(args: ExecArgs) -> Result<Status> {
         command: args.command,
         ..Settings::default()
     };
-    let mut stream = client::connect(&vm, Request::Exec { settings: settings.encode() })?;
-    client::answer(&vm, &mut stream)?;
+    let stream = begin(&vm, &settings, Duration::from_secs(args.wait))?;
     let input = if args.interactive { Input::Passed } else { Input::Empty };
     match attach::converse(stream, args.tty, input)? {
         End::Exit(status) => Ok(Status(status)),
@@ -50,6 +54,20 @@ pub(crate) fn run(args: ExecArgs) -> Result<Status> {
         End::Unheard => Ok(Status::BROKEN_PIPE),
         End::Lost => bail!("the process of the VM '{}' was killed", args.name),
     }
+}
+
+/// Has a command begun, with this much patience for a guest that boots; its streams come and go in frames.
+///
+/// # Errors
+/// If nobody runs commands there, not even then, or this one cannot be.
+pub(super) fn begin(vm: &Vm, settings: &Settings, patience: Duration) -> Result<UnixStream> {
+    let deadline = Instant::now() + patience;
+    while client::ask(vm, Request::Listens)? != true && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+    }
+    let mut stream = client::connect(vm, Request::Exec { settings: settings.encode() })?;
+    client::answer(vm, &mut stream)?;
+    Ok(stream)
 }
 
 /// The VM's end.
@@ -77,6 +95,11 @@ impl Desk {
                 .context("the host gives no thread")?;
         }
         Ok(Self { agent, running: AtomicUsize::default(), typists })
+    }
+
+    /// Whether the guest runs commands by now.
+    pub(super) fn listens(&self) -> bool {
+        self.agent.listens()
     }
 
     /// Runs a command for a client, to its end, also if the client leaves.
