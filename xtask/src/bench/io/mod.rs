@@ -176,7 +176,7 @@ impl Site<'_> {
             }
         }
         for (cell, machine) in results.rows[out.1].cells.iter_mut().zip(machines) {
-            if let Err(why) = machine.close(road, &self.hosts, true) {
+            if let Err(why) = machine.close(&self.hosts, true) {
                 cell.failure = Some(why.to_string());
             }
         }
@@ -215,7 +215,7 @@ impl Site<'_> {
         }
         let Some((_, last, _)) = counts.last() else { return Ok(()) };
         for (cell, machine) in results.rows[*last].cells.iter_mut().zip(machines) {
-            if let Err(why) = machine.close(road, &self.hosts, false) {
+            if let Err(why) = machine.close(&self.hosts, false) {
                 cell.failure = Some(why.to_string());
             }
         }
@@ -244,17 +244,19 @@ impl Machine {
         if way == NOTHING {
             return Ok(sample);
         }
-        let host = match (self.ground.peer(), self.ground.place(out).as_str(), out) {
-            (Some(peer), ..) => peer.sum(),
-            (None, place, true) if place.starts_with("/dev/") => Some(sample.sum.clone()),
-            (None, _, true) => self.ground.sum_of_file().ok(),
-            (None, _, false) => Some(self.expected.clone()),
+        if out && self.ground.is_disk() {
+            // It is in place of what was there before.
+            self.expected = sample.sum.clone();
+        }
+        let host = match self.ground.peer() {
+            Some(peer) => peer.sum(),
+            None if out && !self.ground.is_disk() => self.ground.sum_of_file().ok(),
+            None => Some(self.expected.clone()),
         };
         if host.as_ref() != Some(&sample.sum) {
             let host = host.unwrap_or_else(|| "none".to_owned());
             return Err(Failure::Refused(format!("checksum {}, the host has {host}", sample.sum)));
         }
-        self.expected = sample.sum.clone();
         Ok(sample)
     }
 
@@ -273,10 +275,10 @@ impl Machine {
     }
 
     /// Ends the engine, and looks at what it leaves on the host: on a disk every block, and what was copied there last.
-    fn close(self, road: Road, hosts: &Hosts, copied: bool) -> Result<()> {
+    fn close(self, hosts: &Hosts, copied: bool) -> Result<()> {
         let has_run = self.session.is_ok();
         drop(self.session);
-        if !has_run || !road.is_disk() {
+        if !has_run || !self.ground.is_disk() {
             return Ok(());
         }
         let sum = self.ground.sum_of_disk(hosts)?;

@@ -115,6 +115,11 @@ impl Ground {
         &self.first
     }
 
+    /// Whether it leads to a disk.
+    pub(super) fn is_disk(&self) -> bool {
+        self.road.is_disk()
+    }
+
     /// The peer at the other end, if there is one.
     pub(super) fn peer(&self) -> Option<&Peer> {
         self.peer.as_ref()
