@@ -28,9 +28,30 @@ extern const struct program socket_programs[];
 extern const struct program code_programs[];
 extern const struct program real_programs[];
 
+/*
+ * A way to move data, so many times: a MiB or a request. It puts the marks itself, where its time begins and ends, and gives
+ * the checksum of what was moved, if that is of interest.
+ */
+typedef uint64_t io_function(const char *place, unsigned long count);
+
+/* The way of that name, or NULL. */
+io_function *find_io(const char *name);
+/* The marks. */
+void io_start(void);
+void io_end(void);
+/* What data that is made now is marked with; never 0. */
+uint64_t io_generation(void);
+
+/* Makes the devices of a guest usable; what an init does. */
+void devices_up(void);
+/* Waits until a driver has found its device, but not for ever. */
+void wait_for_device(const char *path);
+
 /* Where files and shared things go: a file system in memory, on the host as in a guest. */
 #define SCRATCH "/dev/shm"
 
+/* Writes a marker line. */
+void say(const char *line);
 /* Ends the program: says what failed, with errno's text. */
 void fail(const char *what) __attribute__((noreturn, cold));
 /* Ends the program: says what the machine lacks. */

@@ -2,6 +2,7 @@
  * The driver: obeys lines on standard input and answers with marker lines, which the host times as they arrive.
  *
  *	run NAME COUNT	-> "@ start", COUNT units, "@ end", then "@ sum CHECKSUM" or "@ error WHAT"
+ *	io NAME COUNT PLACE -> the same with a way to move data, to or from a place
  *	quit		-> the end; of the machine, if this is its init
  *
  * "@ start" is short enough for one filling of a serial port's FIFO, so that sending it does not go on while the work
@@ -32,7 +33,7 @@ static const struct program *const classes[] = {
 
 #define CLASSES (sizeof classes / sizeof *classes)
 
-static void say(const char *line)
+void say(const char *line)
 {
 	size_t length = strlen(line);
 
@@ -83,13 +84,16 @@ static void list(void)
 			printf("%s %s\n", p->class, p->name);
 }
 
-/* The child: does the work. */
-static void work(const struct program *program, unsigned long count)
+/* What is to be done. */
+struct order {
+	const char *name, *place;
+	unsigned long count;
+};
+
+static uint64_t repeat(const struct program *program, unsigned long count)
 {
 	uint64_t sum;
-	char line[64];
 
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (program->setup)
 		program->setup();
 	say("@ start\n");
@@ -98,25 +102,43 @@ static void work(const struct program *program, unsigned long count)
 		if (program->unit() != sum)
 			lacks("constant checksum");
 	say("@ end\n");
+	return sum;
+}
+
+static uint64_t move_data(const struct order *order)
+{
+	io_function *way = find_io(order->name);
+
+	if (!way)
+		lacks("such way");
+	wait_for_device(order->place);
+	return way(order->place, order->count);
+}
+
+/* The child: does the work. */
+static void work(const struct order *order)
+{
+	const struct program *program = find(order->name);
+	uint64_t sum;
+	char line[64];
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (!order->place && !program)
+		lacks("such program");
+	sum = order->place ? move_data(order) : repeat(program, order->count);
 	snprintf(line, sizeof line, "@ sum %016llx\n", (unsigned long long)sum);
 	say(line);
 	_exit(0);
 }
 
-static void run(const char *name, unsigned long count)
+static void run(const struct order *order)
 {
-	const struct program *program = find(name);
 	char line[64];
 	int status;
-	pid_t child;
+	pid_t child = fork();
 
-	if (!program || !count) {
-		say("@ error no such program\n");
-		return;
-	}
-	child = fork();
 	if (!child)
-		work(program, count);
+		work(order);
 	if (child < 0 || waitpid(child, &status, 0) < 0)
 		fail("fork");
 	if (WIFSIGNALED(status)) {
@@ -142,13 +164,15 @@ static int read_line(char *line, size_t size)
 
 static void obey(void)
 {
-	char line[128], name[64];
+	char line[192], name[64], place[96];
 	unsigned long count;
 
 	say("@ ready\n");
 	while (read_line(line, sizeof line) && strcmp(line, "quit"))
-		if (sscanf(line, "run %63s %lu", name, &count) == 2)
-			run(name, count);
+		if (sscanf(line, "run %63s %lu", name, &count) == 2 && count)
+			run(&(struct order){ .name = name, .count = count });
+		else if (sscanf(line, "io %63s %lu %95s", name, &count, place) == 3 && count)
+			run(&(struct order){ .name = name, .place = place, .count = count });
 		else
 			say("@ error no such order\n");
 }
@@ -177,6 +201,7 @@ static void be_init(void)
 	mount("tmpfs", SCRATCH, "tmpfs", 0, NULL);
 	mount("tmpfs", "/tmp", "tmpfs", 0, NULL);
 	loopback_up();
+	devices_up();
 	if (!tcgetattr(STDIN_FILENO, &console)) {
 		console.c_lflag &= ~(tcflag_t)(ECHO | ISIG);
 		console.c_oflag &= ~(tcflag_t)OPOST;

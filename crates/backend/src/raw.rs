@@ -28,7 +28,12 @@ impl RawDisk {
         if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
             return Err(DiskError::Size { path: path.to_owned(), bytes });
         }
-        Ok(Self { file, bytes, read_only })
+        Ok(Self::new(file, bytes, read_only))
+    }
+
+    /// The disk that a file of so many bytes is.
+    pub(crate) fn new(file: File, bytes: u64, read_only: bool) -> Self {
+        Self { file, bytes, read_only }
     }
 
     fn check_writable(&self) -> io::Result<()> {

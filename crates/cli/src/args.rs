@@ -267,11 +267,12 @@ pub(crate) struct MachineArgs {
     /// user needs no privileges: the guest's connections go on as umbra's own. The guest is 10.0.2.15 and fec0::15 (by DHCP and
     /// router advertisement), its router 10.0.2.2 and fec0::2, which lead to the host's loopback unless there is
     /// ',loopback=off', its name server 10.0.2.3 and fec0::3, which asks the host's, or the one given with
-    /// ',dns=IP[:PORT]'. ',rate=SIZE' lets so many bytes pass each second, in each direction: rate=10M.
+    /// ',dns=IP[:PORT]'. ',rate=SIZE' lets so many bytes pass each second, in each direction: rate=10M. ',queues=N'
+    /// gives the adapter N pairs of queues, 1 to 8, so that each CPU of the guest can have its own; one unless given.
     ///
     /// tap=DEVICE is a TAP device of the host's, made before, which you may open ('ip tuntap add dev DEVICE mode tap user USER').
     /// The guest is on whatever that is connected with, and asks there for its address, or is told one by CMD. Its Ethernet address follows
-    /// from the device's, unless there is ',mac=ADDRESS'; ',rate=SIZE' is as above.
+    /// from the device's, unless there is ',mac=ADDRESS'; ',rate=SIZE' and ',queues=N' are as above.
     #[arg(long, value_name = "NETWORK", default_value_t)]
     pub(crate) net: NetSpec,
 

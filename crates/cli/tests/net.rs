@@ -81,6 +81,27 @@ fn data_goes_in_and_out_unchanged() {
     }
 }
 
+/// More pairs than processors, of which Linux uses as many as it has.
+#[test]
+fn several_pairs_of_queues_carry_several_connections() {
+    for package in KERNELS {
+        let Some(kernel) = debian_kernel_with_modules(package) else { continue };
+        let document = pattern(5 << 20);
+        let server = http_server("127.0.0.1:0", document.clone());
+        let (port, reader) = sink();
+        let script = format!(
+            "ls -1 /sys/class/net/eth0/queues
+            for i in 1 2 3 4; do wget -q -O /file$i http://10.0.2.2:{}/document & done; wait
+            for i in 2 3 4; do cmp /file1 /file$i || exit; done
+            nc 10.0.2.2 {port} </file1",
+            server.port()
+        );
+        let seen = run(&kernel, &["--cpus", "2", "--net", "user,queues=3"], &script);
+        assert_eq!(seen, "rx-0\nrx-1\ntx-0\ntx-1\n", "{package}");
+        assert!(reader.join().unwrap() == document, "{package}: what came back is something else");
+    }
+}
+
 #[test]
 fn the_network_is_there_as_documented() {
     let Some(kernel) = debian_kernel_with_modules(KERNELS[0]) else { return };

@@ -29,7 +29,7 @@ pub use disk::{DiskBus, DiskChanges, DiskFormat, DiskSpec};
 pub use engine::EngineChoice;
 pub use mmu::MmuChoice;
 pub use name::Name;
-pub use net::{NetSpec, PortKind, PortSpec, TapNetSpec, UserNetSpec};
+pub use net::{NetQueues, NetSpec, PortKind, PortSpec, TapNetSpec, UserNetSpec};
 pub use share::{ShareSpec, VolumeSpec};
 pub use size::{ByteSize, MemorySize};
 pub use translator::{CodeCacheSize, TranslatorSpec};
@@ -210,7 +210,7 @@ pub enum SpecError {
     },
     /// A network nobody knows.
     #[error(
-        "network '{text}' does not exist: use none, user with any of ',dns=IP[:PORT]', ',loopback=off' and ',rate=SIZE', or tap=DEVICE with ',mac=ADDRESS' or ',rate=SIZE'"
+        "network '{text}' does not exist: use none, user with any of ',dns=IP[:PORT]', ',loopback=off', ',rate=SIZE' and ',queues=N' (1 to 8), or tap=DEVICE with any of ',mac=ADDRESS', ',rate=SIZE' and ',queues=N'"
     )]
     Net {
         /// What was given.

@@ -24,7 +24,26 @@ impl NetSpec {
     }
 }
 
-/// A TAP device of the host: `tap=NAME[,mac=ADDRESS][,rate=SIZE]`.
+/// How many pairs of queues an adapter has, 1 to [`NetQueues::MOST`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetQueues(u16);
+
+impl NetQueues {
+    /// The most.
+    pub const MOST: u16 = 8;
+
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let count = text.parse().ok().filter(|count| (1..=Self::MOST).contains(count));
+        count.filter(|_| !text.starts_with('+')).map(Self)
+    }
+}
+
+/// A TAP device of the host: `tap=NAME[,mac=ADDRESS][,rate=SIZE][,queues=N]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TapNetSpec {
     /// The device.
@@ -33,6 +52,8 @@ pub struct TapNetSpec {
     pub mac: Option<[u8; 6]>,
     /// How many bytes may pass each second, in each direction; nothing: as many as can.
     pub rate: Option<ByteSize>,
+    /// How many pairs of queues the adapter has; nothing: one.
+    pub queues: Option<NetQueues>,
 }
 
 impl TapNetSpec {
@@ -42,11 +63,13 @@ impl TapNetSpec {
     fn parse<'a>(device: &str, options: impl Iterator<Item = &'a str>) -> Option<Self> {
         let possible = (1..=Self::LONGEST_NAME).contains(&device.len())
             && !device.contains(|c: char| c.is_whitespace() || c.is_control() || "/%:".contains(c));
-        let mut tap = possible.then(|| Self { device: device.to_owned(), mac: None, rate: None })?;
+        let mut tap =
+            possible.then(|| Self { device: device.to_owned(), mac: None, rate: None, queues: None })?;
         for option in options {
             match option.split_once('=')? {
                 ("mac", mac) => tap.mac = Some(parse_mac(mac)?),
                 ("rate", rate) => tap.rate = Some(parse_rate(rate).ok()??),
+                ("queues", count) => tap.queues = Some(NetQueues::parse(count)?),
                 _ => return None,
             }
         }
@@ -72,7 +95,7 @@ fn parse_rate(text: &str) -> Result<Option<ByteSize>, SpecError> {
     Ok(Some(rate).filter(|rate| rate.bytes() > 0))
 }
 
-/// The user-mode network: `user[,dns=IP[:PORT]][,loopback=off][,rate=SIZE]`.
+/// The user-mode network: `user[,dns=IP[:PORT]][,loopback=off][,rate=SIZE][,queues=N]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserNetSpec {
     /// The name server that the guest's questions go to; nothing: those of the host.
@@ -81,6 +104,8 @@ pub struct UserNetSpec {
     pub loopback: bool,
     /// How many bytes may pass each second, in each direction; nothing: as many as can.
     pub rate: Option<ByteSize>,
+    /// How many pairs of queues the adapter has; nothing: one.
+    pub queues: Option<NetQueues>,
 }
 
 impl UserNetSpec {
@@ -112,7 +137,7 @@ impl UserNetSpec {
 
 impl Default for UserNetSpec {
     fn default() -> Self {
-        Self { dns: None, loopback: true, rate: None }
+        Self { dns: None, loopback: true, rate: None, queues: None }
     }
 }
 
@@ -154,6 +179,7 @@ impl FromStr for NetSpec {
                         return Err(refusal());
                     }
                 }
+                Some(("queues", count)) => user.queues = Some(NetQueues::parse(count).ok_or_else(refusal)?),
                 _ => return Err(refusal()),
             }
         }
@@ -175,7 +201,7 @@ impl fmt::Display for NetSpec {
         if !user.loopback {
             f.write_str(",loopback=off")?;
         }
-        user.rate.map_or(Ok(()), |rate| write!(f, ",rate={rate}"))
+        show_limits(f, user.rate, user.queues)
     }
 }
 
@@ -185,8 +211,14 @@ impl fmt::Display for TapNetSpec {
         if let Some([a, b, c, d, e, g]) = self.mac {
             write!(f, ",mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")?;
         }
-        self.rate.map_or(Ok(()), |rate| write!(f, ",rate={rate}"))
+        show_limits(f, self.rate, self.queues)
     }
+}
+
+/// The options that every network has.
+fn show_limits(f: &mut fmt::Formatter<'_>, rate: Option<ByteSize>, queues: Option<NetQueues>) -> fmt::Result {
+    rate.map_or(Ok(()), |rate| write!(f, ",rate={rate}"))?;
+    queues.map_or(Ok(()), |queues| write!(f, ",queues={}", queues.get()))
 }
 
 /// What a port is for.
@@ -243,7 +275,12 @@ mod tests {
     #[test]
     fn networks() {
         let user = |dns: Option<&str>, loopback| {
-            Ok(NetSpec::User(UserNetSpec { dns: dns.map(|dns| dns.parse().unwrap()), loopback, rate: None }))
+            Ok(NetSpec::User(UserNetSpec {
+                dns: dns.map(|dns| dns.parse().unwrap()),
+                loopback,
+                rate: None,
+                queues: None,
+            }))
         };
         assert_eq!("none".parse(), Ok(NetSpec::None));
         assert_eq!("user".parse::<NetSpec>(), Ok(NetSpec::default()));
@@ -269,6 +306,9 @@ mod tests {
             "tap=t0,rate=0K",
             "tap=t0,loopback=off",
             "tap=t0,",
+            "tap=t0,queues=0",
+            "user,queues=9",
+            "user,queues=+2",
         ] {
             assert!(bad.parse::<NetSpec>().is_err(), "{bad}");
         }
@@ -292,6 +332,8 @@ mod tests {
             "user",
             "user,dns=[::1]:99,loopback=off",
             "user,rate=10 MiB",
+            "user,queues=2",
+            "tap=t0,rate=1 KiB,queues=8",
             "tap=t0",
             "tap=t0,mac=52:54:00:12:34:5f,rate=1 KiB",
         ] {

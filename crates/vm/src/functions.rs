@@ -16,8 +16,8 @@ use host::jail::{self, Directory, Role};
 use host::tap::Tap;
 use nvme::Nvme;
 use spec::{
-    DiskBus, DiskChanges, DiskFormat, DiskSpec, NetSpec, PortKind, PortSpec, ShareSpec, UserNetSpec, VmSpec,
-    VsockSpec,
+    DiskBus, DiskChanges, DiskFormat, DiskSpec, NetQueues, NetSpec, PortKind, PortSpec, ShareSpec,
+    UserNetSpec, VmSpec, VsockSpec,
 };
 use virtio::balloon::{self, Balloon};
 use virtio::blk::Blk;
@@ -164,24 +164,25 @@ fn virtio(service: impl Service + 'static) -> Card {
 
 /// The network adapter, if there is one.
 fn adapter(spec: &VmSpec) -> Result<Option<Card>, VmError> {
-    let (network, rate, mac, mtu): (Box<dyn Network>, _, _, _) = match &spec.net {
+    let (network, rate, mac, mtu, queues): (Box<dyn Network>, _, _, _, _) = match &spec.net {
         NetSpec::None => return Ok(None),
         NetSpec::User(user) => {
             let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;
-            (Box::new(network), user.rate, UserNetSpec::GUEST_MAC, MTU)
+            (Box::new(network), user.rate, UserNetSpec::GUEST_MAC, MTU, user.queues)
         }
         NetSpec::Tap(spec) => {
             let refused = |source| VmError::Tap { device: spec.device.clone(), source };
             let (tap, facts) = Tap::open(&spec.device).map_err(refused)?;
             let network = TapNetwork::new(tap).map_err(VmError::Descriptors)?;
-            (Box::new(network), spec.rate, spec.mac.unwrap_or(neighbour(facts.address)), facts.mtu)
+            let mac = spec.mac.unwrap_or(neighbour(facts.address));
+            (Box::new(network), spec.rate, mac, facts.mtu, spec.queues)
         }
     };
     let network: Box<dyn Network> = match rate {
         Some(rate) => Box::new(Limited::new(network, rate.bytes())),
         None => network,
     };
-    Ok(Some(virtio(Net::new(network, mac, mtu))))
+    Ok(Some(virtio(Net::new(network, mac, mtu, queues.map_or(1, NetQueues::get)))))
 }
 
 /// The guest's address at the other end of the cable from this one: the same as long as the device is there, and as likely to be

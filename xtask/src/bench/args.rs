@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::engine::Engine;
 use super::results::Statistic;
-use super::{boot, interp, mmu};
+use super::{boot, interp, io, mmu};
 
 /// Below the help.
 const EXAMPLES: &str = "\
@@ -17,6 +17,7 @@ Examples:
   cargo xtask bench --classes integer,kernel --engines native,umbra,qemu
   cargo xtask bench --programs sort,syscall --engines native,umbra-bt,umbra-interp --rounds 9 --best
   cargo xtask bench mmu
+  cargo xtask bench io --size 256M --rounds 3
   cargo xtask bench interp
 
 Classes:
@@ -88,6 +89,7 @@ pub(super) enum Kind {
     /// Measure how many guest instructions a second the interpreter executes, on loops of one kind each
     Interp(interp::InterpArgs),
     Mmu(mmu::MmuArgs),
+    Io(io::IoArgs),
 }
 
 impl BenchArgs {
@@ -105,6 +107,11 @@ impl BenchArgs {
 }
 
 impl SetupArgs {
+    /// One of two figures: that for a quick look, or the other.
+    pub(super) fn by_thoroughness(&self, quick: u64, thorough: u64) -> u64 {
+        if self.quick { quick } else { thorough }
+    }
+
     /// What is made of samples.
     pub(super) fn statistic(&self) -> Statistic {
         if self.best { Statistic::Best } else { Statistic::Median }
@@ -131,7 +138,7 @@ impl Limits {
     /// If nothing could be measured.
     pub(super) fn new(args: &SetupArgs) -> Result<Self> {
         let rounds = args.rounds.unwrap_or(if args.quick { 1 } else { 5 });
-        let milliseconds = args.milliseconds.unwrap_or(if args.quick { 40 } else { 200 });
+        let milliseconds = args.milliseconds.unwrap_or_else(|| args.by_thoroughness(40, 200));
         ensure!(rounds > 0 && milliseconds > 0 && args.timeout > 0, "a benchmark needs rounds and time");
         let target = Duration::from_millis(milliseconds);
         Ok(Self { rounds, target, timeout: Duration::from_secs(args.timeout), idle: !args.quick })

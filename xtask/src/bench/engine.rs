@@ -131,6 +131,34 @@ impl Hosts {
         }
     }
 
+    /// How Umbra is started with the host's files as its guest's, and a directory of them that may be changed; the driver is no
+    /// init then.
+    ///
+    /// # Errors
+    /// As [`Hosts::command`].
+    pub(super) fn command_of_host(&self, stage: &Stage, volume: &str) -> Result<Command, String> {
+        let mut command = Command::new(self.umbra()?);
+        command.args(["run", "host", "-m", &format!("{}M", stage.memory_mib), "-v", volume]);
+        command.arg("--kernel").arg(self.kernel_file()?).arg("--").arg(stage.driver());
+        Ok(command)
+    }
+
+    /// The `umbra` command.
+    ///
+    /// # Errors
+    /// If it could not be had.
+    pub(super) fn umbra(&self) -> Result<&Path, String> {
+        self.umbra.as_deref().map_err(Clone::clone)
+    }
+
+    /// The kernel's file.
+    ///
+    /// # Errors
+    /// If it could not be had.
+    pub(super) fn kernel_file(&self) -> Result<&Path, String> {
+        self.kernel.as_deref().map_err(Clone::clone)
+    }
+
     /// What an engine is, with its version.
     pub(super) fn describe(&self, engine: Engine) -> String {
         let of = |tree: &Result<Tree, String>| match tree {

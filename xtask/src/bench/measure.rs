@@ -20,7 +20,7 @@ const WATCH: Duration = Duration::from_secs(4);
 
 /// How often the number of repetitions is corrected, and by how much at most: the first run also pays for what is cold, and
 /// marks that are close together may arrive at once.
-const CORRECTIONS: usize = 6;
+pub(super) const CORRECTIONS: usize = 6;
 const LARGEST_CORRECTION: f64 = 30.0;
 /// More than this would not be a program's time but the loop's.
 const MOST: u64 = 1_000_000;
@@ -197,7 +197,7 @@ pub(super) fn start(
 }
 
 /// How often, if `count` times took `seconds`. A twentieth more or less is not worth another try.
-fn repetitions(count: u64, seconds: f64, target: Duration) -> u64 {
+pub(super) fn repetitions(count: u64, seconds: f64, target: Duration) -> u64 {
     let wanted = target.as_secs_f64() * 0.95;
     if seconds >= wanted {
         return count;

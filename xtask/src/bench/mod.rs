@@ -18,6 +18,7 @@ mod counters;
 mod engine;
 mod guest;
 mod interp;
+mod io;
 mod measure;
 mod mmu;
 mod report;
@@ -45,6 +46,7 @@ pub(crate) fn task(root: &Path, args: &BenchArgs) -> Result<()> {
     match &args.kind {
         Some(Kind::Interp(args)) => return interp::task(args),
         Some(Kind::Mmu(args)) => return mmu::task(root, args),
+        Some(Kind::Io(args)) => return io::task(root, args),
         None => {}
     }
     ensure!(!args.engines.is_empty(), "a benchmark needs an engine");

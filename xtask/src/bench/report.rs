@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::engine::{Engine, Hosts};
-use super::results::{Cell, Results, Row, Statistic};
+use super::results::{Cell, Results, Row};
 
 /// The width of a program's name and of each figure.
 pub(super) const NAME: usize = 20;
@@ -20,19 +20,21 @@ struct Ratio {
     title: String,
 }
 
-/// Prints everything.
-pub(super) fn print(hosts: &Hosts, results: &Results) {
+/// Prints what is compared.
+pub(super) fn print_engines(hosts: &Hosts, results: &Results) {
     for engine in &results.engines {
         println!("{:<NAME$}{}", engine.name(), hosts.describe(*engine));
     }
     if results.engines.iter().any(|&engine| engine == Engine::Qemu || engine.umbra_choice().is_some()) {
         println!("{:<NAME$}{}", "kernel", hosts.kernel());
     }
+}
+
+/// Prints everything.
+pub(super) fn print(hosts: &Hosts, results: &Results) {
+    print_engines(hosts, results);
     let ratios = columns(&results.engines);
-    let statistic = match results.statistic {
-        Statistic::Median => "median",
-        Statistic::Best => "best",
-    };
+    let statistic = results.statistic.name();
     println!(
         "
 The time for a unit of work, {statistic}; x: how many times {}'s; a/b: a's over b's.",
@@ -114,7 +116,8 @@ fn means(name: &str, class: Option<&str>, ratios: &[Ratio], results: &Results) -
     format!("{name:<NAME$}{:>FIGURE$}{}", "", ratios.iter().map(figure).collect::<String>())
 }
 
-fn print_failures(results: &Results) {
+/// Prints why cells have no figures.
+pub(super) fn print_failures(results: &Results) {
     let failures = results.rows.iter().flat_map(|row| {
         let cells = row.cells.iter().zip(&results.engines);
         cells.filter_map(|(cell, engine)| {

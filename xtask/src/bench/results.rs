@@ -15,6 +15,16 @@ pub(super) enum Statistic {
     Best,
 }
 
+impl Statistic {
+    /// Its name, as tables have it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Median => "median",
+            Self::Best => "best",
+        }
+    }
+}
+
 /// One program on one engine.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cell {

@@ -127,11 +127,19 @@ impl Session {
     /// # Errors
     /// If it cannot be run, or does not end in time.
     pub(super) fn run(&mut self, name: &str, count: u64, timeout: Duration) -> Result<Sample, Failure> {
+        self.obey(&format!("run {name} {count}"), timeout)
+    }
+
+    /// Has the driver carry out an order, as `bench/guest/main.c` has them.
+    ///
+    /// # Errors
+    /// If it cannot, or does not come to an end in time.
+    pub(super) fn obey(&mut self, order: &str, timeout: Duration) -> Result<Sample, Failure> {
         let before = self.counters()?;
         let ordered = Instant::now();
         let deadline = ordered + timeout;
         let cpu = usage::cpu_seconds(self.pid());
-        if writeln!(self.input, "run {name} {count}").and_then(|()| self.input.flush()).is_err() {
+        if writeln!(self.input, "{order}").and_then(|()| self.input.flush()).is_err() {
             return Err(self.gone());
         }
         let start = self.wait_for("start", deadline)?;

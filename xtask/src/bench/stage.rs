@@ -20,6 +20,22 @@ const SHELL: Wanted<'static> =
     Wanted { name: "shell", packages: &["busybox-static"], closure: Closure::Missing, backports: false };
 const SHELL_NAME: &str = "busybox";
 
+/// The modules of virtio's devices, each after those that it needs.
+const MODULES: [&str; 12] = [
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
+];
+
 /// Where the host runs programs in a root directory: in namespaces of its own, which need no privileges.
 const ENTER: &str =
     "mount --rbind /dev \"$0/dev\" && mount --rbind /proc \"$0/proc\" && exec chroot \"$0\" /init";
@@ -45,6 +61,21 @@ impl Stage {
     /// # Errors
     /// If the archive cannot be made.
     pub(super) fn own(cache: &Cache, driver: &Driver) -> Result<Self> {
+        Self::make(cache, driver, "own.cpio", &[])
+    }
+
+    /// The same with the modules that this kernel has beside it for the devices of guests.
+    ///
+    /// # Errors
+    /// If the archive cannot be made.
+    pub(super) fn with_devices(cache: &Cache, driver: &Driver, kernel: &Path) -> Result<Self> {
+        let path = |name: &&str| kernel.with_file_name("drivers").join(format!("{name}.ko"));
+        // What there is none of is built in.
+        let modules: Vec<PathBuf> = MODULES.iter().map(path).filter(|path| path.is_file()).collect();
+        Self::make(cache, driver, "io.cpio", &modules)
+    }
+
+    fn make(cache: &Cache, driver: &Driver, name: &str, modules: &[PathBuf]) -> Result<Self> {
         let mut archive = Archive::default();
         for directory in DIRECTORIES {
             archive.directory(directory);
@@ -58,7 +89,11 @@ impl Stage {
             copy(&tree.root.join("bin/busybox"), &shell)?;
             archive.program(SHELL_NAME, &read(&shell)?);
         }
-        let initrd = write(&cache.dir().join("own.cpio"), archive)?;
+        archive.directory("modules");
+        for (number, module) in modules.iter().enumerate() {
+            archive.program(&format!("modules/{number:02}"), &read(module)?);
+        }
+        let initrd = write(&cache.dir().join(name), archive)?;
         Ok(Self { initrd, memory_mib: 512, driver: driver.path().to_owned(), root: None })
     }
 
@@ -83,6 +118,11 @@ impl Stage {
         archive.character_device("dev/console", 5, 1);
         let initrd = write(&cache.dir().join("real.cpio"), archive)?;
         Ok(Self { initrd, memory_mib: 1024, driver: driver.path().to_owned(), root: Some(root) })
+    }
+
+    /// The driver, on the host.
+    pub(super) fn driver(&self) -> &Path {
+        &self.driver
     }
 
     /// How the driver is started on the host.

@@ -146,6 +146,11 @@ impl Agent {
         lock(&self.port).as_ref().is_some_and(|port| port(&Frame::encode(session, kind, bytes)))
     }
 
+    /// Whether the guest can be told to run commands.
+    pub(crate) fn listens(&self) -> bool {
+        lock(&self.sessions).listening
+    }
+
     /// Begins a command.
     ///
     /// # Errors
@@ -305,7 +310,7 @@ mod tests {
     #[test]
     fn a_command_is_heard_to_its_end() {
         let (agent, mut guest) = guest();
-        assert!(agent.open(b"").is_err(), "nobody listens yet");
+        assert!(!agent.listens() && agent.open(b"").is_err(), "nobody listens yet");
         let main = agent.main();
         for (kind, bytes) in
             [(Kind::Hello, &b""[..]), (Kind::Output, b"a"), (Kind::Error, b"b"), (Kind::Exit, &[3])]
@@ -314,7 +319,7 @@ mod tests {
         }
         let said = [Said::Output(b"a".to_vec()), Said::Error(b"b".to_vec()), Said::Exit(3)];
         assert_eq!([main.next(), main.next(), main.next()], said);
-        assert!(!agent.input(&main, b"x"));
+        assert!(agent.listens() && !agent.input(&main, b"x"));
     }
 
     #[test]

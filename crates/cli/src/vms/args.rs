@@ -186,6 +186,10 @@ pub(crate) struct ExecArgs {
     #[command(flatten)]
     pub(crate) how: CommandArgs,
 
+    /// How long to wait for a guest that is booting still
+    #[arg(long, value_name = "SECONDS", default_value_t = super::exec::PATIENCE_S)]
+    pub(crate) wait: u64,
+
     /// The VM's name
     #[arg(value_name = "VM")]
     pub(crate) name: String,

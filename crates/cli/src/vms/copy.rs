@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Read, Write, stderr, stdin, stdout};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use copy::{CopyError, Place};
@@ -80,7 +81,8 @@ impl Far {
             command: vec!["/proc/self/exe".into(), what.name().into(), path.into()],
             ..Settings::default()
         };
-        Ok(Self { stream: exec::begin(&vm, &settings)?, said: io::Cursor::default(), status: None })
+        let stream = exec::begin(&vm, &settings, Duration::from_secs(exec::PATIENCE_S))?;
+        Ok(Self { stream, said: io::Cursor::default(), status: None })
     }
 
     /// Waits for its end; what went wrong there it has said itself.

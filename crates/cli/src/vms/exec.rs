@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use host::jail::Role;
@@ -23,6 +24,10 @@ use crate::status::Status;
 
 /// How many commands may run at a time.
 pub(super) const MOST: usize = 8;
+/// How long it is waited for a guest that boots, in seconds, if nothing else is said.
+pub(super) const PATIENCE_S: u64 = 30;
+/// How often it is looked whether it has.
+const POLL: Duration = Duration::from_millis(50);
 /// What is said where nobody runs commands.
 pub(super) const NOBODY: &str = "no commands can be run in its guest: that takes 'umbra run host', or 'debian', a directory or a disk image as SOURCE";
 
@@ -41,7 +46,7 @@ pub(crate) fn run(args: ExecArgs) -> Result<Status> {
         command: args.command,
         ..Settings::default()
     };
-    let stream = begin(&vm, &settings)?;
+    let stream = begin(&vm, &settings, Duration::from_secs(args.wait))?;
     let input = if args.interactive { Input::Passed } else { Input::Empty };
     match attach::converse(stream, args.tty, input)? {
         End::Exit(status) => Ok(Status(status)),
@@ -51,16 +56,20 @@ pub(crate) fn run(args: ExecArgs) -> Result<Status> {
     }
 }
 
-/// Begins a command in a guest; its streams go on over what is returned.
+/// Has a command begun, with this much patience for a guest that boots; its streams come and go in frames.
 ///
 /// # Errors
-/// If the VM has ended, or the guest does not run it.
-pub(super) fn begin(vm: &Vm, settings: &Settings) -> Result<UnixStream> {
+/// If nobody runs commands there, not even then, or this one cannot be.
+pub(super) fn begin(vm: &Vm, settings: &Settings, patience: Duration) -> Result<UnixStream> {
     let request = Request::Exec { settings: settings.encode() };
     ensure!(
         protocol::fits(&request),
         "the command and its environment are too long: put some of it into a file, and that into the guest with 'umbra cp'"
     );
+    let deadline = Instant::now() + patience;
+    while client::ask(vm, Request::Listens)? != true && Instant::now() < deadline {
+        std::thread::sleep(POLL);
+    }
     let mut stream = client::connect(vm, request)?;
     client::answer(vm, &mut stream)?;
     Ok(stream)
@@ -91,6 +100,11 @@ impl Desk {
                 .context("the host gives no thread")?;
         }
         Ok(Self { agent, running: AtomicUsize::default(), typists })
+    }
+
+    /// Whether the guest runs commands by now.
+    pub(super) fn listens(&self) -> bool {
+        self.agent.listens()
     }
 
     /// Runs a command for a client, to its end, also if the client leaves.

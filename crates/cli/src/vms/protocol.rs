@@ -50,6 +50,8 @@ pub(crate) enum Request {
     Kill,
     /// Wait for its end; the answer is its status.
     Wait,
+    /// `true` if commands can be run in the guest, `false` if they cannot yet.
+    Listens,
     /// Run a command in the guest; the answer says that it runs.
     Exec {
         /// What and how, as [`init::Settings`] are encoded.
@@ -231,6 +233,7 @@ mod tests {
     fn requests_come_back_and_others_are_refused() {
         for request in [
             Request::Stop,
+            Request::Listens,
             Request::Exec { settings: vec![0, 255] },
             Request::Console { size: Some((24, 80)) },
             Request::Console { size: None },

@@ -148,6 +148,10 @@ impl Server {
             Request::Resume if self.vm.state() == State::Running => Err("it is not paused".to_owned()),
             Request::Resume => self.vm.resume().map(|()| Value::Null).map_err(failed),
             Request::Update { memory } => self.vm.set_memory(*memory).map(|()| Value::Null).map_err(failed),
+            Request::Listens => match &self.exec {
+                Some(desk) => Ok(desk.listens().into()),
+                None => Err(exec::NOBODY.to_owned()),
+            },
             Request::Kill => {
                 self.vm.stop();
                 Ok(Value::Null)

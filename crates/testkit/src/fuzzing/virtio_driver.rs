@@ -108,7 +108,7 @@ impl Bench {
             Kind::Balloon => Box::new(Balloon::new(Control::default())),
             Kind::Entropy => Box::new(Rng),
             Kind::Ports => Box::new(ports()),
-            Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500)),
+            Kind::Network => Box::new(Net::new(Box::new(LoopNetwork::new()), [2; 6], 1500, 2)),
             Kind::Sockets => Box::new(Vsock::new(GUEST, Box::new(Echoes)).expect("descriptors")),
         };
         let (device, workers) = plug(service, &memory);

@@ -8,7 +8,8 @@ use backend::net::{Frame, Offload};
 use memory::{GuestMemory, MemoryError};
 use x86::bits::{index, low32};
 
-use super::{Far, GUEST_CHECKSUM, MERGEABLE, RECEIVE, abilities};
+use super::steering::{HEAD, Steering};
+use super::{Far, GUEST_CHECKSUM, MERGEABLE, Pairs, abilities, receive_queue};
 use crate::queue::Chain;
 use crate::service::Malformed;
 use crate::transport::{Batch, QUEUE_SIZE, Queues};
@@ -19,60 +20,100 @@ const BATCH: usize = 32;
 const MOST_OUT: usize = 128;
 
 /// Gives the driver what there is for it, as far as it has room; true if a frame has none and there may be more room by now.
-pub(super) fn turn(far: &mut Far, queues: &Queues<'_>) -> bool {
+pub(super) fn turn(far: &mut Far, queues: &Queues<'_>, features: u64, pairs: Pairs) -> bool {
     loop {
-        let mut receiver =
-            Receiver { memory: queues.memory(), batch: queues.take(RECEIVE, 0), chains: 0, stuck: false };
-        let features = receiver.batch.features();
-        let left = far.network.receive(abilities(features), &mut |frame| receiver.deliver(frame));
+        let Far { network, steering, .. } = far;
+        let batches = (0..pairs.used).map(|_| None).collect();
+        let mut receiver = Receiver { queues, features, steering, batches, chains: 0, stuck: None };
+        let left = network.receive(abilities(features), &mut |frame| receiver.deliver(frame));
         // The driver has to do something first, or the network wants to wait.
-        if !left || receiver.stuck || receiver.chains == 0 {
-            return receiver.stuck && left && receiver.batch.has_more();
+        if !left || receiver.stuck.is_some() || receiver.chains == 0 {
+            return left && receiver.stuck.is_some_and(|pair| receiver.has_more(pair));
         }
     }
 }
 
 struct Receiver<'a> {
-    memory: &'a GuestMemory,
-    batch: Batch<'a>,
+    queues: &'a Queues<'a>,
+    features: u64,
+    steering: &'a Steering,
+    /// What was taken from the receive queue of each pair in use.
+    batches: Vec<Option<Batch<'a>>>,
     /// Chains with frames in them.
     chains: usize,
-    /// The driver has to do something first.
-    stuck: bool,
+    /// The pair on which the driver has to do something first.
+    stuck: Option<u16>,
 }
 
-impl Receiver<'_> {
+impl<'a> Receiver<'a> {
     /// Puts a frame into chains; false if it has to wait.
     fn deliver(&mut self, frame: &Frame<'_>) -> bool {
         if self.chains >= MOST_OUT {
             return false;
         }
-        let mergeable = self.batch.features() & MERGEABLE != 0;
         let needed = (HEADER + frame.bytes()) as u64;
-        let Some(chains) = self.collect(needed, mergeable) else {
-            self.stuck = true;
+        let pair = self.pair_of(frame);
+        let Some(chains) = self.collect(pair, needed) else {
+            self.stuck = Some(pair);
             return false;
         };
         self.chains += chains.len();
-        if let Err(Malformed) = self.fill(frame, &chains, needed) {
+        if let Err(Malformed) = self.fill(pair, frame, &chains, needed) {
             // The first chain carries the news; the device needs a reset, and nothing is given back.
             for chain in &chains {
-                self.batch.answer(chain.ticket, Err(Malformed));
+                self.answer(pair, chain, Err(Malformed));
             }
-            self.stuck = true;
+            self.stuck = Some(pair);
         }
         true
     }
 
+    /// The pair that a frame is to come on.
+    fn pair_of(&self, frame: &Frame<'_>) -> u16 {
+        let pairs = u16::try_from(self.batches.len()).unwrap_or(u16::MAX);
+        if pairs == 1 {
+            return 0;
+        }
+        let mut head = [0; HEAD];
+        let mut room = &mut head[..];
+        for part in frame.parts {
+            let len = part.len().min(room.len());
+            let (now, later) = room.split_at_mut(len);
+            now.copy_from_slice(part.split_at(len).0);
+            room = later;
+        }
+        let len = HEAD - room.len();
+        self.steering.pair(head.split_at(len).0, pairs)
+    }
+
+    /// What was taken from a pair's queue, or is now. There is such a pair.
+    fn batch(&mut self, pair: u16) -> Option<&mut Batch<'a>> {
+        let batch = self.batches.get_mut(usize::from(pair))?;
+        Some(batch.get_or_insert_with(|| self.queues.take(receive_queue(pair), BATCH)))
+    }
+
+    fn answer(&mut self, pair: u16, chain: &Chain, answer: Result<u32, Malformed>) {
+        if let Some(batch) = self.batch(pair) {
+            batch.answer(chain.ticket, answer);
+        }
+    }
+
+    /// Whether the pair's queue may have more of which the driver will not notify.
+    fn has_more(&self, pair: u16) -> bool {
+        self.batches.get(usize::from(pair)).and_then(Option::as_ref).is_some_and(Batch::has_more)
+    }
+
     /// Chains with room for so many bytes, if there are.
-    fn collect(&mut self, needed: u64, mergeable: bool) -> Option<Vec<Chain>> {
+    fn collect(&mut self, pair: u16, needed: u64) -> Option<Vec<Chain>> {
+        let mergeable = self.features & MERGEABLE != 0;
+        let batch = self.batch(pair)?;
         let (mut chains, mut room) = (Vec::new(), 0);
         while room < needed && (mergeable || chains.is_empty()) && chains.len() < QUEUE_SIZE.into() {
-            if self.batch.is_empty() {
-                self.batch.take_more(BATCH);
+            if batch.is_empty() {
+                batch.take_more(BATCH);
             }
-            let Some(chain) = self.batch.next() else {
-                chains.into_iter().rev().for_each(|chain| self.batch.put_back(chain));
+            let Some(chain) = batch.next() else {
+                chains.into_iter().rev().for_each(|chain| batch.put_back(chain));
                 return None;
             };
             room += chain.writable.bytes();
@@ -82,7 +123,7 @@ impl Receiver<'_> {
     }
 
     /// Writes header and frame.
-    fn fill(&mut self, frame: &Frame<'_>, chains: &[Chain], needed: u64) -> Result<(), Malformed> {
+    fn fill(&mut self, pair: u16, frame: &Frame<'_>, chains: &[Chain], needed: u64) -> Result<(), Malformed> {
         let room: u64 = chains.iter().map(|chain| chain.writable.bytes()).sum();
         let first_holds_header = chains.first().is_some_and(|chain| chain.writable.bytes() >= HEADER as u64);
         // Buffers that cannot hold what was negotiated, or that are to be read.
@@ -90,7 +131,7 @@ impl Receiver<'_> {
             return Err(Malformed);
         }
         // Who makes no checksums himself is told nothing about them.
-        let valid = frame.offload.valid && self.batch.features() & GUEST_CHECKSUM != 0;
+        let valid = frame.offload.valid && self.features & GUEST_CHECKSUM != 0;
         let offload = Offload { valid, ..frame.offload };
         let header = header::build(offload, u16::try_from(chains.len()).unwrap_or(u16::MAX));
         let [first, second, third] = frame.parts;
@@ -98,8 +139,8 @@ impl Receiver<'_> {
         let mut left = needed;
         for chain in chains {
             let here = left.min(chain.writable.bytes());
-            source.copy_to(self.memory, chain, here).map_err(|_| Malformed)?;
-            self.batch.answer(chain.ticket, Ok(low32(here)));
+            source.copy_to(self.queues.memory(), chain, here).map_err(|_| Malformed)?;
+            self.answer(pair, chain, Ok(low32(here)));
             left -= here;
         }
         Ok(())

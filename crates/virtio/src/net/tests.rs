@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use backend::net::header::{self, HEADER};
 use backend::net::{Frame, IpVersion, Offload, PartialChecksum, Segments};
 use bus::Lifecycle;
+use memory::{GuestMemory, RamRange};
 use x86::Gpa;
 
 use super::*;
@@ -65,9 +66,23 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_pairs(1)
+    }
+
+    fn with_pairs(pairs: u16) -> Self {
+        let memory = GuestMemory::new(&[RamRange::from_bytes(Gpa(0), 0x10_0000)]).unwrap();
+        Self::in_memory(Arc::new(memory), pairs)
+    }
+
+    /// Another device for what a driver has left.
+    fn in_memory_of(other: &Self, pairs: u16) -> Self {
+        Self::in_memory(other.rig.memory.clone(), pairs)
+    }
+
+    fn in_memory(memory: Arc<GuestMemory>, pairs: u16) -> Self {
         let trays = Arc::new(Mutex::new(Trays::default()));
         let desk = Desk { bell: Bell::new().unwrap(), trays: trays.clone() };
-        let rig = Rig::new(Box::new(Net::new(Box::new(desk), ADDRESS, 1500)));
+        let rig = Rig::with_memory(Box::new(Net::new(Box::new(desk), ADDRESS, 1500, pairs)), memory);
         rig.enable(true);
         Self { rig, trays }
     }
@@ -246,13 +261,148 @@ fn an_adapter_goes_on_as_another() {
     first.rig.device.lock().unwrap().pause();
     let record = first.rig.device.lock().unwrap().save();
 
-    let trays = Arc::new(Mutex::new(Trays::default()));
-    let desk = Desk { bell: Bell::new().unwrap(), trays: trays.clone() };
-    let next = Rig::with_memory(Box::new(Net::new(Box::new(desk), ADDRESS, 1500)), first.rig.memory.clone());
+    let Bench { rig: next, trays } = Bench::in_memory_of(&first, 1);
     next.device.lock().unwrap().restore(&record).unwrap();
     assert_eq!(next.device.lock().unwrap().save(), record);
     next.device.lock().unwrap().resume();
     trays.lock().unwrap().waiting.push_back((pattern(60), Offload::default()));
     next.serve();
     assert_eq!(driver.collect().map(|(_, len)| len), Some(72));
+}
+
+// ---- several pairs of queues ---------------------------------------------------------------------------------------
+
+const BOTH: u64 = CONTROL | SEVERAL_PAIRS;
+/// The control queue's buffers.
+const COMMAND: u64 = 0x2_8000;
+const ANSWER: u64 = 0x2_9000;
+/// What lies between the rings of one queue and the next.
+const SHIFT: u64 = 0x3_0000;
+
+/// A driver of an adapter with two pairs: of the control queue, of the second pair's receive queue, of its transmit queue.
+fn two_pairs(bench: &Bench, features: u64) -> [Driver<'_>; 3] {
+    let control = bench.rig.start_queue(4, BOTH | features);
+    [control, bench.rig.set_up(2, features, SHIFT), bench.rig.set_up(3, features, 2 * SHIFT)]
+}
+
+/// Gives a command; what the device answers.
+fn command(bench: &Bench, control: &mut Driver<'_>, bytes: &[u8]) -> Option<u8> {
+    bench.rig.memory.write(Gpa(COMMAND), bytes).unwrap();
+    bench.rig.memory.write(Gpa(ANSWER), &[0xaa]).unwrap();
+    let len = u32::try_from(bytes.len()).unwrap();
+    let name = control.offer(&[(COMMAND, len, false), (ANSWER, 1, true)], false).unwrap();
+    bench.rig.serve();
+    (control.collect()? == (name, 1)).then(|| bench.bytes(ANSWER, 1)[0])
+}
+
+/// A frame of TCP from one port to another, as long as the shortest.
+fn segment(from: u16, to: u16) -> Vec<u8> {
+    let mut frame = vec![0; 60];
+    frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+    frame[23] = 6;
+    frame[34..36].copy_from_slice(&from.to_be_bytes());
+    frame[36..38].copy_from_slice(&to.to_be_bytes());
+    frame
+}
+
+#[test]
+fn the_driver_chooses_how_many_pairs_it_uses() {
+    for features in [0, PACKED, EVENT_INDEX | INDIRECT] {
+        let bench = Bench::with_pairs(2);
+        assert_eq!(u16::from_le_bytes(bench.rig.read(0x2008)), 2);
+        let [mut control, ..] = two_pairs(&bench, features);
+        let mut say = |bytes: &[u8]| command(&bench, &mut control, bytes);
+        assert_eq!(say(&[4, 0, 2, 0]), Some(0));
+        for nonsense in [
+            &[4, 0, 0, 0][..],
+            &[4, 0, 3, 0],
+            &[4, 0, 0, 1],
+            &[4, 1, 1, 0],
+            &[0, 0, 1, 0],
+            &[4, 0, 1],
+            &[4, 0],
+        ] {
+            assert_eq!(say(nonsense), Some(1), "{nonsense:?}");
+        }
+        assert_eq!(say(&[4, 0, 1, 0]), Some(0));
+        assert_eq!(bench.rig.status() & NEEDS_RESET, 0);
+    }
+}
+
+#[test]
+fn commands_that_cannot_be_answered_are_a_lie() {
+    let lies: [&[Buffer]; 4] = [
+        &[(COMMAND, 4, false)],
+        &[(COMMAND, 1, false), (ANSWER, 1, true)],
+        &[(COMMAND, 4, false), (1 << 40, 1, true)],
+        &[(1 << 40, 4, false), (ANSWER, 1, true)],
+    ];
+    for buffers in lies {
+        let bench = Bench::with_pairs(2);
+        let [mut control, ..] = two_pairs(&bench, 0);
+        control.offer(buffers, false).unwrap();
+        bench.rig.serve();
+        assert_eq!(bench.rig.status() & NEEDS_RESET, NEEDS_RESET, "{buffers:?}");
+    }
+}
+
+#[test]
+fn a_flow_comes_on_the_pair_that_it_was_sent_on() {
+    let bench = Bench::with_pairs(2);
+    let [mut control, mut receive, mut transmit] = two_pairs(&bench, 0);
+    assert_eq!(command(&bench, &mut control, &[4, 0, 2, 0]), Some(0));
+    let mut bytes = header::build(Offload::default(), 0).to_vec();
+    bytes.extend(segment(40_000, 80));
+    bench.rig.memory.write(Gpa(DATA), &bytes).unwrap();
+    transmit.offer(&[(DATA, 72, false)], false).unwrap();
+    bench.rig.serve();
+    assert_eq!(bench.trays.lock().unwrap().sent.len(), 1);
+    let name = offer(&mut receive, 1, 1600);
+    bench.arrives(&segment(80, 40_000), Offload::default());
+    bench.rig.serve();
+    assert_eq!((receive.collect(), bench.waiting()), (Some((name, 72)), 0));
+    // Another flow is on the first pair, which has no buffers; what comes behind it waits, too.
+    offer(&mut receive, 1, 1600);
+    bench.arrives(&segment(80, 40_001), Offload::default());
+    bench.rig.serve();
+    assert_eq!((receive.collect(), bench.waiting()), (None, 1));
+    // And so is every flow once the driver uses no other.
+    assert_eq!(command(&bench, &mut control, &[4, 0, 1, 0]), Some(0));
+    bench.trays.lock().unwrap().waiting.clear();
+    bench.arrives(&segment(80, 40_000), Offload::default());
+    let mut first = bench.rig.set_up(0, 0, 3 * SHIFT);
+    let name = offer(&mut first, 2, 1600);
+    bench.rig.serve();
+    assert_eq!((first.collect(), receive.collect()), (Some((name, 72)), None));
+}
+
+#[test]
+fn without_several_pairs_the_control_queue_is_the_third() {
+    let bench = Bench::with_pairs(2);
+    let mut control = bench.rig.start_queue(2, CONTROL);
+    assert_eq!(command(&bench, &mut control, &[4, 0, 1, 0]), Some(1));
+    // An adapter with one pair has no such queue.
+    let bench = Bench::new();
+    assert_eq!(bench.rig.negotiate(CONTROL | VERSION_1) & 8, 0);
+}
+
+#[test]
+fn pairs_in_use_are_saved_until_a_reset() {
+    let first = Bench::with_pairs(2);
+    let [mut control, ..] = two_pairs(&first, 0);
+    assert_eq!(command(&first, &mut control, &[4, 0, 2, 0]), Some(0));
+    let record = first.rig.device.lock().unwrap().save();
+    let next = Bench::in_memory_of(&first, 2);
+    next.rig.device.lock().unwrap().restore(&record).unwrap();
+    assert_eq!(next.rig.device.lock().unwrap().save(), record);
+    for other in [1, 3] {
+        let other = Bench::in_memory_of(&first, other);
+        assert!(other.rig.device.lock().unwrap().restore(&record).is_err());
+    }
+    assert!(saved::restore(2, saved::save(2, 3).as_ref()).is_err() && saved::restore(2, None).is_err());
+    let net =
+        Net::new(Box::new(Desk { bell: Bell::new().unwrap(), trays: Arc::default() }), ADDRESS, 1500, 2);
+    net.restore(saved::save(2, 2).as_ref()).unwrap();
+    net.reset();
+    assert_eq!(net.save(), saved::save(2, 1));
 }

@@ -106,6 +106,11 @@ impl<'a> Queues<'a> {
         &self.0.memory
     }
 
+    /// What was negotiated.
+    pub fn features(&self) -> u64 {
+        self.0.lock().registers.driver_features
+    }
+
     /// Whether nobody wants the device quiet, and the queue is of use.
     fn may_serve(&self, queue: u16) -> bool {
         self.0.lock().serves(queue)

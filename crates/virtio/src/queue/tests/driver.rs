@@ -14,6 +14,15 @@ pub(crate) const AREAS: Areas = Areas { descriptors: 0x1000, driver: 0x3000, dev
 const TABLES: u64 = 0x1_0000;
 const TABLE: u64 = 0x400;
 
+/// The same areas so much further on.
+pub(crate) fn shifted(shift: u64) -> Areas {
+    Areas {
+        descriptors: AREAS.descriptors + shift,
+        driver: AREAS.driver + shift,
+        device: AREAS.device + shift,
+    }
+}
+
 /// A buffer: address, length, whether the device writes it.
 pub(crate) type Buffer = (u64, u32, bool);
 
@@ -33,6 +42,9 @@ pub(crate) fn memory() -> GuestMemory {
 /// A driver of one queue.
 pub(crate) struct Driver<'a> {
     memory: &'a GuestMemory,
+    areas: Areas,
+    /// Where indirect tables are.
+    tables: u64,
     size: u16,
     features: RingFeatures,
     /// What is out, by head or identifier: the descriptors it took up.
@@ -47,10 +59,23 @@ pub(crate) struct Driver<'a> {
 impl<'a> Driver<'a> {
     /// A driver that has made `start` chains available and got them back (split only).
     pub(crate) fn new(memory: &'a GuestMemory, size: u16, features: RingFeatures, start: u16) -> Self {
+        Self::at(0, memory, size, features, start)
+    }
+
+    /// The same with everything so much further on in memory.
+    pub(crate) fn at(
+        shift: u64,
+        memory: &'a GuestMemory,
+        size: u16,
+        features: RingFeatures,
+        start: u16,
+    ) -> Self {
         let start = if features.packed { 0 } else { start };
         let free = (0..size).rev().collect();
         let driver = Self {
             memory,
+            areas: shifted(shift),
+            tables: TABLES + shift,
             size,
             features,
             out: BTreeMap::new(),
@@ -60,8 +85,8 @@ impl<'a> Driver<'a> {
             wraps: (true, true),
         };
         if !features.packed {
-            driver.put16(AREAS.driver + 2, start);
-            driver.put16(AREAS.device + 2, start);
+            driver.put16(driver.areas.driver + 2, start);
+            driver.put16(driver.areas.device + 2, start);
         }
         driver
     }
@@ -104,32 +129,32 @@ impl<'a> Driver<'a> {
         let last = buffers.len() - 1;
         let next = |n: usize| u16::from(n != last);
         if indirect {
-            let table = TABLES + u64::from(taken[0]) * TABLE;
+            let table = self.tables + u64::from(taken[0]) * TABLE;
             // In reverse order, but for the first: linked, not side by side.
             let place = |n: usize| if n == 0 { 0 } else { buffers.len() - n };
             for (n, buffer) in buffers.iter().enumerate() {
                 let at = table + 16 * place(n) as u64;
                 self.descriptor(at, *buffer, write(buffer) | next(n), place(n + 1) as u16);
             }
-            let at = AREAS.descriptors + 16 * u64::from(taken[0]);
+            let at = self.areas.descriptors + 16 * u64::from(taken[0]);
             self.descriptor(at, (table, 16 * buffers.len() as u32, false), 4, 0xffff);
         } else {
             for (n, buffer) in buffers.iter().enumerate() {
-                let at = AREAS.descriptors + 16 * u64::from(taken[n]);
+                let at = self.areas.descriptors + 16 * u64::from(taken[n]);
                 let link = taken.get(n + 1).copied().unwrap_or(0xffff);
                 self.descriptor(at, *buffer, write(buffer) | next(n), link);
             }
         }
-        self.put16(AREAS.driver + 4 + 2 * u64::from(self.avail % self.size), taken[0]);
+        self.put16(self.areas.driver + 4 + 2 * u64::from(self.avail % self.size), taken[0]);
         self.avail = self.avail.wrapping_add(1);
-        self.put16(AREAS.driver + 2, self.avail);
+        self.put16(self.areas.driver + 2, self.avail);
     }
 
     fn offer_packed(&mut self, name: u16, buffers: &[Buffer], indirect: bool) {
         let write = |buffer: &Buffer| if buffer.2 { 2 } else { 0 };
         let first = (self.avail, self.wraps.0);
         let list: Vec<(Buffer, u16)> = if indirect {
-            let table = TABLES + u64::from(name) * TABLE;
+            let table = self.tables + u64::from(name) * TABLE;
             for (n, buffer) in buffers.iter().enumerate() {
                 // Linked by position: NEXT means nothing here.
                 self.descriptor(table + 16 * n as u64, *buffer, 0xdead, write(buffer));
@@ -143,7 +168,7 @@ impl<'a> Driver<'a> {
         let mut head = 0;
         for (n, (buffer, flags)) in list.iter().enumerate() {
             let flags = flags | if self.wraps.0 { 1 << 7 } else { 1 << 15 };
-            let at = AREAS.descriptors + 16 * u64::from(self.avail);
+            let at = self.areas.descriptors + 16 * u64::from(self.avail);
             if n == 0 {
                 // Published last; until then as it was.
                 head = flags;
@@ -158,13 +183,13 @@ impl<'a> Driver<'a> {
                 self.wraps.0 = !self.wraps.0;
             }
         }
-        self.put16(AREAS.descriptors + 16 * u64::from(first.0) + 14, head);
+        self.put16(self.areas.descriptors + 16 * u64::from(first.0) + 14, head);
     }
 
     /// The next chain that was given back: its name and how much was written.
     pub(crate) fn collect(&mut self) -> Option<(u16, u32)> {
         let (name, written) = if self.features.packed {
-            let at = AREAS.descriptors + 16 * u64::from(self.used);
+            let at = self.areas.descriptors + 16 * u64::from(self.used);
             let flags = self.get16(at + 14);
             let set = |bit: u16| flags >> bit & 1 != 0;
             if set(7) != self.wraps.1 || set(15) != self.wraps.1 {
@@ -180,10 +205,10 @@ impl<'a> Driver<'a> {
             }
             (name, written)
         } else {
-            if self.get16(AREAS.device + 2) == self.used {
+            if self.get16(self.areas.device + 2) == self.used {
                 return None;
             }
-            let at = AREAS.device + 4 + 8 * u64::from(self.used % self.size);
+            let at = self.areas.device + 4 + 8 * u64::from(self.used % self.size);
             self.used = self.used.wrapping_add(1);
             let element: u64 = self.memory.read_word(Gpa(at)).unwrap();
             (u16::try_from(element & 0xffff_ffff).unwrap(), (element >> 32) as u32)
@@ -196,22 +221,22 @@ impl<'a> Driver<'a> {
     pub(crate) fn wish(&self, wish: Wish) {
         if self.features.packed {
             match wish {
-                Wish::Always => self.put16(AREAS.driver + 2, 0),
-                Wish::Never => self.put16(AREAS.driver + 2, 1),
+                Wish::Always => self.put16(self.areas.driver + 2, 0),
+                Wish::Never => self.put16(self.areas.driver + 2, 1),
                 Wish::After(places) => {
                     let at = self.used + places % self.size;
                     let (place, wrap) =
                         if at >= self.size { (at - self.size, !self.wraps.1) } else { (at, self.wraps.1) };
-                    self.put16(AREAS.driver, place | u16::from(wrap) << 15);
-                    self.put16(AREAS.driver + 2, 2);
+                    self.put16(self.areas.driver, place | u16::from(wrap) << 15);
+                    self.put16(self.areas.driver + 2, 2);
                 }
             }
         } else {
             match wish {
-                Wish::Always => self.put16(AREAS.driver, 0),
-                Wish::Never => self.put16(AREAS.driver, 1),
+                Wish::Always => self.put16(self.areas.driver, 0),
+                Wish::Never => self.put16(self.areas.driver, 1),
                 Wish::After(chains) => {
-                    let event = AREAS.driver + 4 + 2 * u64::from(self.size);
+                    let event = self.areas.driver + 4 + 2 * u64::from(self.size);
                     self.put16(event, self.used.wrapping_add(chains % self.size));
                 }
             }
@@ -227,11 +252,11 @@ impl<'a> Driver<'a> {
     /// made the last ones available.
     pub(crate) fn must_notify(&self, before: u16) -> bool {
         if self.features.packed {
-            return match self.get16(AREAS.device + 2) {
+            return match self.get16(self.areas.device + 2) {
                 0 => true,
                 1 => false,
                 _ => {
-                    let wish = self.get16(AREAS.device);
+                    let wish = self.get16(self.areas.device);
                     let (place, wrap) = (wish & 0x7fff, wish >> 15 != 0);
                     let number = |place: u16, wrap: bool| place + if wrap { 0 } else { self.size };
                     let whole = 2 * self.size;
@@ -242,11 +267,11 @@ impl<'a> Driver<'a> {
             };
         }
         if self.features.event_index {
-            let event = self.get16(AREAS.device + 4 + 8 * u64::from(self.size));
+            let event = self.get16(self.areas.device + 4 + 8 * u64::from(self.size));
             let then = self.avail.wrapping_sub(before);
             event.wrapping_sub(then) < before
         } else {
-            self.get16(AREAS.device) & 1 == 0
+            self.get16(self.areas.device) & 1 == 0
         }
     }
 }

@@ -8,7 +8,7 @@ use memory::{GuestMemory, RamRange};
 use x86::Gpa;
 
 use crate::queue::RingFeatures;
-use crate::queue::tests::driver::{AREAS, Buffer, Driver};
+use crate::queue::tests::driver::{Buffer, Driver, shifted};
 use crate::service::Service;
 use crate::transport::{BAR_BYTES, VirtioPci, Worker};
 
@@ -119,22 +119,29 @@ impl Rig {
     /// Sets one queue up and the device going; the driver of that queue.
     pub(crate) fn start_queue(&self, queue: u8, features: u64) -> Driver<'_> {
         assert_eq!(self.negotiate(features | VERSION_1), 11);
+        let driver = self.set_up(queue, features, 0);
+        self.write(0x14, &[15]);
+        driver
+    }
+
+    /// Sets one queue up, so much further on in memory than usual; its driver.
+    pub(crate) fn set_up(&self, queue: u8, features: u64, shift: u64) -> Driver<'_> {
         self.write(0x10, &[0, 0]);
         self.write(0x16, &[queue, 0]);
         self.write(0x18, &SIZE.to_le_bytes());
         self.write(0x1a, &[1, 0]);
-        for (at, area) in [(0x20, AREAS.descriptors), (0x28, AREAS.driver), (0x30, AREAS.device)] {
+        let areas = shifted(shift);
+        for (at, area) in [(0x20, areas.descriptors), (0x28, areas.driver), (0x30, areas.device)] {
             self.write(at, &area.to_le_bytes());
         }
-        self.memory.fill(Gpa(0x1000), 0x4000, 0).unwrap();
+        self.memory.fill(Gpa(0x1000 + shift), 0x4000, 0).unwrap();
         let rings = RingFeatures {
             packed: features & PACKED != 0,
             event_index: features & EVENT_INDEX != 0,
             indirect: features & INDIRECT != 0,
         };
-        let driver = Driver::new(&self.memory, SIZE, rings, 0);
+        let driver = Driver::at(shift, &self.memory, SIZE, rings, 0);
         self.write(0x1c, &[1, 0]);
-        self.write(0x14, &[15]);
         driver
     }
 
