@@ -10,6 +10,7 @@
 mod copy;
 mod disk;
 mod image;
+mod layers;
 mod limit;
 pub mod net;
 mod port;
@@ -23,6 +24,7 @@ mod zeros;
 pub use copy::copy;
 pub use disk::{Disk, DiskError, Extent};
 pub use image::{Changes, Facts, Format, Image, check, create, facts, repair};
+pub use layers::{Layer, Layers};
 pub use port::Port;
 pub use raw::RawDisk;
 pub use volume::{Counted, SECTOR, Volume};
