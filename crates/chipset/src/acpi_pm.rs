@@ -119,6 +119,15 @@ impl AcpiPm {
         }
     }
 
+    /// Raises general-purpose event `number`, of which there are sixteen: the guest's method of that number is to look what it is
+    /// about.
+    pub fn raise_event(&mut self, number: u8) {
+        self.state.gpe_status |= 1_u16.checked_shl(number.into()).unwrap_or(0);
+        if !self.paused {
+            self.drive();
+        }
+    }
+
     /// Notes a carry of the timer; true if there was one.
     fn sync(&mut self) -> bool {
         let now = self.clock.now();
@@ -297,6 +306,22 @@ mod tests {
     }
 
     #[test]
+    fn a_general_purpose_event_raises_the_sci_until_it_is_cleared() {
+        let (mut pm, _, sci, _) = chip();
+        pm.write(1, GPE_ENABLE, &[2, 0]);
+        pm.raise_event(0);
+        pm.raise_event(16);
+        assert!(!sci.is_high(), "not enabled, or not there");
+        pm.pause();
+        pm.raise_event(1);
+        assert!(!sci.is_high());
+        pm.resume();
+        assert!(sci.is_high());
+        pm.write(1, GPE_STATUS, &[2]);
+        assert!(!sci.is_high());
+    }
+
+    #[test]
     fn sleep_enable_with_the_s5_type_is_power_off() {
         let (mut pm, _, _, requests) = chip();
         pm.write(PM_REGION, CONTROL, &(SLEEP_ENABLE | 5 << SLEEP_TYPE_SHIFT).to_le_bytes());
@@ -313,8 +338,10 @@ mod tests {
         harness::check(|| {
             let (pm, clock, sci, requests) = chip();
             Rig::new(pm).on_clock(&clock).driving(&[&sci]).reporting(&requests).stimulated(|pm, number| {
-                if number % 4 == 0 {
-                    pm.press_power_button();
+                match number % 8 {
+                    0 => pm.press_power_button(),
+                    1 => pm.raise_event(x86::bits::low8(number >> 8)),
+                    _ => {}
                 }
             })
         });
