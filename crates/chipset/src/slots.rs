@@ -1,9 +1,9 @@
 //! Slots that functions are plugged into while the guest runs, and taken out of: the registers behind the ACPI methods.
 //!
 //! # Scheme
-//! The host plugs a function in ([`Slots::insert`]) or asks for it back ([`Slots::request`]), and raises a general-purpose event, whose
-//! method (`\_GPE._E01` in the DSDT) reads here which slots it is about and notifies the operating system of each. That
-//! evaluates `_OST` when it has dealt with a notification, and `_EJ0` when it has let go of a function; both write here. Each register
+//! The host plugs a function in ([`Slots::insert`]) or asks for it back ([`Slots::request`]). While there is something to say the line
+//! to a general-purpose event is high, whose method (`\_GPE._L01` in the DSDT) reads here which slots it is about and notifies the operating
+//! system of each. That evaluates `_OST` when it has dealt with a notification, and `_EJ0` when it has let go of a function; both write here. Each register
 //! has a bit for each slot:
 //!
 //! | offset | name | read | written ones |
@@ -18,14 +18,14 @@
 //! costs it its own functions at most. A slot whose function was taken away without asking stays closed until the guest
 //! has ejected it or the machine is reset: else a late `_EJ0` would hit the next function.
 //!
-//! Lock order: this chip, the bridge, a function.
+//! Lock order: this chip, then the bridge and a function, or whom the line leads to.
 //!
 //! Reference: ACPI 6.5, 5.6.6 (notifications 1 and 3), 6.3.3 (`_EJx`), 6.3.5 (`_OST`).
 
 use std::sync::{Arc, Mutex};
 
 use bus::pci::{Function, FunctionId};
-use bus::{Device, Lifecycle, Region, access};
+use bus::{Device, IrqLine, Lifecycle, Region, access};
 use serde::{Deserialize, Serialize};
 use state::{Record, Saved, StateError};
 use x86::bits::low16;
@@ -39,7 +39,7 @@ pub const PORT: u16 = 0x630;
 pub const PORTS: u16 = 8;
 /// The most slots.
 pub const MOST: usize = 16;
-/// The general-purpose event that says that there is something to read here.
+/// The general-purpose event that the line leads to.
 pub const EVENT: u8 = 1;
 
 /// Offsets of the registers, 16 bits each.
@@ -94,6 +94,7 @@ struct Slot {
 pub struct Slots {
     // Glue.
     pci: Arc<Mutex<Pci>>,
+    line: Arc<dyn IrqLine>,
     keeper: Arc<dyn Keeper>,
     slots: Vec<Slot>,
 }
@@ -117,7 +118,12 @@ impl Saved for SlotsState {
 
 impl Slots {
     /// Empty slots for functions with these places on the bus, [`MOST`] at most.
-    pub fn new(pci: Arc<Mutex<Pci>>, ids: &[FunctionId], keeper: Arc<dyn Keeper>) -> Self {
+    pub fn new(
+        pci: Arc<Mutex<Pci>>,
+        ids: &[FunctionId],
+        line: Arc<dyn IrqLine>,
+        keeper: Arc<dyn Keeper>,
+    ) -> Self {
         let slot = |id: &FunctionId| Slot {
             id: *id,
             function: None,
@@ -125,7 +131,7 @@ impl Slots {
             inserted: false,
             wanted: false,
         };
-        Self { pci, keeper, slots: ids.iter().take(MOST).map(slot).collect() }
+        Self { pci, line, keeper, slots: ids.iter().take(MOST).map(slot).collect() }
     }
 
     /// What is in a slot; one that is not there is empty.
@@ -133,7 +139,7 @@ impl Slots {
         self.slots.get(slot).map_or(Occupancy::Empty, |slot| slot.occupancy)
     }
 
-    /// Plugs a function in; false if the slot is not empty. An event is to follow.
+    /// Plugs a function in; false if the slot is not empty.
     pub fn insert(&mut self, slot: usize, function: Arc<Mutex<dyn Function>>) -> bool {
         let Some(slot) = self.slots.get_mut(slot).filter(|slot| slot.occupancy == Occupancy::Empty) else {
             return false;
@@ -141,19 +147,21 @@ impl Slots {
         lock(&self.pci).attach(slot.id, function.clone());
         slot.function = Some(function);
         (slot.occupancy, slot.inserted) = (Occupancy::New, true);
+        self.drive();
         true
     }
 
-    /// Asks the guest for a function; false if there is none. An event is to follow.
+    /// Asks the guest for a function; false if there is none.
     pub fn request(&mut self, slot: usize) -> bool {
         let Some(slot) = self.slots.get_mut(slot).filter(|slot| slot.occupancy.is_function()) else {
             return false;
         };
         (slot.occupancy, slot.wanted) = (Occupancy::Leaving, true);
+        self.drive();
         true
     }
 
-    /// Takes a function away without asking; false if there is none. An event is to follow, which tells the guest.
+    /// Takes a function away without asking; false if there is none. The guest is told.
     pub fn take(&mut self, slot: usize) -> bool {
         if !self.slots.get(slot).is_some_and(|slot| slot.occupancy.is_function()) {
             return false;
@@ -162,6 +170,7 @@ impl Slots {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.wanted = true;
         }
+        self.drive();
         true
     }
 
@@ -174,6 +183,10 @@ impl Slots {
             lock(&self.pci).detach(slot.id);
             self.keeper.ejected(number, function);
         }
+    }
+
+    fn drive(&self) {
+        self.line.set(self.slots.iter().any(|slot| slot.inserted || slot.wanted));
     }
 
     fn mask(&self, has: impl Fn(&Slot) -> bool) -> u16 {
@@ -251,6 +264,7 @@ impl Device for Slots {
 
     fn write(&mut self, _region: usize, offset: u64, data: &[u8]) {
         access::write(2, offset, data, |register, value, _| self.write_register(register, low16(value)));
+        self.drive();
     }
 }
 
@@ -275,6 +289,7 @@ impl Lifecycle for Slots {
                 lock(function).reset();
             }
         }
+        self.drive();
     }
 
     fn pause(&mut self) {
@@ -302,6 +317,7 @@ impl Lifecycle for Slots {
             slot.occupancy = state.occupancy;
             (slot.inserted, slot.wanted) = (state.inserted, state.wanted);
         }
+        self.drive();
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Slots as the methods of the DSDT use them, and as nobody should.
 
+use bus::Latch;
 use proptest::prelude::*;
 
 use super::*;
@@ -82,14 +83,16 @@ struct Board {
     chip: Slots,
     pci: Arc<Mutex<Pci>>,
     basket: Arc<Basket>,
+    line: Latch,
 }
 
 impl Board {
     fn new() -> Self {
         let pci = Arc::new(Mutex::new(Pci::new(Arc::new(Requests::default()))));
         let basket = Arc::<Basket>::default();
-        let chip = Slots::new(pci.clone(), &IDS, basket.clone());
-        Self { chip, pci, basket }
+        let line = Latch::default();
+        let chip = Slots::new(pci.clone(), &IDS, Arc::new(line.clone()), basket.clone());
+        Self { chip, pci, basket, line }
     }
 
     fn insert(&mut self, slot: usize, value: u32) -> (bool, Arc<Mutex<Word>>) {
@@ -121,7 +124,9 @@ fn a_function_comes_is_asked_for_and_goes() {
     assert!(board.insert(1, 5).0 && !board.insert(1, 6).0 && !board.insert(3, 6).0);
     assert!(board.answers(1) && !board.answers(0));
     assert_eq!((board.get(INSERTED), board.get(WANTED), board.get(EJECT)), (2, 0, 2));
+    assert!(board.line.is_high());
     board.put(INSERTED, 2);
+    assert!(!board.line.is_high());
     assert_eq!((board.get(INSERTED), board.chip.occupancy(1)), (0, Occupancy::New));
     board.put(HEARD, 2);
     assert_eq!(board.chip.occupancy(1), Occupancy::Known);
@@ -189,7 +194,10 @@ fn a_record_is_for_the_same_functions_and_is_taken_over_whole_or_not_at_all() {
 
 #[test]
 fn empty_slots_stand_any_access_and_survive_a_save() {
-    harness::check(|| Rig::new(Board::new().chip));
+    harness::check(|| {
+        let board = Board::new();
+        Rig::new(board.chip).driving(&[&board.line])
+    });
 }
 
 #[derive(Clone, Debug)]
@@ -227,15 +235,17 @@ proptest! {
                 Op::Reset => board.chip.reset(),
             }
             inside -= board.basket.take().len();
-            let there = (0..IDS.len()).filter(|slot| board.chip.occupancy(*slot).is_function());
-            prop_assert_eq!(there.clone().count(), inside, "each is handed over once");
+            let there: Vec<_> = (0..IDS.len()).filter(|slot| board.chip.occupancy(*slot).is_function()).collect();
+            prop_assert_eq!(there.len(), inside, "each is handed over once");
             for slot in 0..IDS.len() {
                 prop_assert_eq!(board.answers(slot), board.chip.occupancy(slot).is_function());
             }
+            let news = board.get(INSERTED) | board.get(WANTED);
+            prop_assert_eq!(board.line.is_high(), news != 0);
             // The same elsewhere.
             let record = board.chip.save();
             let mut other = Board::new();
-            there.for_each(|slot| drop(other.insert(slot, 0)));
+            there.into_iter().for_each(|slot| drop(other.insert(slot, 0)));
             prop_assert!(other.chip.restore(&record).is_ok());
             prop_assert_eq!(other.chip.save(), record);
         }

@@ -3,6 +3,7 @@
 //! the console and those who run commands in the guest, of whom there are fewer ([`super::hub`], [`super::exec`]).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use host::jail::Role;
+use host::socket::receive_files;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use vm::{State, VmHandle};
 
+use super::device::Device;
 use super::exec;
 use super::finale::Finale;
 use super::hub::Hub;
+use super::plug;
 use super::protocol::{self, Answer, Request};
 use crate::console::agent::Agent;
 use crate::status::Status;
@@ -123,9 +127,20 @@ impl Server {
                         .to_owned())
                 }
             },
+            Ok(Request::Plug { device }) => {
+                let files = if device.has_files() { receive_files(&stream)? } else { Vec::new() };
+                self.plug(device, files)
+            }
             Ok(request) => self.answer(&request),
         };
         protocol::answer(&mut stream, answer)
+    }
+
+    fn plug(&self, device: Device, files: Vec<OwnedFd>) -> Answer {
+        let attachment =
+            device.attachment(files).map_err(|error| format!("it cannot take the device: {error:#}"))?;
+        let slot = self.vm.plug(attachment).map_err(|error| error.to_string())?;
+        Ok(slot.to_string().into())
     }
 
     fn answer(&self, request: &Request) -> Answer {
@@ -141,6 +156,10 @@ impl Server {
             Request::Resume if self.vm.state() == State::Running => Err("it is not paused".to_owned()),
             Request::Resume => self.vm.resume().map(|()| Value::Null).map_err(failed),
             Request::Update { memory } => self.vm.set_memory(*memory).map(|()| Value::Null).map_err(failed),
+            Request::Unplug { slot, force } => {
+                self.vm.unplug(plug::named(slot)?, *force).map(|()| Value::Null).map_err(failed)
+            }
+            Request::Slots => self.vm.slots().map(plug::listed).map_err(failed),
             Request::Stop => {
                 self.power_button();
                 Ok(Value::Null)
@@ -150,7 +169,9 @@ impl Server {
                 Ok(Value::Null)
             }
             // They have been dealt with.
-            Request::Wait | Request::Console { .. } | Request::Exec { .. } => Ok(Value::Null),
+            Request::Wait | Request::Console { .. } | Request::Exec { .. } | Request::Plug { .. } => {
+                Ok(Value::Null)
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Slots for devices that come and go while the machine runs, in AML: which devices of the root bus they are, and the methods by
 //! which an operating system hears of changes and lets go of a device (ACPI 6.5, 5.6.6, 6.1.1, 6.3).
 //!
-//! The general-purpose event's method reads which slots have news, says that it has read them, and notifies the slots. All state is in the
+//! The general-purpose event is a level: there while a slot has news. Its method reads which slots have news, says that it has read them, and notifies the slots. All state is in the
 //! registers at [`SLOTS_PORT`]; nothing is kept here.
 
 use acpi_tables::aml::{
@@ -85,7 +85,7 @@ pub(super) fn event(count: u8) -> Vec<u8> {
     if count == 0 {
         return Vec::new();
     }
-    let name = format!("_E{SLOTS_EVENT:02X}");
+    let name = format!("_L{SLOTS_EVENT:02X}");
     let news = MethodCall::new("\\_SB_.PCI0.SLNW".into(), Vec::new());
     let method = Method::new(name.as_str().into(), 0, true, vec![&news]);
     bytes_of(&Scope::new("\\_GPE".into(), vec![&method]))
