@@ -90,7 +90,7 @@ pub(crate) struct UpdateArgs {
 /// device; a virtio disk has that name as its serial number. The device is opened by this command, with your rights.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = help::PLUG)]
-#[command(group(ArgGroup::new("device").required(true).args(["disk", "net"])))]
+#[command(group(ArgGroup::new("device").args(["disk", "net"])))]
 pub(crate) struct PlugArgs {
     /// The VM's name
     #[arg(value_name = "VM")]
