@@ -231,17 +231,20 @@ impl Slots {
 
     /// Whether a saved form is of so many slots with functions in the same ones, and holds what can be.
     fn check(&self, states: &[SlotState]) -> Result<(), StateError> {
-        let damaged = |reason: String| Err(StateError::Damaged { name: SlotsState::NAME, reason });
+        let name = SlotsState::NAME;
+        let unfit = |reason: String| Err(StateError::Unfit { name, reason });
         if states.len() != self.slots.len() {
-            return damaged(format!("{} slots, and there are {}", states.len(), self.slots.len()));
+            return unfit(format!("{} slots, and there are {}", states.len(), self.slots.len()));
         }
         for (number, (state, slot)) in (1..).zip(states.iter().zip(&self.slots)) {
             if state.function.is_some() != state.occupancy.is_function() {
-                return damaged(format!("slot {number} says that it has a function, and has none"));
+                let reason =
+                    format!("slot {number} says that it has a device, and has none, or the other way");
+                return Err(StateError::Damaged { name, reason });
             }
             if state.function.is_some() != slot.function.is_some() {
                 let (then, now) = if state.function.is_some() { ("a", "no") } else { ("no", "a") };
-                return damaged(format!("slot {number} had {then} device in it, and has {now} device now"));
+                return unfit(format!("slot {number} had {then} device in it, and has {now} device now"));
             }
         }
         Ok(())

@@ -106,7 +106,9 @@ fn images_upon_others_and_nvme_disks_are_plugged_in_too() {
     write("nvme0n1");
     vms.says(&["unplug", "box", "slot1"]);
     // Taken away under whoever uses it.
-    host.sh("(while :; do dd if=/dev/nvme0n1 of=/dev/null iflag=direct bs=4k || exit; done) >/dev/null 2>&1 &");
+    host.sh(
+        "(while :; do dd if=/dev/nvme0n1 of=/dev/null iflag=direct bs=4k || exit; done) >/dev/null 2>&1 &",
+    );
     vms.says(&["unplug", "--force", "box", "slot2"]);
     until("the guest has taken notice", || slot(vms, 1)["state"] == "free");
     assert_eq!(host.sh("ls /sys/block"), "");
