@@ -168,7 +168,8 @@ impl MemoryMap {
     pub fn regions(&self) -> Vec<MemoryRegion> {
         let usable = |start, end| MemoryRegion { start, end, kind: RegionKind::Usable };
         let reserved = |start, end| MemoryRegion { start, end, kind: RegionKind::Reserved };
-        let mut map = vec![usable(Gpa(0), EBDA), reserved(EBDA, VIDEO_HOLE), reserved(OPTION_ROMS, TABLES_END)];
+        let mut map =
+            vec![usable(Gpa(0), EBDA), reserved(EBDA, VIDEO_HOLE), reserved(OPTION_ROMS, TABLES_END)];
         if self.low_end() > TABLES_END {
             map.push(usable(TABLES_END, self.low_end()));
         }
