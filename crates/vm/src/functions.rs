@@ -1,7 +1,8 @@
 //! What is on the PCI bus, and the threads that serve it.
 //!
 //! Order matters to guests: the entropy source is device 1, disks follow in the order of the description, then shared
-//! directories, then the socket device, then the network adapter, then the balloon, then the console with its ports.
+//! directories, then the socket device, then the network adapter, then the balloon, then the console with its ports. Slots are counted down from
+//! the last device ([`crate::slots`]).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};

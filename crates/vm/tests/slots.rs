@@ -39,10 +39,28 @@ fn lets_go() -> Vec<u8> {
     })
 }
 
+/// Says that there is a device, and resets the machine when it has read a byte.
+fn boots_again() -> Vec<u8> {
+    kernel(|a| {
+        wait_and_say(a, EJECT, b'i')?;
+        get_al(a)?;
+        a.mov(dx, 0xcf9)?;
+        a.mov(al, 6)?;
+        a.out(dx, al)?;
+        let mut rest = a.create_label();
+        a.set_label(&mut rest)?;
+        a.jmp(rest)
+    })
+}
+
 fn builder() -> (Builder, Screen) {
+    builder_of(lets_go())
+}
+
+fn builder_of(kernel: Vec<u8>) -> (Builder, Screen) {
     let spec = VmSpec { slots: SlotCount::new(1).unwrap(), ..spec() };
     let screen = Screen::default();
-    let images = BootImages { kernel: lets_go().into(), initrds: Vec::new() };
+    let images = BootImages { kernel: kernel.into(), initrds: Vec::new() };
     (Builder::new(&spec, images).serial(0, Box::new(screen.clone())), screen)
 }
 
@@ -105,4 +123,26 @@ fn a_device_that_cannot_be_made_leaves_its_slot_free() {
     vm.plug(attachment(&disk)).unwrap();
     vm.stop();
     assert!(matches!(vm.plug(attachment(&disk)), Err(VmError::Stopped)));
+}
+
+#[test]
+fn a_device_is_there_after_a_reset_unless_it_was_asked_for() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let disk = DiskSpec::new(image.path().to_owned());
+    let (builder, screen) = builder_of(boots_again());
+    let vm = builder.build().unwrap().start().unwrap();
+    let slot = vm.plug(attachment(&disk)).unwrap();
+    screen.wait_until(|bytes| bytes == b"i");
+    assert_eq!(vm.slots().unwrap()[0].state, SlotState::New);
+    assert!(vm.serial_input(0).unwrap().send(b"r"));
+    screen.wait_until(|bytes| bytes == b"ii");
+    assert_eq!(vm.slots().unwrap()[0].state, SlotState::Known, "it has booted with it");
+    vm.unplug(slot, false).unwrap();
+    assert!(disk_image(&disk).open().is_err(), "it does not listen");
+    assert!(vm.serial_input(0).unwrap().send(b"r"));
+    until(&vm, SlotState::Free);
+    disk_image(&disk).open().unwrap();
+    vm.plug(attachment(&disk)).unwrap();
+    screen.wait_until(|bytes| bytes == b"iii");
 }
