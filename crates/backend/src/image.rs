@@ -18,10 +18,11 @@ use std::sync::Arc;
 
 use host::io::try_lock;
 
-use crate::qcow2::{self, Backing, MAGIC, Qcow2, Report};
-use crate::{Disk, DiskError, NewImage, RawDisk};
+use crate::layers::{Layer, Layers};
+use crate::qcow2::{self, Backing, MAGIC, Report};
+use crate::{Disk, DiskError, NewImage};
 
-/// The most images of a chain.
+/// The most images of a chain, but for an overlay.
 const MOST_LAYERS: usize = 32;
 
 /// How an image is stored.
@@ -65,16 +66,26 @@ impl Image {
     /// # Errors
     /// If it is none, is damaged, or is not the user's to use in this way.
     pub fn open(&self) -> Result<Arc<dyn Disk>, DiskError> {
+        self.layers()?.stack()
+    }
+
+    /// Opens its files and those that it is made upon, and looks no further at what is in them.
+    ///
+    /// # Errors
+    /// If one is none, or is not the user's to use in this way.
+    pub fn layers(&self) -> Result<Layers, DiskError> {
         let read_only = self.changes != Changes::Made;
         // What is not there is missed as what it was to be.
         std::fs::metadata(&self.file).map_err(|source| opening(&self.file, read_only, source))?;
         let mut chain = Chain { permitted: self.permitted()?, files: Vec::new() };
-        let disk = chain.open(&self.file, self.format, read_only)?;
-        match &self.changes {
-            Changes::Refused | Changes::Made => Ok(disk),
-            Changes::Discarded => self.discarded(disk),
-            Changes::Kept(file) => self.kept(disk, file),
-        }
+        let mut layers = chain.open(&self.file, self.format, read_only)?;
+        let overlay = match (&self.changes, layers.first()) {
+            (Changes::Discarded, Some(top)) => Some(self.discarded(top)?),
+            (Changes::Kept(file), Some(top)) => Some(self.kept(top, file)?),
+            _ => None,
+        };
+        layers.splice(0..0, overlay);
+        Layers::new(layers).ok_or_else(|| DiskError::NotAnImage(self.file.clone()))
     }
 
     /// The directories whose files it may be made upon.
@@ -89,28 +100,28 @@ impl Image {
     }
 
     /// What is written to it is gone with the disk. The file lies beside the image if it can, where there is room for it.
-    fn discarded(&self, below: Arc<dyn Disk>) -> Result<Arc<dyn Disk>, DiskError> {
+    fn discarded(&self, below: &Layer) -> Result<Layer, DiskError> {
         let beside = directory_of(&self.file);
         let making = |source| DiskError::Overlay { path: beside.to_owned(), source };
+        let bytes = below.disk_bytes()?;
         let file = tempfile::tempfile_in(beside)
             .or_else(|_| tempfile::tempfile_in("/var/tmp"))
             .or_else(|_| tempfile::tempfile())
             .map_err(making)?;
-        qcow2::create(&file, below.bytes(), None).map_err(making)?;
-        let bytes = file.metadata().map_err(making)?.len();
-        let overlay = Qcow2::open(file, bytes, Some(below), false, false);
-        Ok(Arc::new(overlay.map_err(|problem| DiskError::Qcow2 { path: beside.to_owned(), problem })?))
+        qcow2::create(&file, bytes, None).map_err(making)?;
+        Ok(Layer { path: beside.to_owned(), file, format: Format::Qcow2, read_only: false, durable: false })
     }
 
     /// What is written to it is in a file of its own.
-    fn kept(&self, below: Arc<dyn Disk>, overlay: &Path) -> Result<Arc<dyn Disk>, DiskError> {
+    fn kept(&self, below: &Layer, overlay: &Path) -> Result<Layer, DiskError> {
         let base = resolve(&self.file)?;
+        let bytes = below.disk_bytes()?;
         if !overlay.exists() {
-            let format = format_of(&self.file, self.format)?.name();
             let name = base.clone().into_os_string();
-            keep(overlay, below.bytes(), Some(Backing { name, format: Some(format.to_owned()) }))?;
+            let format = Some(below.format.name().to_owned());
+            keep(overlay, bytes, Some(Backing { name, format }))?;
         }
-        let (file, bytes) = open_file(overlay, false)?;
+        let (file, _) = open_file(overlay, false)?;
         let wrong = |problem| DiskError::Qcow2 { path: overlay.to_owned(), problem };
         let named = qcow2::backing(&file).map_err(wrong)?;
         let named = named.and_then(|backing| resolve(&directory_of(overlay).join(backing.name)).ok());
@@ -120,7 +131,7 @@ impl Image {
                 image: self.file.clone(),
             });
         }
-        Ok(Arc::new(Qcow2::open(file, bytes, Some(below), false, true).map_err(wrong)?))
+        Ok(Layer { path: overlay.to_owned(), file, format: Format::Qcow2, read_only: false, durable: true })
     }
 }
 
@@ -201,12 +212,33 @@ struct Chain {
 }
 
 impl Chain {
+    /// Opens an image and all that it is made upon.
     fn open(
         &mut self,
         path: &Path,
         format: Option<Format>,
         read_only: bool,
-    ) -> Result<Arc<dyn Disk>, DiskError> {
+    ) -> Result<Vec<Layer>, DiskError> {
+        let mut layers = Vec::new();
+        let mut next = Some((path.to_owned(), format, read_only));
+        while let Some((path, format, read_only)) = next.take() {
+            self.enter(&path, read_only)?;
+            let format = format_of(&path, format)?;
+            let (file, _) = open_file(&path, read_only)?;
+            if format == Format::Qcow2 {
+                let wrong = |problem| DiskError::Qcow2 { path: path.clone(), problem };
+                if let Some(backing) = qcow2::backing(&file).map_err(wrong)? {
+                    let (below, format) = self.below(&path, &backing)?;
+                    next = Some((below, format, true));
+                }
+            }
+            layers.push(Layer { path, file, format, read_only, durable: true });
+        }
+        Ok(layers)
+    }
+
+    /// Notes an image, which is to be a new one.
+    fn enter(&mut self, path: &Path, read_only: bool) -> Result<(), DiskError> {
         if self.files.len() == MOST_LAYERS {
             return Err(DiskError::ChainTooLong { path: path.to_owned(), most: MOST_LAYERS });
         }
@@ -216,22 +248,11 @@ impl Chain {
             return Err(DiskError::ChainLoop(path.to_owned()));
         }
         self.files.push(file);
-        match format_of(path, format)? {
-            Format::Raw => Ok(Arc::new(RawDisk::open(path, read_only)?)),
-            Format::Qcow2 => {
-                let wrong = |problem| DiskError::Qcow2 { path: path.to_owned(), problem };
-                let (file, bytes) = open_file(path, read_only)?;
-                let below = match qcow2::backing(&file).map_err(wrong)? {
-                    Some(backing) => Some(self.below(path, &backing)?),
-                    None => None,
-                };
-                Ok(Arc::new(Qcow2::open(file, bytes, below, read_only, true).map_err(wrong)?))
-            }
-        }
+        Ok(())
     }
 
-    /// What an image is made upon.
-    fn below(&mut self, image: &Path, backing: &Backing) -> Result<Arc<dyn Disk>, DiskError> {
+    /// What an image is made upon, and its format if the image says.
+    fn below(&self, image: &Path, backing: &Backing) -> Result<(PathBuf, Option<Format>), DiskError> {
         let format = match backing.format.as_deref() {
             None => None,
             Some("raw") => Some(Format::Raw),
@@ -245,7 +266,7 @@ impl Chain {
         if !self.permitted.iter().any(|directory| path.starts_with(directory)) {
             return Err(DiskError::BackingElsewhere { image: image.to_owned(), backing: path });
         }
-        self.open(&path, format, true)
+        Ok((path, format))
     }
 }
 
@@ -482,5 +503,25 @@ mod tests {
         assert_eq!(count(), before, "nothing is left of what cannot be");
         let alone = Image { format: Some(Format::Qcow2), ..image(&over) };
         assert_eq!(first(&*alone.open().unwrap()), 9, "an image like others");
+    }
+
+    #[test]
+    fn a_chain_is_files_first_and_a_disk_later() {
+        let place = Place::new();
+        drop(place.raw("base"));
+        let top = place.upon("top.qcow2", "base", Some("raw"));
+        let layers = Image { changes: Changes::Discarded, ..image(&top) }.layers().unwrap().into_inner();
+        let seen: Vec<_> =
+            layers.iter().map(|layer| (layer.format, layer.read_only, layer.durable)).collect();
+        let (raw, qcow2) = (Format::Raw, Format::Qcow2);
+        assert_eq!(seen, [(qcow2, false, false), (qcow2, true, true), (raw, true, true)]);
+        // By their descriptors alone.
+        for name in ["top.qcow2", "base"] {
+            std::fs::remove_file(place.path(name)).unwrap();
+        }
+        assert_eq!(first(&*Layers::new(layers).unwrap().stack().unwrap()), 7);
+        assert!(Layers::new(Vec::new()).is_none(), "nothing");
+        let raw = |name| image(&place.raw(name)).layers().unwrap().into_inner();
+        assert!(Layers::new(raw("a").into_iter().chain(raw("b")).collect()).is_none(), "upon a raw image");
     }
 }

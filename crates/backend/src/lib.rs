@@ -10,6 +10,7 @@
 mod copy;
 mod disk;
 mod image;
+mod layers;
 mod limit;
 pub mod net;
 mod new_image;
@@ -24,6 +25,7 @@ mod zeros;
 pub use copy::copy;
 pub use disk::{Disk, DiskError, Extent};
 pub use image::{Changes, Facts, Format, Image, begins_as_qcow2, check, create, facts, repair};
+pub use layers::{Layer, Layers};
 pub use new_image::NewImage;
 pub use port::Port;
 pub use raw::RawDisk;

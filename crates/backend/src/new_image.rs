@@ -92,7 +92,7 @@ impl<'a> NewImage<'a> {
         let file = self.file().try_clone()?;
         let bytes = file.metadata()?.len();
         Ok(match format {
-            Format::Raw => Arc::new(RawDisk::new(file, bytes, false)),
+            Format::Raw => Arc::new(RawDisk::of(self.path, file, bytes, false).map_err(io::Error::other)?),
             Format::Qcow2 => {
                 Arc::new(Qcow2::open(file, bytes, None, false, false).map_err(io::Error::other)?)
             }

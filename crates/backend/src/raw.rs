@@ -25,15 +25,21 @@ impl RawDisk {
     /// If it cannot be opened, is no file or block device, has a size that no disk has, or is another VM's.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
         let (file, bytes) = open_file(path, read_only)?;
+        Self::of(path, file, bytes, read_only)
+    }
+
+    /// A file of so many bytes that is open; its name is for messages.
+    pub(crate) fn of(path: &Path, file: File, bytes: u64, read_only: bool) -> Result<Self, DiskError> {
+        Self::check_size(path, bytes)?;
+        Ok(Self { file, bytes, read_only })
+    }
+
+    /// Refuses a size that no disk has.
+    pub(crate) fn check_size(path: &Path, bytes: u64) -> Result<(), DiskError> {
         if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
             return Err(DiskError::Size { path: path.to_owned(), bytes });
         }
-        Ok(Self::new(file, bytes, read_only))
-    }
-
-    /// The disk that a file of so many bytes is.
-    pub(crate) fn new(file: File, bytes: u64, read_only: bool) -> Self {
-        Self { file, bytes, read_only }
+        Ok(())
     }
 
     fn check_writable(&self) -> io::Result<()> {

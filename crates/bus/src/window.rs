@@ -83,6 +83,15 @@ impl Opening {
         }
     }
 
+    /// Says that nobody has registers here any more. An access that has begun may still reach the device.
+    pub fn disconnect(&self) {
+        let mut table = self.window.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.claims.retain(|claim| claim.opening != self.number);
+        if let Some(place) = table.devices.get_mut(self.number) {
+            *place = None;
+        }
+    }
+
     /// Places `len` bytes of registers, `region` to the device, at `base`; without a base, or where they do not lie wholly
     /// in the window, they are nowhere.
     pub fn place(&self, region: usize, base: Option<u64>, len: u64) {

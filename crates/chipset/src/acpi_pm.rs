@@ -9,7 +9,7 @@
 //!
 //! Reference: ACPI specification 6.5, section 4.8 ("ACPI Register Model").
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bus::{Alarm, Clock, Device, GuestTime, IrqLine, Lifecycle, Region};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use state::{Record, Saved, StateError};
 use x86::bits::low16;
 
 use crate::control::{MachineControl, MachineEvent};
+use crate::sync::lock;
 use crate::timer::{Rate, Timer};
 use bus::access;
 
@@ -79,18 +80,39 @@ struct AcpiPmState {
     control: u16,
     gpe_status: u16,
     gpe_enable: u16,
+    gpe_inputs: u16,
     /// The time up to which the timer's carries were noted.
     synced: GuestTime,
 }
 
 impl Saved for AcpiPmState {
     const NAME: &'static str = "acpi-pm";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 impl AcpiPmState {
     fn new(now: GuestTime) -> Self {
-        Self { status: 0, enable: 0, control: SCI_EN, gpe_status: 0, gpe_enable: 0, synced: now }
+        Self {
+            status: 0,
+            enable: 0,
+            control: SCI_EN,
+            gpe_status: 0,
+            gpe_enable: 0,
+            gpe_inputs: 0,
+            synced: now,
+        }
+    }
+}
+
+/// See [`AcpiPm::event_line`].
+struct EventLine {
+    chip: Arc<Mutex<AcpiPm>>,
+    bit: u16,
+}
+
+impl IrqLine for EventLine {
+    fn set(&self, high: bool) {
+        lock(&self.chip).set_event(self.bit, high);
     }
 }
 
@@ -114,6 +136,21 @@ impl AcpiPm {
     /// The user presses the power button: the guest is asked to shut down.
     pub fn press_power_button(&mut self) {
         self.state.status |= POWER_BUTTON;
+        if !self.paused {
+            self.drive();
+        }
+    }
+
+    /// The input of general-purpose event `number`, of which there are sixteen. While it is high the event's status cannot be cleared, so
+    /// that nothing is missed by a guest that looks at it late.
+    pub fn event_line(chip: &Arc<Mutex<Self>>, number: u8) -> Arc<dyn IrqLine> {
+        Arc::new(EventLine { chip: chip.clone(), bit: 1_u16.checked_shl(number.into()).unwrap_or(0) })
+    }
+
+    fn set_event(&mut self, bit: u16, high: bool) {
+        let state = &mut self.state;
+        state.gpe_inputs = if high { state.gpe_inputs | bit } else { state.gpe_inputs & !bit };
+        state.gpe_status |= state.gpe_inputs;
         if !self.paused {
             self.drive();
         }
@@ -173,7 +210,7 @@ impl AcpiPm {
                 }
             }
             (PM_REGION, _) => {}
-            (_, GPE_STATUS) => state.gpe_status &= !value,
+            (_, GPE_STATUS) => state.gpe_status = state.gpe_status & !value | state.gpe_inputs,
             (_, GPE_ENABLE) => state.gpe_enable = merge(state.gpe_enable),
             _ => {}
         }
@@ -297,6 +334,31 @@ mod tests {
     }
 
     #[test]
+    fn a_general_purpose_event_raises_the_sci_until_its_cause_has_gone_and_it_is_cleared() {
+        let (pm, _, sci, _) = chip();
+        let pm = Arc::new(Mutex::new(pm));
+        let lines = [0, 1, 16].map(|number| AcpiPm::event_line(&pm, number));
+        let write = |register, value| lock(&pm).write(1, register, &[value, 0]);
+        write(GPE_ENABLE, 2);
+        lines[0].set(true);
+        lines[2].set(true);
+        assert!(!sci.is_high(), "not enabled, or not there");
+        lock(&pm).pause();
+        lines[1].set(true);
+        assert!(!sci.is_high());
+        lock(&pm).resume();
+        assert!(sci.is_high());
+        write(GPE_STATUS, 2);
+        assert!(sci.is_high(), "there is still something to look at");
+        lines[1].set(false);
+        assert!(sci.is_high());
+        write(GPE_STATUS, 2);
+        assert!(!sci.is_high());
+        write(GPE_ENABLE, 1);
+        assert!(sci.is_high(), "it has waited");
+    }
+
+    #[test]
     fn sleep_enable_with_the_s5_type_is_power_off() {
         let (mut pm, _, _, requests) = chip();
         pm.write(PM_REGION, CONTROL, &(SLEEP_ENABLE | 5 << SLEEP_TYPE_SHIFT).to_le_bytes());
@@ -313,8 +375,10 @@ mod tests {
         harness::check(|| {
             let (pm, clock, sci, requests) = chip();
             Rig::new(pm).on_clock(&clock).driving(&[&sci]).reporting(&requests).stimulated(|pm, number| {
-                if number % 4 == 0 {
-                    pm.press_power_button();
+                match number % 8 {
+                    0 => pm.press_power_button(),
+                    1 => pm.set_event(low16(number >> 8), number & 8 != 0),
+                    _ => {}
                 }
             })
         });

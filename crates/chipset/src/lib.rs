@@ -23,6 +23,7 @@ pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod rtc;
+pub mod slots;
 mod sync;
 mod timer;
 pub mod uart;

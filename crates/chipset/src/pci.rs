@@ -106,6 +106,11 @@ impl Pci {
         }
     }
 
+    /// Takes a function off the bus. An access that has begun may still reach it.
+    pub fn detach(&mut self, id: FunctionId) {
+        self.functions.remove(&id);
+    }
+
     fn read_config(&self, id: FunctionId, register: u64, data: &mut [u8]) {
         if id == BRIDGE {
             self.bridge.read(register, data);

@@ -12,14 +12,14 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use spec::{
     CodeCacheSize, CpuCount, DiskSpec, EngineChoice, MemorySize, MmuChoice, Name, NetSpec, PackageName,
-    PortSpec, VolumeSpec,
+    PortSpec, SlotCount, VolumeSpec,
 };
 use x86::cpuid::CpuRequest;
 
 use crate::disk::args::DiskArgs;
 use crate::vms::args::{
-    ConsoleArgs, CpArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PsArgs, ResumeArgs, RmArgs,
-    StatsArgs, StopArgs, UpdateArgs, WaitArgs,
+    ConsoleArgs, CpArgs, ExecArgs, InspectArgs, KillArgs, LogsArgs, PauseArgs, PlugArgs, PsArgs, ResumeArgs,
+    RmArgs, StatsArgs, StopArgs, UnplugArgs, UpdateArgs, WaitArgs,
 };
 use crate::{duration, environment, help, number};
 
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Wait(WaitArgs),
     Rm(RmArgs),
     Update(UpdateArgs),
+    Plug(PlugArgs),
+    Unplug(UnplugArgs),
     Inspect(InspectArgs),
     Stats(StatsArgs),
     Disk(DiskArgs),
@@ -289,6 +291,13 @@ pub(crate) struct MachineArgs {
     /// own CID is 3.
     #[arg(long, value_name = "PATH")]
     pub(crate) vsock: Option<PathBuf>,
+
+    /// Slots for devices that are plugged in while the VM runs ('umbra plug'), 0 to 16
+    ///
+    /// Each costs two waiting threads. The guest's kernel needs ACPI hot-plug, which distributions' have, and drivers for what comes;
+    /// a guest of umbra's loads those for virtio disks and networks.
+    #[arg(long, value_name = "N", default_value_t)]
+    pub(crate) slots: SlotCount,
 
     /// Keep what the guest has used, also when it has freed it
     ///

@@ -37,7 +37,7 @@ Profiling:
 Background:
   With --detach, umbra prints the VM's name when it runs and ends. There is no daemon: each VM is a
   process, with a directory in $XDG_RUNTIME_DIR/umbra (or /tmp/umbra-UID). 'umbra ps', 'logs',
-  'console', 'exec', 'cp', 'stop', 'kill', 'pause', 'resume', 'stats', 'inspect', 'wait' and 'rm' take its name; but
+  'console', 'exec', 'cp', 'stop', 'kill', 'pause', 'resume', 'plug', 'stats', 'inspect', 'wait' and 'rm' take its name; but
   for 'logs' and 'console' also that of a VM in the foreground.
 
 Exit status:
@@ -87,6 +87,29 @@ Examples:
 Exit status:
   0     every VM was told
   1     not every VM; a sentence on standard error says why
+  125   umbra itself failed";
+
+/// Below `umbra plug --help`.
+pub(crate) const PLUG: &str = "\
+Examples:
+  umbra run -d --name box --slots 2 host -- sleep infinity
+  umbra plug box --disk disk.qcow2
+  umbra exec box cat /sys/block/vda/serial
+
+Exit status:
+  0     it is plugged in
+  1     it is not; a sentence on standard error says why
+  125   umbra itself failed";
+
+/// Below `umbra unplug --help`.
+pub(crate) const UNPLUG: &str = "\
+Examples:
+  umbra unplug box slot1
+  umbra unplug box slot1 --force
+
+Exit status:
+  0     it is out, and its files are closed
+  1     it is not (yet); a sentence on standard error says why
   125   umbra itself failed";
 
 /// Below `umbra ps --help`.

@@ -82,6 +82,8 @@ fn execute(command: Command) -> Result<Status> {
         Command::Wait(args) => commands::wait(&args.vms),
         Command::Rm(args) => commands::rm(&args),
         Command::Update(args) => commands::update(&args),
+        Command::Plug(args) => commands::plug(&args),
+        Command::Unplug(args) => commands::unplug(&args),
         Command::Inspect(args) => commands::inspect(&args.vms),
         Command::Stats(args) => usage::run(&args),
         Command::Fetch(args) => fetch(&args),

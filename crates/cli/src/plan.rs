@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use init::{Directory, Mount, Network, Root, Settings, Terminal};
 use spec::{
     BootSpec, CodeCacheSize, DebianSpec, DiskBus, DiskChanges, DiskSpec, MemorySize, NetSpec, ShareSpec,
-    TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec, VsockSpec,
+    SlotCount, TranslatorSpec, UserNetSpec, VmSpec, VolumeSpec, VsockSpec,
 };
 
 use crate::args::{MachineArgs, RunArgs, SessionArgs, StatsFormat};
@@ -210,17 +210,19 @@ impl Plan {
             ports: machine.port,
             vsock: machine.vsock.map(|path| VsockSpec { path }),
             balloon: !machine.no_balloon,
+            slots: machine.slots,
             debug_exit: machine.debug_exit,
         }
     }
 
-    /// The drivers that a guest of ours loads for what the user gave it.
+    /// The drivers that a guest of ours loads for what the user gave it, and may give it later.
     pub(crate) fn drivers(&self) -> Vec<&'static str> {
         // Debian's kernels have their NVMe driver built in.
         let is_virtio = |disk: &DiskSpec| disk.bus == DiskBus::Virtio;
         let made = self.debian.is_some() || self.cloud_init.is_some();
-        let disks = (self.machine.disk.iter().any(is_virtio) || made).then_some("virtio_blk");
-        let network = (self.machine.net != NetSpec::None).then_some("virtio_net");
+        let slots = self.machine.slots != SlotCount::default();
+        let disks = (self.machine.disk.iter().any(is_virtio) || made || slots).then_some("virtio_blk");
+        let network = (self.machine.net != NetSpec::None || slots).then_some("virtio_net");
         let sockets = self.machine.vsock.is_some().then_some("vmw_vsock_virtio_transport");
         let files = (!self.shares.is_empty()).then_some(["virtiofs", "overlay"]).into_iter().flatten();
         let agent = self.guest.has_agent().then_some("virtio_console");
@@ -462,6 +464,14 @@ mod tests {
         let seen: Vec<_> = disks.iter().map(ToString::to_string).collect();
         assert_eq!(seen, ["a.img", "b,,c,ro"]);
         assert!(self::plan(&["--net", "none", "--no-balloon", "--", "true"]).unwrap().drivers().is_empty());
+    }
+
+    #[test]
+    fn slots_come_with_drivers_for_what_may_come() {
+        let plan = plan(&["--slots", "3", "--net", "none", "--no-balloon", "--", "true"]).unwrap();
+        let drivers = plan.drivers();
+        assert!(drivers.contains(&"virtio_blk") && drivers.contains(&"virtio_net"));
+        assert_eq!(plan.describe("k".into()).slots.get(), 3);
     }
 
     #[test]

@@ -72,6 +72,12 @@ pub const PM_TIMER_PORT: u16 = 0x608;
 pub const GPE0_PORT: u16 = 0x620;
 /// The bytes of [`GPE0_PORT`].
 pub const GPE0_BYTES: u8 = 4;
+/// Registers of slots that devices are plugged into while the machine runs.
+pub const SLOTS_PORT: u16 = 0x630;
+/// How many ports they have.
+pub const SLOTS_PORTS: u8 = 8;
+/// The general-purpose event that says that a slot has news.
+pub const SLOTS_EVENT: u8 = 1;
 /// The system control interrupt, level-triggered and active high.
 pub const SCI_IRQ: u8 = 9;
 /// The reset register of PCI chipsets.
@@ -89,6 +95,11 @@ pub const PCI_GSIS: u8 = 8;
 /// The global system interrupt of pin `pin` (0 is INTA) of device `device` on the root bus, as `_PRT` tells it.
 pub const fn pci_gsi(device: u8, pin: u8) -> u8 {
     PCI_GSI + device.wrapping_add(pin) % PCI_GSIS
+}
+
+/// The device on the root bus that slot `slot` (from 0) is: from the last one down.
+pub const fn slot_device(slot: u8) -> u8 {
+    31_u8.saturating_sub(slot)
 }
 
 /// What an entry of the memory map is, by its E820 number (ACPI 6.5, 15.1).

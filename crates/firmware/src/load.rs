@@ -73,6 +73,8 @@ pub struct BootRequest<'a> {
     pub map: MemoryMap,
     /// The number of processors, whose APIC identifiers are 0 and up.
     pub cpus: u32,
+    /// How many slots there are, for devices that come while the machine runs.
+    pub slots: u8,
 }
 
 /// How a kernel is entered.
@@ -114,7 +116,7 @@ pub struct Boot {
 /// If the file is not a kernel that this machine can run, or does not fit. Guest memory is then partly written.
 pub fn load(memory: &GuestMemory, request: &BootRequest<'_>) -> Result<Boot, LoadError> {
     bios::write_data_area(memory)?;
-    acpi::build(memory, request.cpus)?;
+    acpi::build(memory, request.cpus, request.slots)?;
     let mut loader = Loader { memory, request, arena: Arena::new(&request.map) };
     let file = request.kernel;
     if elf::is_elf(file) {

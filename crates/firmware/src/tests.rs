@@ -33,8 +33,15 @@ impl Machine {
         initrds: &[Initrd<'_>],
         command_line: &str,
     ) -> Result<Boot, LoadError> {
-        let request =
-            BootRequest { kernel, kernel_name: "kernel", initrds, command_line, map: self.map, cpus: 2 };
+        let request = BootRequest {
+            kernel,
+            kernel_name: "kernel",
+            initrds,
+            command_line,
+            map: self.map,
+            cpus: 2,
+            slots: 1,
+        };
         load(&self.memory, &request)
     }
 

@@ -1,12 +1,18 @@
-//! Sockets that std does not make: connections that are begun without waiting, echo requests without privileges.
+//! What std does not do with sockets: connections that are begun without waiting, echo requests without privileges, open files
+//! that go to another process.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, Protocol, SocketAddrUnix, SocketFlags, SocketType, ipproto};
+use rustix::net::{
+    AddressFamily, Protocol, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, ipproto, recvmsg, sendmsg,
+};
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
@@ -72,6 +78,43 @@ pub fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_linger(stream, Some(std::time::Duration::ZERO))?)
 }
 
+/// The most files that are sent at once.
+pub const MOST_FILES: usize = 40;
+
+/// Sends open files to the process at the other end, with a byte that says nothing.
+///
+/// # Errors
+/// If there are more than [`MOST_FILES`], or nobody takes them.
+pub fn send_files(to: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut with = SendAncillaryBuffer::new(&mut space);
+    if files.len() > MOST_FILES || !with.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    sendmsg(to, &[IoSlice::new(&[0])], &mut with, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Takes files that [`send_files`] has sent; those beyond [`MOST_FILES`] are closed.
+///
+/// # Errors
+/// If none are coming.
+pub fn receive_files(from: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut with = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let message =
+        recvmsg(from.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut with, RecvFlags::CMSG_CLOEXEC)?;
+    if message.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let files = |message| match message {
+        RecvAncillaryMessage::ScmRights(files) => Some(files),
+        _ => None,
+    };
+    Ok(with.drain().filter_map(files).flatten().collect())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -104,5 +147,24 @@ mod tests {
         let mut bytes = [0; 8];
         assert_eq!(near.recv(&mut bytes).unwrap(), 3);
         assert_eq!(&bytes[..3], b"far");
+    }
+    #[test]
+    fn open_files_go_to_another_process() {
+        use std::io::Write;
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"x").unwrap();
+        send_files(&here, &[file.as_fd(), here.as_fd()]).unwrap();
+        let taken = receive_files(&there).unwrap();
+        assert_eq!(taken.len(), 2);
+        let again = std::fs::File::from(taken.into_iter().next().unwrap());
+        assert_eq!(again.metadata().unwrap().len(), 1);
+        assert!(send_files(&here, &[file.as_fd(); MOST_FILES + 1]).is_err());
+        (&here).write_all(b"no files").unwrap();
+        assert!(receive_files(&there).unwrap().is_empty());
+        drop(here);
+        let mut rest = Vec::new();
+        std::io::Read::read_to_end(&mut &there, &mut rest).unwrap();
+        assert!(receive_files(&there).is_err(), "nobody is there");
     }
 }

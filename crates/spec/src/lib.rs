@@ -16,6 +16,7 @@ mod name;
 mod net;
 mod share;
 mod size;
+mod slots;
 mod translator;
 mod vsock;
 
@@ -32,6 +33,7 @@ pub use name::Name;
 pub use net::{NetQueues, NetSpec, PortKind, PortSpec, TapNetSpec, UserNetSpec};
 pub use share::{ShareSpec, VolumeSpec};
 pub use size::{ByteSize, MemorySize};
+pub use slots::{SlotCount, SlotName};
 pub use translator::{CodeCacheSize, TranslatorSpec};
 pub use vsock::VsockSpec;
 
@@ -66,6 +68,8 @@ pub struct VmSpec {
     pub vsock: Option<VsockSpec>,
     /// Whether it has a memory balloon, and so gives back what it does not use.
     pub balloon: bool,
+    /// How many devices can be plugged in while it runs.
+    pub slots: SlotCount,
     /// Whether port 0xf4 ends the VM with a status that the guest chooses.
     pub debug_exit: bool,
 }
@@ -137,6 +141,18 @@ pub enum SpecError {
     CpusRange {
         /// What was asked for.
         count: u32,
+    },
+    /// Not a count of slots.
+    #[error("'{text}' is not a number of slots: a VM has 0 to {max}", max = SlotCount::MAX)]
+    Slots {
+        /// What was given.
+        text: String,
+    },
+    /// Not a slot's name.
+    #[error("'{text}' names no slot: 'umbra inspect VM' lists them as slot1, slot2 and so on")]
+    SlotName {
+        /// What was given.
+        text: String,
     },
     /// An engine nobody knows.
     #[error("engine '{text}' does not exist: use auto, bt, interp or lockstep")]

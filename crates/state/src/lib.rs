@@ -52,6 +52,14 @@ pub enum StateError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The record is of a machine with other parts.
+    #[error("saved state of '{name}' does not fit this machine: {reason}")]
+    Unfit {
+        /// The component.
+        name: &'static str,
+        /// What differs.
+        reason: String,
+    },
 }
 
 impl Record {

@@ -20,14 +20,14 @@ use firmware::MemoryMap;
 use host::jail::Directory;
 use memory::GuestMemory;
 use mmu::Mmu;
-use spec::VmSpec;
+use spec::{NetSpec, VmSpec};
 use state::Record;
 use virtio::balloon::Control;
 use x86::CpuState;
 use x86::cpuid::{CpuModel, CpuidTable, HostCpuid};
 
 use crate::alarms::Alarms;
-use crate::chips::{ChipOptions, Chips, Foundation, assemble};
+use crate::chips::{ChipOptions, Chips, Foundation, SlotOptions, assemble};
 use crate::clock::{HostTime, VmClock};
 use crate::events::{EventSink, Watch};
 use crate::functions::{Card, Functions};
@@ -38,6 +38,7 @@ use crate::machine::{BootImages, BootPlan, Machine, next_record};
 use crate::platform::MachinePlatform;
 use crate::ports::{Ports, Wanted};
 use crate::serial::SerialSink;
+use crate::slots::Post;
 use crate::vcpu_thread::VcpuCell;
 use crate::{VmError, engines, functions};
 
@@ -175,6 +176,11 @@ impl Opened {
             serial: self.serial,
             debug_exit: self.spec.debug_exit,
             functions,
+            slots: SlotOptions {
+                count: self.spec.slots.get(),
+                network: self.spec.net != NetSpec::None,
+                post: Post(ground.outbox.clone()),
+            },
             facts: facts(&self.spec),
         };
         ground.populate(options)?.load(&self.spec, self.images)?.with_vcpus(
@@ -254,6 +260,7 @@ impl Populated {
             command_line: spec.boot.command_line.clone(),
             map: self.ground.map,
             cpus: spec.cpus.get(),
+            slots: spec.slots.get(),
         };
         let state = boot.load(&self.ground.memory)?;
         Ok(Loaded { populated: self, boot, state })
@@ -307,6 +314,7 @@ impl Loaded {
             serial: chips.serial,
             ports: doors.ports,
             balloon: doors.balloon,
+            slots: chips.slots,
             _workers: chips.workers,
             engine: engine.name(),
             vcpus,

@@ -22,6 +22,7 @@ use chipset::kvm_sched::{KvmSched, KvmSchedDevice};
 use chipset::pci::{ECAM_BASE, ECAM_LEN, MEMORY_BASE, Pci};
 use chipset::pit::Pit;
 use chipset::rtc::Rtc;
+use chipset::slots::{self, Slots};
 use chipset::uart::Uart;
 use memory::GuestMemory;
 use x86::cpuid::{CpuidTable, Feature};
@@ -34,6 +35,7 @@ use crate::functions::{Card, Workers};
 use crate::gate::Doorbell;
 use crate::platform::MemoryBytes;
 use crate::serial::{SerialPort, SerialSink};
+use crate::slots::{Bays, Post};
 
 /// Base port and interrupt of COM1 to COM4.
 const SERIAL: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -47,8 +49,10 @@ const _: () = assert!(nvme::BAR_BYTES <= HOME_BYTES);
 
 /// What ACPI says of the bus is what the bridge does.
 const _: () = {
-    use firmware::layout::{ECAM, ECAM_BYTES, MMIO_HOLE};
+    use firmware::layout::{ECAM, ECAM_BYTES, MMIO_HOLE, SLOTS_EVENT, SLOTS_PORT, SLOTS_PORTS};
     assert!(ECAM_BASE == ECAM.0 && ECAM_LEN == ECAM_BYTES && MEMORY_BASE == MMIO_HOLE.0);
+    assert!(slots::PORT == SLOTS_PORT && slots::PORTS == SLOTS_PORTS as u16 && slots::EVENT == SLOTS_EVENT);
+    assert!(slots::MOST == spec::SlotCount::MAX as usize);
 };
 
 /// What the chips are built upon.
@@ -75,8 +79,20 @@ pub(crate) struct ChipOptions {
     pub(crate) debug_exit: bool,
     /// What is on the PCI bus, from device 1 on.
     pub(crate) functions: Vec<Card>,
+    /// What may come to be there.
+    pub(crate) slots: SlotOptions,
     /// What `fw_cfg` says.
     pub(crate) facts: FwCfgContents,
+}
+
+/// Slots for devices that come later.
+pub(crate) struct SlotOptions {
+    /// How many there are.
+    pub(crate) count: u8,
+    /// Whether a user-mode network may be plugged in.
+    pub(crate) network: bool,
+    /// Where they post.
+    pub(crate) post: Post,
 }
 
 /// The chips, plugged in.
@@ -89,6 +105,8 @@ pub(crate) struct Chips {
     pub(crate) serial: [Option<SerialPort>; 4],
     /// The threads that serve what is on the PCI bus.
     pub(crate) workers: Vec<Workers>,
+    /// The slots, with threads of their own.
+    pub(crate) slots: Bays,
     /// The paravirtual clock, which vCPUs reach through MSRs.
     pub(crate) kvm_clock: Arc<Mutex<KvmClock>>,
     /// Steal time and wake-ups, which vCPUs reach through MSRs and hypercalls.
@@ -137,12 +155,13 @@ pub(crate) fn assemble(foundation: &Foundation<'_>, options: ChipOptions) -> Res
     let kvm_sched = KvmSched::new(foundation.bells.len(), foundation.memory.clone());
     board.plug(KvmSchedDevice::new(kvm_sched.clone()))?;
     board.plug(I8042::new(irqs.isa_line(1), control.clone()))?;
-    let workers = board.plug_pci(&irqs, control.clone(), options.functions)?;
+    let (workers, slots) =
+        board.plug_pci(&irqs, control.clone(), options.functions, (options.slots, &power))?;
     board.plug(FwCfg::new(options.facts))?;
     if options.debug_exit {
         board.plug(DebugExit::new(control))?;
     }
-    Ok(Chips { router: board.router, apics, serial, workers, kvm_clock, kvm_sched, power })
+    Ok(Chips { router: board.router, apics, serial, workers, slots, kvm_clock, kvm_sched, power })
 }
 
 fn kvm_clock(foundation: &Foundation<'_>) -> KvmClock {
@@ -216,37 +235,63 @@ impl Board<'_> {
         Ok(())
     }
 
-    /// Plugs in the PCI bridge with these devices behind it, each with its registers where firmware would put them.
+    /// Plugs in the PCI bridge with these devices behind it, each with its registers where firmware would put them, and slots.
     fn plug_pci(
         &mut self,
         irqs: &Arc<IrqRouter>,
         control: Arc<dyn MachineControl>,
         cards: Vec<Card>,
-    ) -> Result<Vec<Workers>, VmError> {
+        (slots, power): (SlotOptions, &Arc<Mutex<AcpiPm>>),
+    ) -> Result<(Vec<Workers>, Bays), VmError> {
         let window = Window::new(Pci::memory_window());
         self.router.open(window.clone())?;
         let mut pci = Pci::new(control);
         let mut functions = Vec::new();
         for (number, card) in (1..).zip(cards) {
-            let socket = Socket {
-                id: FunctionId::on_root(number),
-                opening: window.opening(),
-                home: MEMORY_BASE + u64::from(number) * HOME_BYTES,
-                line: irqs.line(firmware::layout::pci_gsi(number, 0)),
-                messages: self.apics.clone(),
-                memory: self.foundation.memory.clone(),
-            };
-            let function = card.plug(socket);
+            let function = card.plug(self.socket(irqs, &window, number));
             pci.attach(FunctionId::on_root(number), function.clone());
             functions.push(function);
         }
-        self.plug(pci)?;
+        let pci = Arc::new(Mutex::new(pci));
+        let slots = self.plug_slots(irqs, &window, &pci, (slots, power))?;
+        self.router.plug(pci)?;
         let mut workers = Vec::new();
         for function in functions {
             self.router.plug(function.clone())?;
             workers.push(Workers::start(function, self.foundation.events)?);
         }
-        Ok(workers)
+        Ok((workers, slots))
+    }
+
+    /// Plugs in the registers of slots, which come before the bridge in a restore: what is missing, they say by name.
+    fn plug_slots(
+        &mut self,
+        irqs: &Arc<IrqRouter>,
+        window: &Arc<Window>,
+        pci: &Arc<Mutex<Pci>>,
+        (options, power): (SlotOptions, &Arc<Mutex<AcpiPm>>),
+    ) -> Result<Bays, VmError> {
+        if options.count == 0 {
+            return Ok(Bays::default());
+        }
+        let devices = (0..options.count).map(firmware::layout::slot_device);
+        let sockets: Vec<Socket> = devices.map(|number| self.socket(irqs, window, number)).collect();
+        let ids: Vec<FunctionId> = sockets.iter().map(|socket| socket.id).collect();
+        let line = AcpiPm::event_line(power, slots::EVENT);
+        let chip = self.plug(Slots::new(pci.clone(), &ids, line, Arc::new(options.post.clone())))?;
+        Bays::start(chip, sockets, options.network, options.post, self.foundation.events)
+    }
+
+    /// The place of device `number` on the root bus.
+    fn socket(&self, irqs: &Arc<IrqRouter>, window: &Arc<Window>, number: u8) -> Socket {
+        Socket {
+            id: FunctionId::on_root(number),
+            opening: window.opening(),
+            home: MEMORY_BASE + u64::from(number) * HOME_BYTES,
+            line: irqs.line(firmware::layout::pci_gsi(number, 0)),
+            messages: self.apics.clone(),
+            memory: self.foundation.memory.clone(),
+        }
     }
 
     /// Plugs in a serial port with `sink` at its far end.

@@ -118,6 +118,7 @@ impl Driver {
                 let _ = reply.send(self.machine.set_memory(bytes));
             }
             Message::PowerButton => self.machine.press_power_button(),
+            Message::Slots(order) => self.machine.slots.handle(order, self.state == State::Paused),
             Message::Stats(reply) => {
                 // One that does not come by is got out of what it waits for.
                 let stats = match self.told() {

@@ -8,7 +8,7 @@ use bus::RouterError;
 use engine::EngineError;
 use firmware::LoadError;
 use memory::MemoryError;
-use spec::ByteSize;
+use spec::{ByteSize, SlotName};
 use state::StateError;
 use x86::cpuid::CpuModelError;
 
@@ -64,7 +64,7 @@ pub enum VmError {
         most: usize,
     },
     /// More devices than there is room for.
-    #[error("{count} devices are too many: disks and shared directories together are at most {most}")]
+    #[error("{count} devices are too many: disks, shared directories and slots together are at most {most}")]
     TooManyDevices {
         /// How many were asked for.
         count: usize,
@@ -103,6 +103,28 @@ pub enum VmError {
         /// What there is.
         most: ByteSize,
     },
+    /// Nothing can be plugged in.
+    #[error("the VM has no slots for devices: start it with --slots N")]
+    NoSlots,
+    /// Every slot has a device.
+    #[error(
+        "the VM's slots ({count}) are taken: unplug a device, or start the VM with more ('umbra inspect' lists them)"
+    )]
+    SlotsTaken {
+        /// How many there are.
+        count: usize,
+    },
+    /// Nothing is there to be unplugged.
+    #[error("there is no device in {slot}: 'umbra inspect' lists what there is")]
+    SlotEmpty {
+        /// Where nothing is.
+        slot: SlotName,
+    },
+    /// The process of a VM that was to have no network may not make connections.
+    #[error(
+        "the VM was started with --net none, and its process may make no connections: plug in tap=DEVICE, or start it with another network"
+    )]
+    NetworkForbidden,
     /// The host has no thread for us.
     #[error("the host gives no thread: {0}")]
     Thread(std::io::Error),

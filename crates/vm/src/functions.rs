@@ -1,8 +1,10 @@
 //! What is on the PCI bus, and the threads that serve it.
 //!
 //! Order matters to guests: the entropy source is device 1, disks follow in the order of the description, then shared
-//! directories, then the socket device, then the network adapter, then the balloon, then the console with its ports.
+//! directories, then the socket device, then the network adapter, then the balloon, then the console with its ports. Slots are counted down from
+//! the last device ([`crate::slots`]).
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -10,14 +12,14 @@ use backend::net::user::{AddressPlan, Forward, HostNetwork, Transport, UserConfi
 use backend::net::{Limited, Mac, Network, TapNetwork};
 use backend::share::{Access, Share};
 use backend::vsock::SocketFiles;
-use backend::{Changes, Counted, DiskError, Format, Image, Volume};
+use backend::{Changes, Counted, Disk, DiskError, Format, Image, Volume};
 use bus::pci::{Function, Socket};
 use host::jail::{self, Directory, Role};
-use host::tap::Tap;
+use host::tap::{Facts, Tap};
 use nvme::Nvme;
 use spec::{
-    DiskBus, DiskChanges, DiskFormat, DiskSpec, NetQueues, NetSpec, PortKind, PortSpec, ShareSpec,
-    UserNetSpec, VmSpec, VsockSpec,
+    ByteSize, DiskBus, DiskChanges, DiskFormat, DiskSpec, NetQueues, NetSpec, PortKind, PortSpec, ShareSpec,
+    TapNetSpec, UserNetSpec, VmSpec, VsockSpec,
 };
 use virtio::balloon::{self, Balloon};
 use virtio::blk::Blk;
@@ -31,7 +33,7 @@ use virtio::vsock::Vsock;
 use crate::VmError;
 use crate::events::{EventSink, Watch};
 
-/// The most disks, shared directories and socket devices: device 0 is the bridge, device 1 the entropy source, the last three the
+/// The most disks, shared directories, socket devices and slots: device 0 is the bridge, device 1 the entropy source, three more the
 /// network adapter, the balloon and the console.
 const MOST: usize = 27;
 /// The most bytes of a packet on the user-mode network, as on any Ethernet.
@@ -124,7 +126,10 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
     if spec.shares.len() > ShareSpec::MOST {
         return Err(VmError::TooManyShares { count: spec.shares.len(), most: ShareSpec::MOST });
     }
-    let count = spec.disks.len() + spec.shares.len() + usize::from(spec.vsock.is_some());
+    let count = spec.disks.len()
+        + spec.shares.len()
+        + usize::from(spec.vsock.is_some())
+        + usize::from(spec.slots.get());
     if count > MOST {
         return Err(VmError::TooManyDevices { count, most: MOST });
     }
@@ -158,31 +163,67 @@ pub(crate) fn of(spec: &VmSpec) -> Result<Functions, VmError> {
     Ok(Functions { cards, balloon, directories })
 }
 
-fn virtio(service: impl Service + 'static) -> Card {
+/// A card with a virtio device.
+pub(crate) fn virtio(service: impl Service + 'static) -> Card {
     Card::Virtio(Box::new(service))
 }
 
 /// The network adapter, if there is one.
 fn adapter(spec: &VmSpec) -> Result<Option<Card>, VmError> {
-    let (network, rate, mac, mtu, queues): (Box<dyn Network>, _, _, _, _) = match &spec.net {
-        NetSpec::None => return Ok(None),
-        NetSpec::User(user) => {
-            let network = UserNet::new(user_network(user, &spec.ports), Box::new(HostNetwork))?;
-            (Box::new(network), user.rate, UserNetSpec::GUEST_MAC, MTU, user.queues)
+    match &spec.net {
+        NetSpec::None => Ok(None),
+        NetSpec::User(user) => user_adapter(user, &spec.ports, host_resolvers(), 0).map(Some),
+        NetSpec::Tap(tap) => {
+            let refused = |source| VmError::Tap { device: tap.device.clone(), source };
+            let (device, facts) = Tap::open(&tap.device).map_err(refused)?;
+            tap_adapter(device, facts, tap).map(Some)
         }
-        NetSpec::Tap(spec) => {
-            let refused = |source| VmError::Tap { device: spec.device.clone(), source };
-            let (tap, facts) = Tap::open(&spec.device).map_err(refused)?;
-            let network = TapNetwork::new(tap).map_err(VmError::Descriptors)?;
-            let mac = spec.mac.unwrap_or(neighbour(facts.address));
-            (Box::new(network), spec.rate, mac, facts.mtu, spec.queues)
-        }
-    };
+    }
+}
+
+/// The host's name servers; a host without the file asks itself.
+pub fn host_resolvers() -> Vec<SocketAddr> {
+    resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+}
+
+/// An adapter on a user-mode network, the VM's `number`th.
+///
+/// # Errors
+/// If the host has no descriptors left, or a port is somebody else's.
+pub(crate) fn user_adapter(
+    user: &UserNetSpec,
+    ports: &[PortSpec],
+    resolvers: Vec<SocketAddr>,
+    number: u8,
+) -> Result<Card, VmError> {
+    let config = user_network(user, ports, resolvers, number);
+    let mac = config.plan.guest_mac;
+    let network = UserNet::new(config, Box::new(HostNetwork))?;
+    Ok(on_network(network, user.rate, mac, MTU, user.queues))
+}
+
+/// An adapter on the network behind a TAP device.
+///
+/// # Errors
+/// If the host has no descriptors left.
+pub(crate) fn tap_adapter(device: Tap, facts: Facts, spec: &TapNetSpec) -> Result<Card, VmError> {
+    let network = TapNetwork::new(device).map_err(VmError::Descriptors)?;
+    let mac = spec.mac.unwrap_or(neighbour(facts.address));
+    Ok(on_network(network, spec.rate, mac, facts.mtu, spec.queues))
+}
+
+fn on_network(
+    network: impl Network + 'static,
+    rate: Option<ByteSize>,
+    mac: Mac,
+    mtu: u16,
+    queues: Option<NetQueues>,
+) -> Card {
     let network: Box<dyn Network> = match rate {
         Some(rate) => Box::new(Limited::new(network, rate.bytes())),
-        None => network,
+        None => Box::new(network),
     };
-    Ok(Some(virtio(Net::new(network, mac, mtu, queues.map_or(1, NetQueues::get)))))
+    virtio(Net::new(network, mac, mtu, queues.map_or(1, NetQueues::get)))
 }
 
 /// The guest's address at the other end of the cable from this one: the same as long as the device is there, and as likely to be
@@ -214,17 +255,27 @@ pub fn disk_image(disk: &DiskSpec) -> Image {
 
 /// Opens a disk's image.
 fn volume_of(disk: &DiskSpec) -> Result<Volume, DiskError> {
-    let mut volume = Volume::new(disk_image(disk).open()?);
+    Ok(limited(disk_image(disk).open()?, disk))
+}
+
+/// A disk with the limits that it is to have.
+pub(crate) fn limited(image: Arc<dyn Disk>, disk: &DiskSpec) -> Volume {
+    let mut volume = Volume::new(image);
     if let Some(ops) = disk.ops {
         volume = volume.limited(Counted::Requests, ops.get().into());
     }
     if let Some(rate) = disk.rate {
         volume = volume.limited(Counted::Bytes, rate.bytes());
     }
-    Ok(volume)
+    volume
 }
 
-fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {
+fn user_network(
+    user: &UserNetSpec,
+    ports: &[PortSpec],
+    resolvers: Vec<SocketAddr>,
+    number: u8,
+) -> UserConfig {
     let forward = |port: &PortSpec| Forward {
         transport: match port.kind {
             PortKind::Tcp => Transport::Tcp,
@@ -233,25 +284,38 @@ fn user_network(user: &UserNetSpec, ports: &[PortSpec]) -> UserConfig {
         listen: port.listen,
         port: port.guest,
     };
-    // A host without the file asks itself.
-    let of_host = || resolvers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
     UserConfig {
-        plan: AddressPlan {
-            guest4: UserNetSpec::GUEST4,
-            gateway4: UserNetSpec::GATEWAY4,
-            dns4: UserNetSpec::DNS4,
-            prefix4: UserNetSpec::PREFIX4,
-            guest6: UserNetSpec::GUEST6,
-            gateway6: UserNetSpec::GATEWAY6,
-            dns6: UserNetSpec::DNS6,
-            router_link: UserNetSpec::ROUTER_LINK,
-            guest_mac: UserNetSpec::GUEST_MAC,
-            router_mac: UserNetSpec::ROUTER_MAC,
-        },
+        plan: address_plan(number),
         mtu: MTU,
         loopback: user.loopback,
-        resolvers: user.dns.map_or_else(of_host, |dns| vec![dns]),
+        resolvers: user.dns.map_or(resolvers, |dns| vec![dns]),
         forwards: ports.iter().map(forward).collect(),
+    }
+}
+
+/// The addresses on the VM's `number`th user-mode network: 10.0.2.0/24 and fec0::/64, 10.0.3.0/24 and fec0:0:0:1::/64, and so on.
+fn address_plan(number: u8) -> AddressPlan {
+    let four = |address: Ipv4Addr| {
+        let [a, b, c, d] = address.octets();
+        Ipv4Addr::from([a, b, c.wrapping_add(number), d])
+    };
+    let six = |address: Ipv6Addr| {
+        let [a, b, c, d, rest @ ..] = address.segments();
+        let [e, f, g, h] = rest;
+        Ipv6Addr::from([a, b, c, d.wrapping_add(number.into()), e, f, g, h])
+    };
+    let [a, b, c, d, e, f] = UserNetSpec::GUEST_MAC;
+    AddressPlan {
+        guest4: four(UserNetSpec::GUEST4),
+        gateway4: four(UserNetSpec::GATEWAY4),
+        dns4: four(UserNetSpec::DNS4),
+        prefix4: UserNetSpec::PREFIX4,
+        guest6: six(UserNetSpec::GUEST6),
+        gateway6: six(UserNetSpec::GATEWAY6),
+        dns6: six(UserNetSpec::DNS6),
+        router_link: UserNetSpec::ROUTER_LINK,
+        guest_mac: [a, b, c, d, e.wrapping_add(number), f],
+        router_mac: UserNetSpec::ROUTER_MAC,
     }
 }
 
@@ -293,5 +357,22 @@ impl Drop for Workers {
             // A panic has been reported by the panic hook, and to the driver by an event.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_user_network_of_a_vm_has_addresses_of_its_own() {
+        let (first, fourth) = (address_plan(0), address_plan(3));
+        assert_eq!((first.guest4, first.gateway6), (UserNetSpec::GUEST4, UserNetSpec::GATEWAY6));
+        assert_eq!(
+            (fourth.guest4.to_string(), fourth.dns6.to_string()),
+            ("10.0.5.15".into(), "fec0:0:0:3::3".into())
+        );
+        assert_ne!(first.guest_mac, fourth.guest_mac);
+        assert_eq!(first.router_link, fourth.router_link);
     }
 }

@@ -8,13 +8,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use engine::{Counter, VcpuStats};
+use spec::SlotName;
 use state::Record;
 
 use crate::VmError;
+use crate::attachment::Attachment;
 use crate::dump::Dump;
 use crate::events::Event;
 use crate::ports::PortInput;
 use crate::serial::SerialInput;
+use crate::slots::{Order, SlotFigures};
 
 /// Whether the VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,8 @@ pub(crate) enum Message {
     SetMemory(u64, Reply<()>),
     /// Press the power button.
     PowerButton,
+    /// Do something about a slot.
+    Slots(Order),
     /// Count.
     Stats(Reply<Stats>),
     /// Look at every vCPU.
@@ -249,6 +254,30 @@ impl VmHandle {
     /// Presses the ACPI power button. What the guest does about it is its business.
     pub fn press_power_button(&self) {
         let _ = self.0.driver.send(Message::PowerButton);
+    }
+
+    /// Plugs a device into a free slot, and says which. The guest hears of it and finds it in its own time.
+    ///
+    /// # Errors
+    /// If there is no free slot, or the device cannot be made.
+    pub fn plug(&self, attachment: Attachment) -> Result<SlotName, VmError> {
+        self.ask(|reply| Message::Slots(Order::Plug(Box::new(attachment), reply)))
+    }
+
+    /// Asks the guest to let go of the device in a slot, which it does in its own time; or, by force, takes the device away.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn unplug(&self, slot: SlotName, force: bool) -> Result<(), VmError> {
+        self.ask(|reply| Message::Slots(Order::Unplug { slot, force, reply }))
+    }
+
+    /// What is in the slots.
+    ///
+    /// # Errors
+    /// If the VM has stopped.
+    pub fn slots(&self) -> Result<Vec<SlotFigures>, VmError> {
+        self.ask(|reply| Message::Slots(Order::List(reply)))
     }
 
     /// What was counted so far; of a stopped VM, the last numbers.

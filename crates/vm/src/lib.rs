@@ -6,6 +6,7 @@
 //! | `engines` | engines by their choice, and what is chosen where nobody does |
 //! | `chips` | every chip, made and wired |
 //! | `functions` | what is on the PCI bus, and the threads that serve it |
+//! | `attachment`, `slots` | devices that are plugged in while the VM runs; slots for them, and their threads |
 //! | `machine` | the built machine, and what can be done to all of it |
 //! | `platform` | the machine as a vCPU sees it |
 //! | `driver` | the one driver of the VM's states |
@@ -18,6 +19,7 @@
 //! | `dump` | what a processor looked like when it could not go on |
 
 mod alarms;
+mod attachment;
 mod build;
 mod chips;
 mod clock;
@@ -37,17 +39,20 @@ mod platform;
 mod ports;
 mod saved_ram;
 mod serial;
+mod slots;
 mod vcpu_thread;
 
+pub use attachment::Attachment;
 pub use build::{Builder, Opened};
 pub use dump::Dump;
 pub use engine::Counter;
 pub use engines::{Automatic, automatic};
 pub use error::VmError;
-pub use functions::disk_image;
+pub use functions::{disk_image, host_resolvers};
 pub use handle::{OnReset, State, Stats, Stopped, VcpuFigures, VmHandle};
 pub use image::Image;
 pub use machine::{BootImages, Initrd, Machine};
 pub use ports::PortInput;
 pub use serial::{SerialInput, SerialSink};
+pub use slots::{SlotFigures, SlotState};
 pub use virtio::balloon::{Figures as BalloonFigures, Statistic};

@@ -31,6 +31,7 @@ use crate::image::Image;
 use crate::ports::Ports;
 use crate::saved_ram::SavedRam;
 use crate::serial::{SerialInput, SerialPort};
+use crate::slots::Bays;
 use crate::vcpu_thread::VcpuCell;
 use crate::{VmError, driver};
 
@@ -66,6 +67,8 @@ pub(crate) struct BootPlan {
     pub(crate) map: MemoryMap,
     /// The number of processors.
     pub(crate) cpus: u32,
+    /// The number of slots.
+    pub(crate) slots: u8,
 }
 
 impl BootPlan {
@@ -89,6 +92,7 @@ impl BootPlan {
             command_line: &self.command_line,
             map: self.map,
             cpus: self.cpus,
+            slots: self.slots,
         };
         Ok(firmware::load(memory, &request).map_err(kernel)?.cpu)
     }
@@ -106,6 +110,8 @@ pub struct Machine {
     pub(crate) serial: [Option<SerialPort>; 4],
     pub(crate) ports: Ports,
     pub(crate) balloon: Option<Control>,
+    /// What is plugged in while it runs.
+    pub(crate) slots: Bays,
     /// Held for as long as the machine lives.
     pub(crate) _workers: Vec<Workers>,
     /// Its name.

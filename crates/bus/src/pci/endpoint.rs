@@ -16,7 +16,8 @@ use super::config::WORDS;
 use super::{Command, ConfigSpace, Function, FunctionId, Identity, Msix, MsixState};
 use crate::{IrqLine, MsiTarget, Opening, SharedDevice};
 
-/// Where a function is plugged in, and what it is connected with.
+/// Where a function is plugged in, and what it is connected with. Clones are the same place.
+#[derive(Clone)]
 pub struct Socket {
     /// Its place on the bus.
     pub id: FunctionId,

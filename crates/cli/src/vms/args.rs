@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, ValueEnum};
-use spec::MemorySize;
+use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
+use spec::{DiskSpec, MemorySize, NetSpec, SlotName};
 
 use crate::args::CommandArgs;
 use crate::{duration, help};
@@ -82,6 +82,54 @@ pub(crate) struct UpdateArgs {
     /// Leave the guest so much memory, at most what the VM was started with
     #[arg(short, long, value_name = "SIZE", required = true)]
     pub(crate) memory: MemorySize,
+}
+
+/// Plug a disk or a network adapter into a VM that runs
+///
+/// The VM needs a free slot ('umbra run --slots N'). Prints the slot's name, slot1 and so on, when the guest has found the
+/// device; a virtio disk has that name as its serial number. The device is opened by this command, with your rights.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::PLUG)]
+#[command(group(ArgGroup::new("device").args(["disk", "net"])))]
+pub(crate) struct PlugArgs {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+
+    /// A disk, as of 'umbra run --disk'
+    #[arg(long, value_name = "FILE[,OPTION…]")]
+    pub(crate) disk: Option<DiskSpec>,
+
+    /// A network adapter, as of 'umbra run --net': user or tap=DEVICE
+    ///
+    /// The user-mode network of slot N is 10.0.(2+N).0/24 and fec0:0:0:N::/64, with the guest, its router and its name server at the
+    /// same places as on 10.0.2.0/24. No ports lead into the guest there, and a VM of --net none takes none.
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) net: Option<NetSpec>,
+}
+
+/// Take a device out of a VM that runs
+///
+/// The guest is asked to let go of it, as by the button beside a slot: its drivers write what is to be written, and then it is out and its files are
+/// closed. A guest may also let go of it by itself (echo 0 > /sys/bus/pci/slots/N/power).
+#[derive(Debug, ClapArgs)]
+#[command(after_help = help::UNPLUG)]
+pub(crate) struct UnplugArgs {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+
+    /// The slot, as 'umbra plug' printed it and 'umbra inspect' lists it
+    #[arg(value_name = "SLOT")]
+    pub(crate) slot: SlotName,
+
+    /// Take it away without asking: what the guest has not written is lost
+    #[arg(short, long)]
+    pub(crate) force: bool,
+
+    /// How long the guest may take: 90s, 5m, or a number of seconds
+    #[arg(short, long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
+    pub(crate) timeout: Duration,
 }
 
 /// Halt VMs, with their clocks

@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::args::{CpArgs, ExecArgs, LogsArgs, Names, RmArgs, StopArgs, UpdateArgs};
+use super::args::{CpArgs, ExecArgs, LogsArgs, Names, PlugArgs, RmArgs, StopArgs, UnplugArgs, UpdateArgs};
 use super::client::{self, Waiter};
 use super::home::{Registry, Vm};
 use super::log::{self, Reader};
 use super::protocol::{Kind, Request};
-use super::{attach, copy, detach, disk, exec};
+use super::{attach, copy, detach, disk, exec, plug};
 use crate::message;
 use crate::status::Status;
 
@@ -73,6 +73,22 @@ pub(crate) fn resume(vms: &Names) -> Result<Status> {
 /// If VMs cannot be looked for.
 pub(crate) fn update(args: &UpdateArgs) -> Result<Status> {
     ask(&args.vms, &Request::Update { memory: args.memory.bytes() })
+}
+
+/// `umbra plug`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn plug(args: &PlugArgs) -> Result<Status> {
+    plug::plug(args).or_else(|error| Ok(refused(&error)))
+}
+
+/// `umbra unplug`.
+///
+/// # Errors
+/// If VMs cannot be looked for.
+pub(crate) fn unplug(args: &UnplugArgs) -> Result<Status> {
+    plug::unplug(args).or_else(|error| Ok(refused(&error)))
 }
 
 /// `umbra stop`.
@@ -188,6 +204,10 @@ fn all_of(vm: &Vm) -> Result<Value> {
     all["state"] = match vm.ended {
         Some(_) => json!("exited"),
         None => client::ask(vm, Request::State)?,
+    };
+    all["slots"] = match vm.ended {
+        Some(_) => json!([]),
+        None => json!(plug::slots(vm)?),
     };
     all["ended"] = json!(vm.ended);
     Ok(all)

@@ -19,6 +19,7 @@
 //! | [`copy`] | files to and from a guest that runs |
 //! | [`exec`] | commands in a guest that runs, both ends |
 //! | [`attach`] | a console from another terminal |
+//! | [`plug`] | devices that come to a guest that runs, and go; [`device`] is what is sent of them |
 //! | [`commands`], [`list`], [`usage`] | the commands |
 //! | [`args`] | what was typed |
 
@@ -28,6 +29,7 @@ mod client;
 pub(crate) mod commands;
 mod copy;
 pub(crate) mod detach;
+mod device;
 pub(crate) mod disk;
 mod exec;
 mod finale;
@@ -35,6 +37,7 @@ mod home;
 pub(crate) mod hub;
 pub(crate) mod list;
 mod log;
+mod plug;
 pub(crate) mod presence;
 mod protocol;
 pub(crate) mod record;

@@ -1,7 +1,8 @@
 //! What is said over a VM's control socket.
 //!
 //! The client sends one line of JSON, the request: `{"version":1,"do":"pause"}`. The VM sends one line of JSON, the
-//! answer: `{"ok":…}` or `{"error":"a sentence"}`. That is all, but for `console` and `exec`: both go on in *frames*, each a byte that
+//! answer: `{"ok":…}` or `{"error":"a sentence"}`. That is all, but for `plug`, behind whose request a byte comes with open files
+//! (unix(7), SCM_RIGHTS), and for `console` and `exec`: both go on in *frames*, each a byte that
 //! says what it is, a length of four bytes, little-endian, and so many bytes. Lines and frames have a largest length, and
 //! whoever sends more is not listened to any further.
 
@@ -9,6 +10,8 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::device::Device;
 
 /// The version of all this.
 pub(crate) const VERSION: u32 = 1;
@@ -40,6 +43,20 @@ pub(crate) enum Request {
         /// Bytes.
         memory: u64,
     },
+    /// Plug a device in; its files follow. The answer is its slot.
+    Plug {
+        /// What it is.
+        device: Device,
+    },
+    /// Ask the guest to let go of a device, or take it away.
+    Unplug {
+        /// The slot's name.
+        slot: String,
+        /// Without asking.
+        force: bool,
+    },
+    /// What is in the slots.
+    Slots,
     /// Halt the VM.
     Pause,
     /// Let it go on.
@@ -234,6 +251,7 @@ mod tests {
         for request in [
             Request::Stop,
             Request::Listens,
+            Request::Plug { device: Device::User { spec: "user".into(), resolvers: Vec::new() } },
             Request::Exec { settings: vec![0, 255] },
             Request::Console { size: Some((24, 80)) },
             Request::Console { size: None },

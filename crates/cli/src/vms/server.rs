@@ -3,6 +3,7 @@
 //! the console and those who run commands in the guest, of whom there are fewer ([`super::hub`], [`super::exec`]).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use host::jail::Role;
+use host::socket::receive_files;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use vm::{State, VmHandle};
 
+use super::device::Device;
 use super::exec;
 use super::finale::Finale;
 use super::hub::Hub;
+use super::plug;
 use super::protocol::{self, Answer, Request};
 use crate::console::agent::Agent;
 use crate::status::Status;
@@ -130,9 +134,20 @@ impl Server {
                 self.tell();
                 return answered;
             }
+            Ok(Request::Plug { device }) => {
+                let files = if device.has_files() { receive_files(&stream)? } else { Vec::new() };
+                self.plug(device, files)
+            }
             Ok(request) => self.answer(&request),
         };
         protocol::answer(&mut stream, answer)
+    }
+
+    fn plug(&self, device: Device, files: Vec<OwnedFd>) -> Answer {
+        let attachment =
+            device.attachment(files).map_err(|error| format!("it cannot take the device: {error:#}"))?;
+        let slot = self.vm.plug(attachment).map_err(|error| error.to_string())?;
+        Ok(slot.to_string().into())
     }
 
     fn answer(&self, request: &Request) -> Answer {
@@ -152,12 +167,20 @@ impl Server {
                 Some(desk) => Ok(desk.listens().into()),
                 None => Err(exec::NOBODY.to_owned()),
             },
+            Request::Unplug { slot, force } => {
+                self.vm.unplug(plug::named(slot)?, *force).map(|()| Value::Null).map_err(failed)
+            }
+            Request::Slots => self.vm.slots().map(plug::listed).map_err(failed),
             Request::Kill => {
                 self.vm.stop();
                 Ok(Value::Null)
             }
             // They have been dealt with.
-            Request::Stop | Request::Wait | Request::Console { .. } | Request::Exec { .. } => Ok(Value::Null),
+            Request::Stop
+            | Request::Wait
+            | Request::Console { .. }
+            | Request::Exec { .. }
+            | Request::Plug { .. } => Ok(Value::Null),
         }
     }
 

@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use x86::bits::low32;
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes_of};
+use super::{Bytes, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes_of, slots};
 use crate::layout::{
     COM1_IRQ, COM1_PORT, ECAM, ECAM_BYTES, MMIO_HOLE, RTC_IRQ, RTC_PORT, S5_SLEEP_TYPE, pci_gsi,
 };
@@ -23,18 +23,19 @@ const PCI_CONFIG_PORTS: u8 = 8;
 const PCI_DEVICES: u8 = 32;
 const PCI_PINS: u8 = 4;
 
-/// The table for processors 0 to `cpus` − 1, which are fewer than 4,096.
-pub(super) fn build(cpus: u32) -> Vec<u8> {
+/// The table for processors 0 to `cpus` − 1, which are fewer than 4,096, and `slots` slots.
+pub(super) fn build(cpus: u32, slots: u8) -> Vec<u8> {
     let mut devices = Vec::new();
     for id in 0..cpus {
         devices.extend(processor(id));
     }
-    devices.extend(pci_root());
+    devices.extend(pci_root(slots));
     devices.extend(board());
     devices.extend(serial_port());
     devices.extend(clock());
     let mut table = Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&Scope::raw("\\_SB_".into(), devices));
+    table.append_slice(&slots::event(slots));
     let s5 = Package::new(vec![&S5_SLEEP_TYPE, &0u8, &0u8, &0u8]);
     table.append_slice(&bytes_of(&Name::new("\\_S5_".into(), &s5)));
     table.as_slice().to_vec()
@@ -48,8 +49,11 @@ fn processor(id: u32) -> Vec<u8> {
     bytes_of(&Device::new(name.as_str().into(), vec![&hid, &uid]))
 }
 
-/// The PCI Express root bridge: buses, the windows that devices may use, interrupt routing.
-fn pci_root() -> Vec<u8> {
+/// The PCI Express root bridge: buses, the windows that devices may use, interrupt routing, slots.
+///
+/// It has no `_OSC`, by which an operating system would ask for what it drives itself (PCI Firmware 3.2, 4.5): slots are not driven by
+/// registers of PCI Express, and there are no error reports, power management events or the like to be driven.
+fn pci_root(slots: u8) -> Vec<u8> {
     let hid = Name::new("_HID".into(), &EISAName::new("PNP0A08"));
     let cid = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
     let uid = Name::new("_UID".into(), &0u8);
@@ -64,7 +68,8 @@ fn pci_root() -> Vec<u8> {
     let windows = ResourceTemplate::new(vec![&buses, &config, &ports_below, &ports_above, &memory]);
     let crs = Name::new("_CRS".into(), &windows);
     let prt = Name::new("_PRT".into(), &interrupt_routing());
-    bytes_of(&Device::new("PCI0".into(), vec![&hid, &cid, &uid, &segment, &bus, &crs, &prt]))
+    let slots = Bytes(slots::on_the_bus(slots));
+    bytes_of(&Device::new("PCI0".into(), vec![&hid, &cid, &uid, &segment, &bus, &crs, &prt, &slots]))
 }
 
 /// `_PRT` (6.2.13): every pin of every device on the root bus to a fixed global interrupt.

@@ -8,15 +8,16 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod slots;
 #[cfg(test)]
 mod tests;
 
-use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::{GenericAddress, Sdt};
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
 use memory::GuestMemory;
 use x86::Gpa;
 
@@ -30,18 +31,20 @@ const OEM_REVISION: u32 = 1;
 
 /// The most processors that names in the DSDT are made for.
 const MAX_CPUS: u32 = 0x1000;
+/// The most slots that their registers have bits for.
+const MAX_SLOTS: u8 = 16;
 
-/// Writes all tables for `cpus` processors with APIC identifiers 0 and up; returns the root pointer's address.
+/// Writes all tables for `cpus` processors with APIC identifiers 0 and up, and `slots` slots, 16 at most; returns the root pointer's address.
 ///
 /// # Errors
 /// If the tables of so many processors do not fit their area, or guest memory does not have that area.
-pub fn build(memory: &GuestMemory, cpus: u32) -> Result<Gpa, LoadError> {
+pub fn build(memory: &GuestMemory, cpus: u32, slots: u8) -> Result<Gpa, LoadError> {
     if cpus > MAX_CPUS {
         return Err(LoadError::TooManyCpus { cpus });
     }
     let root_bytes = Rsdp::len() as u64;
     let mut area = Area { memory, free: RSDP + root_bytes, cpus };
-    let dsdt = area.place(&dsdt::build(cpus))?;
+    let dsdt = area.place(&dsdt::build(cpus, slots.min(MAX_SLOTS)))?;
     let facs = area.place(&bytes_of(&FACS::new()))?;
     let tables = [fadt::build(dsdt, facs), madt::build(cpus), hpet(), mcfg()];
     let mut directory = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
@@ -79,6 +82,15 @@ fn bytes_of(object: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     object.to_aml_bytes(&mut bytes);
     bytes
+}
+
+/// AML that is there already.
+struct Bytes(Vec<u8>);
+
+impl Aml for Bytes {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
 }
 
 /// The HPET's description table (IA-PC HPET Specification 1.0a, 3.2.4).

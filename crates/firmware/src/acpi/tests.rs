@@ -7,10 +7,14 @@ use super::*;
 use crate::bytes::{has, u8_at, u16_at, u32_at, u64_at};
 use crate::layout::{self, MemoryMap};
 
-/// Every table by signature, found from the root pointer; each checksum verified on the way.
 fn tables(cpus: u32) -> BTreeMap<String, Vec<u8>> {
+    tables_with_slots(cpus, 0)
+}
+
+/// Every table by signature, found from the root pointer; each checksum verified on the way.
+fn tables_with_slots(cpus: u32, slots: u8) -> BTreeMap<String, Vec<u8>> {
     let memory = GuestMemory::new(&MemoryMap::new(16 << 20).ram_ranges()).unwrap();
-    assert_eq!(build(&memory, cpus).unwrap(), RSDP);
+    assert_eq!(build(&memory, cpus, slots).unwrap(), RSDP);
     let read = |at: u64, len: usize| {
         let mut bytes = vec![0; len];
         memory.read(Gpa(at), &mut bytes).unwrap();
@@ -114,12 +118,30 @@ fn hpet_and_mcfg_give_the_addresses_of_the_layout() {
     assert_eq!((u64_at(mcfg, 44), mcfg[54], mcfg[55]), (Some(layout::ECAM.0), 0, 0));
 }
 
+/// What a guest's AML interpreter makes of the methods, `crates/cli/tests/plug.rs` sees.
+#[test]
+fn slots_are_devices_of_the_root_bus_from_the_last_down() {
+    let none = &tables(1)["DSDT"];
+    let some = &tables_with_slots(1, 2)["DSDT"];
+    let count = |table: &[u8], what: &[u8]| table.windows(what.len()).filter(|found| *found == what).count();
+    for name in [&b"SL00"[..], b"_EJ0", b"_OST", b"_L01"] {
+        assert_eq!(count(none, name), 0);
+    }
+    // A device and two notifications each.
+    assert_eq!((count(some, b"SL01"), count(some, b"SL02"), count(some, b"_EJ0")), (3, 0, 2));
+    let addresses = [[0x0c, 0, 0, 31, 0], [0x0c, 0, 0, 30, 0]];
+    for address in addresses {
+        assert_eq!(count(some, &[&b"_ADR"[..], &address].concat()), 1);
+    }
+    assert_eq!(tables_with_slots(1, u8::MAX), tables_with_slots(1, 16), "registers have 16 bits");
+}
+
 #[test]
 fn too_many_processors_are_an_error() {
     let memory = GuestMemory::new(&MemoryMap::new(1 << 20).ram_ranges()).unwrap();
-    assert!(build(&memory, 1024).is_ok());
+    assert!(build(&memory, 1024, 0).is_ok());
     for cpus in [4000, 4096, 4097, u32::MAX] {
-        assert!(matches!(build(&memory, cpus), Err(LoadError::TooManyCpus { .. })), "{cpus}");
+        assert!(matches!(build(&memory, cpus, 0), Err(LoadError::TooManyCpus { .. })), "{cpus}");
     }
 }
 
@@ -137,7 +159,7 @@ fn the_reference_compiler_accepts_every_table() {
         assert!(out.status.success(), "iasl {args:?}: {said}");
         said.into_owned()
     };
-    for (name, bytes) in tables(3) {
+    for (name, bytes) in tables_with_slots(3, 16) {
         let file = format!("{name}.dat");
         std::fs::write(dir.path().join(&file), bytes).unwrap();
         iasl(&["-d", &file]);

@@ -55,7 +55,7 @@ fn check(image: &[u8], initrds: &[Initrd<'_>]) -> Result<(), TestCaseError> {
         (tables, machine.read(EBDA.0, (VIDEO_HOLE.0 - EBDA.0) as usize), machine.read(0, 4096))
     };
     crate::bios::write_data_area(&machine.memory).unwrap();
-    acpi::build(&machine.memory, 2).unwrap();
+    acpi::build(&machine.memory, 2, 1).unwrap();
     let before = reserved(&machine);
     let result = machine.load(image, initrds, "some words");
     prop_assert_eq!(reserved(&machine), before);

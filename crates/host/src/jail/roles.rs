@@ -33,6 +33,10 @@ pub enum Role {
     Tap,
     /// Serves a socket device: connections with programs of the host.
     LocalSockets,
+    /// Serves what is plugged into a slot, and opens it: a disk, or a TAP device.
+    Slot,
+    /// The same, or the user-mode network.
+    NetworkSlot,
     /// Serves a console with ports.
     Ports,
     /// Moves bytes between a guest's console and the user's streams.
@@ -46,7 +50,7 @@ pub enum Role {
 impl Role {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::Main,
         Self::Driver,
         Self::Vcpu,
@@ -59,6 +63,8 @@ impl Role {
         Self::Network,
         Self::Tap,
         Self::LocalSockets,
+        Self::Slot,
+        Self::NetworkSlot,
         Self::Ports,
         Self::Console,
         Self::Signals,
@@ -80,6 +86,8 @@ impl Role {
             Self::Network => "network",
             Self::Tap => "tap",
             Self::LocalSockets => "local sockets",
+            Self::Slot => "slot",
+            Self::NetworkSlot => "network slot",
             Self::Ports => "ports",
             Self::Console => "console",
             Self::Signals => "signals",
@@ -102,6 +110,8 @@ impl Role {
             Self::Network => &[SOCKETS, MANY_FILES, INTERNET],
             Self::Tap => &[MANY_FILES, TAP],
             Self::LocalSockets => &[SOCKETS, MANY_FILES, LOCAL],
+            Self::Slot => &[BLOCKS, CHANGED_BLOCKS, MANY_FILES, NEW_WAITS, TAP],
+            Self::NetworkSlot => &[BLOCKS, CHANGED_BLOCKS, MANY_FILES, NEW_WAITS, TAP, SOCKETS, INTERNET],
             Self::Ports => &[MANY_FILES],
             // What a VM in the background prints goes to files.
             Self::Console => &[CONSOLE, FAREWELL, OWN_FILES],
@@ -212,10 +222,11 @@ const CONSOLE: &[Call] = &[
     one_of(SYS_fcntl, 1, &[F_GETFL as u64, F_SETFL as u64, F_DUPFD_CLOEXEC as u64]),
 ];
 
-/// Commands from outside, by connections that are there or come to a socket that is.
+/// Commands from outside, by connections that are there or come to a socket that is; and open files with them.
 const CLIENTS: &[Call] = &[
     any(SYS_accept4),
     any(SYS_recvfrom),
+    any(SYS_recvmsg),
     any(SYS_poll),
     any(SYS_ppoll),
     one_of(SYS_fcntl, 1, &[F_DUPFD_CLOEXEC as u64]),
@@ -302,6 +313,10 @@ const LOCAL: &[Call] = &[one_of(SYS_socket, 0, &[AF_UNIX as u64])];
 /// Waiting for many files at once.
 const MANY_FILES: &[Call] =
     &[any(SYS_epoll_ctl), any(SYS_epoll_wait), any(SYS_epoll_pwait), any(SYS_epoll_pwait2)];
+
+/// Ways to wait that were not there before.
+const NEW_WAITS: &[Call] =
+    &[any(SYS_epoll_create1), any(SYS_eventfd2), one_of(SYS_fcntl, 1, &[F_DUPFD_CLOEXEC as u64])];
 
 /// What of its work the guest does itself.
 const TAP: &[Call] = &[one_of(SYS_ioctl, 1, &[TUNSETOFFLOAD])];

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backend::Volume;
-use bus::pci::{FunctionId, Socket};
+use bus::pci::{Function, FunctionId, Socket};
 use bus::{Alarm, Clock, Device, GuestTime, ManualClock, Region, Router, Window};
 use chipset::acpi_pm::AcpiPm;
 use chipset::apic::{ApicDevice, ApicFeatures, FabricSetup, GuestBytes, InterruptFabric, TscTime, VcpuIndex};
@@ -18,6 +18,7 @@ use chipset::kvm_clock::{KvmClock, Moment, TscClock};
 use chipset::pci::{ECAM_BASE, MEMORY_BASE, Pci};
 use chipset::pit::Pit;
 use chipset::rtc::Rtc;
+use chipset::slots::{Keeper, Slots};
 use chipset::uart::{CharSink, Uart};
 use memory::{GuestMemory, RamRange};
 use state::Record;
@@ -45,6 +46,8 @@ pub(super) struct Board {
     pub(super) power: Arc<Mutex<AcpiPm>>,
     pub(super) spare: Arc<dyn bus::IrqLine>,
     pub(super) workers: Vec<Worker>,
+    pub(super) slots: Arc<Mutex<Slots>>,
+    sockets: Vec<Socket>,
     pub(super) memory: Arc<GuestMemory>,
     clock: ManualClock,
     alarms: Vec<(ManualClock, Due)>,
@@ -194,44 +197,65 @@ impl backend::Disk for MemoryDisk {
     }
 }
 
+/// What leaves its slot is dropped, with its pin low.
+struct Floor;
+
+impl Keeper for Floor {
+    fn ejected(&self, _: usize, function: Arc<Mutex<dyn Function>>) {
+        lock(&function).reset();
+    }
+}
+
+/// What is behind the bridge.
+struct Behind {
+    workers: Vec<Worker>,
+    slots: Arc<Mutex<Slots>>,
+    sockets: Vec<Socket>,
+}
+
 impl Build {
-    /// A bridge with an entropy source and a disk behind it.
+    /// A bridge with an entropy source and a disk behind it, and two slots.
     fn pci(
         &mut self,
         control: Arc<dyn MachineControl>,
         apics: &Arc<InterruptFabric>,
         irqs: &Arc<IrqRouter>,
         memory: &Arc<GuestMemory>,
-    ) -> Vec<Worker> {
+        power: &Arc<Mutex<AcpiPm>>,
+    ) -> Behind {
         let window = Window::new(Pci::memory_window());
         self.router.open(window.clone()).expect("chips do not overlap");
         let mut pci = Pci::new(control);
         let disk: Arc<dyn backend::Disk> = Arc::new(MemoryDisk::new());
         let services: [Box<dyn Service>; 2] =
             [Box::new(Rng), Box::new(Blk::new(Volume::new(disk), "disk0", 2))];
+        let mut socket = |number: u8| {
+            let (id, home) = (FunctionId::on_root(number), MEMORY_BASE + u64::from(number) * BAR_BYTES);
+            self.regions.push(Region::mmio(home, BAR_BYTES));
+            self.regions.push(Region::mmio(ECAM_BASE + (u64::from(id.0) << 12), 0x100));
+            let (opening, line) = (window.opening(), irqs.line(16 + number));
+            Socket { id, opening, home, line, messages: apics.clone(), memory: memory.clone() }
+        };
         let (mut workers, mut functions) = (Vec::new(), Vec::new());
         for (number, service) in (1..).zip(services) {
-            let (id, home) = (FunctionId::on_root(number), MEMORY_BASE + u64::from(number) * BAR_BYTES);
-            let socket = Socket {
-                id,
-                opening: window.opening(),
-                home,
-                line: irqs.line(16 + number),
-                messages: apics.clone(),
-                memory: memory.clone(),
-            };
+            let socket = socket(number);
+            let id = socket.id;
             let function = socket.plug(|socket| VirtioPci::new(service, socket));
             workers.extend(lock(&function).workers());
             pci.attach(id, function.clone());
             functions.push(function);
-            self.regions.push(Region::mmio(home, BAR_BYTES));
-            self.regions.push(Region::mmio(ECAM_BASE + (u64::from(id.0) << 12), 0x100));
         }
-        self.plug(pci);
+        let sockets: Vec<Socket> = [5, 6].map(&mut socket).into();
+        let ids: Vec<FunctionId> = sockets.iter().map(|socket| socket.id).collect();
+        let pci = Arc::new(Mutex::new(pci));
+        let line = AcpiPm::event_line(power, chipset::slots::EVENT);
+        let slots = self.plug(Slots::new(pci.clone(), &ids, line, Arc::new(Floor)));
+        self.regions.extend(lock(&pci).regions());
+        self.router.plug(pci).expect("chips do not overlap");
         for function in functions {
             self.router.plug(function).expect("functions claim nothing");
         }
-        workers
+        Behind { workers, slots, sockets }
     }
 }
 
@@ -275,7 +299,7 @@ impl Board {
         let tsc = Arc::new(Tsc(clock.clone()));
         let kvm_clock = build.plug(KvmClock::new(VCPUS as usize, TSC_KHZ, UNIX_NS, memory.clone(), tsc));
         build.plug(I8042::new(irqs.isa_line(1), control.clone()));
-        let workers = build.pci(control.clone(), &apics, &irqs, &memory);
+        let Behind { workers, slots, sockets } = build.pci(control.clone(), &apics, &irqs, &memory, &power);
         let files = vec![("etc/a".to_owned(), vec![1; 40]), ("b".repeat(70), Vec::new())];
         build.plug(FwCfg::new(FwCfgContents { cpus: 2, max_cpus: 2, ram_bytes: 1 << 40, files }));
         build.plug(DebugExit::new(control));
@@ -290,11 +314,25 @@ impl Board {
             power,
             spare,
             workers,
+            slots,
+            sockets,
             memory,
             clock,
             alarms,
             requests,
         }
+    }
+
+    /// Plugs an entropy source into a slot, if there is room.
+    pub(super) fn plug(&self, slot: usize) {
+        let socket = self.sockets[slot].clone();
+        let function = socket.plug(|socket| VirtioPci::new(Box::new(Rng), socket));
+        lock(&self.slots).insert(slot, function);
+    }
+
+    /// How many slots there are.
+    pub(super) fn slot_count(&self) -> usize {
+        self.sockets.len()
     }
 
     /// The time.

@@ -8,7 +8,7 @@ use super::board::{Board, VCPUS, lock};
 
 /// Does one thing.
 pub(super) fn step(u: &mut Unstructured<'_>, board: &Board) -> Result<()> {
-    match u.int_in_range(0..=33u8)? {
+    match u.int_in_range(0..=34u8)? {
         0..=5 => {
             let (space, address, width) = place(u, board)?;
             let mut data = [0; 8];
@@ -30,6 +30,14 @@ pub(super) fn step(u: &mut Unstructured<'_>, board: &Board) -> Result<()> {
         }
         29 => lock(&board.power).press_power_button(),
         30 => board.spare.set(u.arbitrary()?),
+        34 => {
+            let slot = u.choose_index(board.slot_count())?;
+            match u.int_in_range(0..=2u8)? {
+                0 => board.plug(slot),
+                1 => drop(lock(&board.slots).request(slot)),
+                _ => drop(lock(&board.slots).take(slot)),
+            }
+        }
         31 | 32 => {
             board.workers[u.choose_index(board.workers.len())?].step();
         }

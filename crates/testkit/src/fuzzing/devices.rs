@@ -37,6 +37,11 @@ fn moved(board: &Board, sound: bool) -> Board {
     board.pause();
     let records = board.save();
     let new = Board::new(board.now());
+    for slot in 0..board.slot_count() {
+        if lock(&board.slots).occupancy(slot).is_function() {
+            new.plug(slot);
+        }
+    }
     for (device, record) in new.router.devices().iter().zip(&records) {
         let mut device = lock(device);
         let result = device.restore(record);

@@ -106,6 +106,7 @@ mod tests {
                 command_line: "",
                 map,
                 cpus: 1,
+                slots: 0,
             };
             assert_eq!(load(&memory, &request).unwrap().protocol, protocol);
         }

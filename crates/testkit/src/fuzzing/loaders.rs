@@ -70,6 +70,7 @@ fn attempt(data: &[u8]) -> Result<()> {
         command_line: &words,
         map,
         cpus,
+        slots: 4,
     };
     match firmware::load(&guest.memory, &request) {
         Ok(boot) => {

@@ -201,6 +201,7 @@ pub(crate) fn spec() -> spec::VmSpec {
         net: spec::NetSpec::None,
         ports: Vec::new(),
         vsock: None,
+        slots: spec::SlotCount::default(),
         balloon: true,
         debug_exit: true,
     }
