@@ -92,7 +92,7 @@ impl<'a> NewImage<'a> {
         let file = self.file().try_clone()?;
         let bytes = file.metadata()?.len();
         Ok(match format {
-            Format::Raw => Arc::new(RawDisk::of(self.path, file, bytes, false).map_err(io::Error::other)?),
+            Format::Raw => Arc::new(RawDisk::new(file, bytes, false)),
             Format::Qcow2 => {
                 Arc::new(Qcow2::open(file, bytes, None, false, false).map_err(io::Error::other)?)
             }
@@ -107,5 +107,29 @@ impl<'a> NewImage<'a> {
         self.file().sync_all()?;
         self.file.persist(self.path)?;
         File::open(directory_of(self.path))?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn an_image_gets_its_name_when_it_is_finished_and_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let names = || std::fs::read_dir(&dir).unwrap().count();
+        let named = || Unfinished::Named(NamedTempFile::new_in(&dir).unwrap());
+        for begin in [&|| Unfinished::begin(dir.path()).unwrap(), &named as &dyn Fn() -> Unfinished] {
+            let file = begin();
+            assert_eq!(names(), usize::from(matches!(file, Unfinished::Named(_))));
+            file.file().write_all(b"image").unwrap();
+            file.persist(&path).unwrap();
+            assert_eq!(begin().persist(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!((std::fs::read(&path).unwrap().as_slice(), names()), (&b"image"[..], 1));
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 }

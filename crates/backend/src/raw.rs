@@ -31,7 +31,7 @@ impl RawDisk {
     /// A file of so many bytes that is open; its name is for messages.
     pub(crate) fn of(path: &Path, file: File, bytes: u64, read_only: bool) -> Result<Self, DiskError> {
         Self::check_size(path, bytes)?;
-        Ok(Self { file, bytes, read_only })
+        Ok(Self::new(file, bytes, read_only))
     }
 
     /// Refuses a size that no disk has.
@@ -40,6 +40,11 @@ impl RawDisk {
             return Err(DiskError::Size { path: path.to_owned(), bytes });
         }
         Ok(())
+    }
+
+    /// The disk that a file of so many bytes is.
+    pub(crate) fn new(file: File, bytes: u64, read_only: bool) -> Self {
+        Self { file, bytes, read_only }
     }
 
     fn check_writable(&self) -> io::Result<()> {

@@ -116,27 +116,3 @@ pub(super) fn convert(args: &ConvertArgs) -> Result<Status> {
     drop(to);
     new.finish()
 }
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    #[test]
-    fn an_image_gets_its_name_when_it_is_finished_and_nobody_elses() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        let names = || std::fs::read_dir(&dir).unwrap().count();
-        let named = || Unfinished::Named(NamedTempFile::new_in(&dir).unwrap());
-        for begin in [&|| Unfinished::begin(dir.path()).unwrap(), &named as &dyn Fn() -> Unfinished] {
-            let file = begin();
-            assert_eq!(names(), usize::from(matches!(file, Unfinished::Named(_))));
-            file.file().write_all(b"image").unwrap();
-            file.persist(&path).unwrap();
-            assert_eq!(begin().persist(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-            assert_eq!((std::fs::read(&path).unwrap().as_slice(), names()), (&b"image"[..], 1));
-            std::fs::remove_file(&path).unwrap();
-        }
-    }
-}
