@@ -14,10 +14,10 @@ use signal_hook::iterator::Signals;
 
 use super::client;
 use super::home::Registry;
-use super::protocol::{self, Kind, Request};
 use crate::console::terminal::{self, RawMode};
 use crate::message;
 use crate::status::Status;
+use control::{self as protocol, Kind, Request};
 
 /// The keys that leave, as docker has them: Ctrl-P, Ctrl-Q.
 const LEAVE: [u8; 2] = [0x10, 0x11];

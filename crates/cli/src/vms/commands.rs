@@ -11,10 +11,10 @@ use super::args::{CpArgs, ExecArgs, LogsArgs, Names, PlugArgs, RmArgs, StopArgs,
 use super::client::{self, Waiter};
 use super::home::{Registry, Vm};
 use super::log::{self, Reader};
-use super::protocol::{Kind, Request};
 use super::{attach, copy, detach, disk, exec, plug};
 use crate::message;
 use crate::status::Status;
+use control::{Kind, Request};
 
 /// How often a log is looked at for more.
 const LOOK: Duration = Duration::from_millis(100);

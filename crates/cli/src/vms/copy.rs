@@ -15,9 +15,9 @@ use init::{Copying, Directory, Settings};
 use super::args::CpArgs;
 use super::exec;
 use super::home::{Registry, Vm};
-use super::protocol::{self, Kind};
 use crate::message;
 use crate::status::Status;
+use control::{self as protocol, Kind};
 
 /// Permissions that a file from a guest may have: none that make whoever runs it another user.
 const HARMLESS: u32 = 0o777;

@@ -3,134 +3,81 @@
 //! The VM's process is in its jail and opens nothing by name. So the command opens what the device needs, with the rights and at the
 //! place of whoever typed it, and sends the open files with the request; what they are goes before them as [`Device`].
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use backend::{Format, Layer, Layers};
+use control::{Device, ImageFile};
 use host::tap::{Facts, Tap};
-use serde::{Deserialize, Serialize};
 use spec::{DiskSpec, NetSpec};
 use vm::Attachment;
 
-/// What is sent of a device, but for its files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Device {
-    /// A disk, with a file for each image of its chain.
-    Disk {
-        /// As it is typed.
-        spec: String,
-        /// From the top down.
-        images: Vec<ImageFile>,
-    },
-    /// A network adapter on a user-mode network, without files.
-    User {
-        /// As it is typed.
-        spec: String,
-        /// The host's name servers.
-        resolvers: Vec<SocketAddr>,
-    },
-    /// A network adapter on a TAP device, which is the file.
-    Tap {
-        /// As it is typed.
-        spec: String,
-        /// The device's Ethernet address.
-        address: [u8; 6],
-        /// The most bytes of a packet.
-        mtu: u16,
-    },
+/// Opens a disk's files.
+///
+/// # Errors
+/// If they cannot be had, or are no disk's.
+pub(super) fn disk(spec: &DiskSpec) -> Result<(Device, Vec<OwnedFd>)> {
+    let (mut images, mut files) = (Vec::new(), Vec::new());
+    for layer in vm::disk_image(spec).layers()?.into_inner() {
+        images.push(ImageFile {
+            name: layer.path.display().to_string(),
+            qcow2: layer.format == Format::Qcow2,
+            read_only: layer.read_only,
+            durable: layer.durable,
+        });
+        files.push(layer.file.into());
+    }
+    Ok((Device::Disk { spec: spec.to_string(), images }, files))
 }
 
-/// An image of a chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ImageFile {
-    /// Its name in messages.
-    name: String,
-    /// It is a qcow2 image, not a raw one.
-    qcow2: bool,
-    /// It is only read.
-    read_only: bool,
-    /// What is flushed is to be there after a crash of the host.
-    durable: bool,
+/// Opens what a network adapter leads to.
+///
+/// # Errors
+/// If it leads nowhere, or its device cannot be had.
+pub(super) fn network(spec: &NetSpec) -> Result<(Device, Vec<OwnedFd>)> {
+    match spec {
+        NetSpec::None => bail!("--net none is no adapter to be plugged in: write user or tap=DEVICE"),
+        NetSpec::User(_) => {
+            let resolvers = vm::host_resolvers();
+            Ok((Device::User { spec: spec.to_string(), resolvers }, Vec::new()))
+        }
+        NetSpec::Tap(tap) => {
+            let refused = |source| vm::VmError::Tap { device: tap.device.clone(), source };
+            let (device, Facts { address, mtu }) = Tap::open(&tap.device).map_err(refused)?;
+            Ok((Device::Tap { spec: spec.to_string(), address, mtu }, vec![device.into()]))
+        }
+    }
 }
 
-impl Device {
-    /// Opens a disk's files.
-    ///
-    /// # Errors
-    /// If they cannot be had, or are no disk's.
-    pub(super) fn disk(spec: &DiskSpec) -> Result<(Self, Vec<OwnedFd>)> {
-        let (mut images, mut files) = (Vec::new(), Vec::new());
-        for layer in vm::disk_image(spec).layers()?.into_inner() {
-            images.push(ImageFile {
-                name: layer.path.display().to_string(),
-                qcow2: layer.format == Format::Qcow2,
-                read_only: layer.read_only,
-                durable: layer.durable,
-            });
-            files.push(layer.file.into());
+/// The device, with its files.
+///
+/// # Errors
+/// If it is none, or they are not its files.
+pub(super) fn attachment(device: Device, files: Vec<OwnedFd>) -> Result<Attachment> {
+    match device {
+        Device::Disk { spec, images } => {
+            ensure!(images.len() == files.len(), "not every image's file has come");
+            let layer = |(image, file): (ImageFile, OwnedFd)| Layer {
+                path: PathBuf::from(image.name),
+                file: file.into(),
+                format: if image.qcow2 { Format::Qcow2 } else { Format::Raw },
+                read_only: image.read_only,
+                durable: image.durable,
+            };
+            let layers = Layers::new(images.into_iter().zip(files).map(layer).collect());
+            Ok(Attachment::Disk { spec: spec.parse()?, layers: layers.context("a chain that cannot be")? })
         }
-        Ok((Self::Disk { spec: spec.to_string(), images }, files))
-    }
-
-    /// Opens what a network adapter leads to.
-    ///
-    /// # Errors
-    /// If it leads nowhere, or its device cannot be had.
-    pub(super) fn network(spec: &NetSpec) -> Result<(Self, Vec<OwnedFd>)> {
-        match spec {
-            NetSpec::None => bail!("--net none is no adapter to be plugged in: write user or tap=DEVICE"),
-            NetSpec::User(_) => {
-                let resolvers = vm::host_resolvers();
-                Ok((Self::User { spec: spec.to_string(), resolvers }, Vec::new()))
+        Device::User { spec, resolvers } => match spec.parse()? {
+            NetSpec::User(spec) => Ok(Attachment::User { spec, resolvers }),
+            _ => bail!("another network than it says"),
+        },
+        Device::Tap { spec, address, mtu } => match (spec.parse()?, files.into_iter().next()) {
+            (NetSpec::Tap(spec), Some(device)) => {
+                Ok(Attachment::Tap { spec, device, facts: Facts { address, mtu } })
             }
-            NetSpec::Tap(tap) => {
-                let refused = |source| vm::VmError::Tap { device: tap.device.clone(), source };
-                let (device, Facts { address, mtu }) = Tap::open(&tap.device).map_err(refused)?;
-                Ok((Self::Tap { spec: spec.to_string(), address, mtu }, vec![device.into()]))
-            }
-        }
-    }
-
-    /// Whether files come with it.
-    pub(super) fn has_files(&self) -> bool {
-        !matches!(self, Self::User { .. })
-    }
-
-    /// The device, with its files.
-    ///
-    /// # Errors
-    /// If it is none, or they are not its files.
-    pub(super) fn attachment(self, files: Vec<OwnedFd>) -> Result<Attachment> {
-        match self {
-            Self::Disk { spec, images } => {
-                ensure!(images.len() == files.len(), "not every image's file has come");
-                let layer = |(image, file): (ImageFile, OwnedFd)| Layer {
-                    path: PathBuf::from(image.name),
-                    file: file.into(),
-                    format: if image.qcow2 { Format::Qcow2 } else { Format::Raw },
-                    read_only: image.read_only,
-                    durable: image.durable,
-                };
-                let layers = Layers::new(images.into_iter().zip(files).map(layer).collect());
-                Ok(Attachment::Disk {
-                    spec: spec.parse()?,
-                    layers: layers.context("a chain that cannot be")?,
-                })
-            }
-            Self::User { spec, resolvers } => match spec.parse()? {
-                NetSpec::User(spec) => Ok(Attachment::User { spec, resolvers }),
-                _ => bail!("another network than it says"),
-            },
-            Self::Tap { spec, address, mtu } => match (spec.parse()?, files.into_iter().next()) {
-                (NetSpec::Tap(spec), Some(device)) => {
-                    Ok(Attachment::Tap { spec, device, facts: Facts { address, mtu } })
-                }
-                _ => bail!("another network than it says"),
-            },
-        }
+            _ => bail!("another network than it says"),
+        },
     }
 }
 
@@ -145,29 +92,29 @@ mod tests {
         std::fs::write(&path, [0; 512]).unwrap();
         let spec = DiskSpec { ops: 7.try_into().ok(), ..DiskSpec::new(path) };
         let sent = || {
-            let (device, files) = Device::disk(&spec).unwrap();
+            let (device, files) = disk(&spec).unwrap();
             let text = serde_json::to_string(&device).unwrap();
             (serde_json::from_str::<Device>(&text).unwrap(), files)
         };
         let (device, files) = sent();
         assert!(device.has_files());
-        let Attachment::Disk { spec: got, layers } = device.attachment(files).unwrap() else { panic!() };
+        let Attachment::Disk { spec: got, layers } = attachment(device, files).unwrap() else { panic!() };
         assert_eq!((got, layers.into_inner().len()), (spec.clone(), 1));
         // The lock went with the file.
         let (device, mut files) = sent();
         files.clear();
-        assert!(device.attachment(files).is_err(), "without its files");
+        assert!(attachment(device, files).is_err(), "without its files");
     }
 
     #[test]
     fn networks_are_what_they_say() {
-        let (user, none) = Device::network(&NetSpec::default()).unwrap();
+        let (user, none) = network(&NetSpec::default()).unwrap();
         assert!(none.is_empty() && !user.has_files());
-        assert!(matches!(user.attachment(none), Ok(Attachment::User { .. })));
-        assert!(Device::network(&NetSpec::None).unwrap_err().to_string().contains("tap=DEVICE"));
+        assert!(matches!(attachment(user, none), Ok(Attachment::User { .. })));
+        assert!(network(&NetSpec::None).unwrap_err().to_string().contains("tap=DEVICE"));
         let lie = Device::User { spec: "tap=tap0".into(), resolvers: Vec::new() };
-        assert!(lie.attachment(Vec::new()).is_err());
+        assert!(attachment(lie, Vec::new()).is_err());
         let lie = Device::Tap { spec: "tap=tap0".into(), address: [2; 6], mtu: 1500 };
-        assert!(lie.attachment(Vec::new()).is_err(), "without its file");
+        assert!(attachment(lie, Vec::new()).is_err(), "without its file");
     }
 }

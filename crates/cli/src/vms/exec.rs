@@ -17,10 +17,10 @@ use super::args::ExecArgs;
 use super::attach::{self, End, Input};
 use super::client;
 use super::home::{Registry, Vm};
-use super::protocol::{self, Kind, Request};
 use crate::console::agent::{Agent, Said, Session};
 use crate::console::terminal;
 use crate::status::Status;
+use control::{self as protocol, Kind, Request};
 
 /// How many commands may run at a time.
 pub(super) const MOST: usize = 8;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
-use super::protocol;
 use crate::status::Status;
+use control as protocol;
 
 /// How many may wait.
 const MOST: usize = 256;

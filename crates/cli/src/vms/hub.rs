@@ -14,9 +14,9 @@ use init::wire::decode_size;
 use vm::{SerialInput, SerialSink};
 
 use super::log::Writer;
-use super::protocol::{self, Kind};
 use crate::console::{LineEnds, size_line};
 use crate::status::Status;
+use control::{self as protocol, Kind};
 
 /// How long a guest waits for somebody attached.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::args::{ListFormat, PsArgs};
 use super::home::{Registry, Vm};
-use super::protocol::Request;
 use super::{client, record};
 use crate::documents;
 use crate::status::Status;
+use control::Request;
 
 /// Lists VMs.
 ///

@@ -7,7 +7,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::protocol::{self, Kind};
+use control::{self as protocol, Kind};
 
 /// The newer file.
 pub(super) const NEW: &str = "log";

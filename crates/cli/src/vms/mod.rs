@@ -39,7 +39,6 @@ pub(crate) mod list;
 mod log;
 mod plug;
 pub(crate) mod presence;
-mod protocol;
 pub(crate) mod record;
 mod server;
 pub(crate) mod usage;

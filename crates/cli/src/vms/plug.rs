@@ -15,11 +15,11 @@ use vm::{SlotFigures, SlotState};
 
 use super::args::{PlugArgs, UnplugArgs};
 use super::client;
-use super::device::Device;
+use super::device;
 use super::home::{Registry, Vm};
-use super::protocol::Request;
 use crate::message;
 use crate::status::Status;
+use control::Request;
 
 /// How long a guest may take to notice a device before that is worth a sentence.
 const NOTICE: Duration = Duration::from_secs(5);
@@ -74,8 +74,8 @@ impl From<SlotFigures> for Slot {
 pub(super) fn plug(args: &PlugArgs) -> Result<Status> {
     let vm = Registry::of_user()?.find(&args.name)?;
     let (device, files) = match (&args.disk, &args.net) {
-        (Some(disk), _) => Device::disk(disk)?,
-        (None, Some(network)) => Device::network(network)?,
+        (Some(disk), _) => device::disk(disk)?,
+        (None, Some(network)) => device::network(network)?,
         (None, None) => bail!("nothing to plug in: give --disk or --net"),
     };
     let mut stream = client::connect(&vm, Request::Plug { device })?;

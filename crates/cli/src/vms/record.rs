@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spec::VmSpec;
 
-use super::protocol;
+use control as protocol;
 
 /// Who a VM is. Does not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,15 +16,15 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use vm::{State, VmHandle};
 
-use super::device::Device;
+use super::device;
 use super::exec;
 use super::finale::Finale;
 use super::hub::Hub;
 use super::plug;
-use super::protocol::{self, Answer, Request};
 use crate::console::agent::Agent;
 use crate::status::Status;
 use crate::{console, counters};
+use control::{self as protocol, Answer, Device, Request};
 
 /// How many clients are served at the same time.
 const THREADS: usize = 16;
@@ -144,8 +144,8 @@ impl Server {
     }
 
     fn plug(&self, device: Device, files: Vec<OwnedFd>) -> Answer {
-        let attachment =
-            device.attachment(files).map_err(|error| format!("it cannot take the device: {error:#}"))?;
+        let attachment = device::attachment(device, files)
+            .map_err(|error| format!("it cannot take the device: {error:#}"))?;
         let slot = self.vm.plug(attachment).map_err(|error| error.to_string())?;
         Ok(slot.to_string().into())
     }

@@ -11,8 +11,8 @@ use super::client;
 use super::commands::refused;
 use super::home::{Registry, Vm};
 use super::list::table;
-use super::protocol::Request;
 use crate::status::Status;
+use control::Request;
 
 /// How long is looked for what happens in a second.
 const PERIOD: Duration = Duration::from_secs(1);

@@ -12,6 +12,7 @@
 //! Nothing here depends on time, on addresses of the host or on an earlier input, so an input that fails fails again.
 
 mod board;
+mod control_socket;
 mod cpu_state;
 mod device_ops;
 mod devices;
@@ -46,7 +47,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "interp_code", max_len: 1024, body: interp_code::run },
     Target { name: "lockstep_code", max_len: 1024, body: interp_code::run_in_lockstep },
     Target { name: "page_tables", max_len: 1024, body: page_tables::run },
@@ -59,6 +60,7 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "virtio_driver", max_len: 4096, body: virtio_driver::run },
     Target { name: "nvme_driver", max_len: 4096, body: nvme_driver::run },
     Target { name: "native_unit", max_len: 512, body: native_unit::run },
+    Target { name: "control_socket", max_len: 4096, body: control_socket::run },
     Target { name: "specs", max_len: 512, body: specs::run },
     Target { name: "user_net", max_len: 4096, body: user_net::run },
 ];

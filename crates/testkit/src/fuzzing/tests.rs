@@ -56,6 +56,7 @@ regressions! {
     virtio_driver: 400,
     native_unit: 400,
     nvme_driver: 300,
+    control_socket: 400,
     specs: 400,
     user_net: 400,
 }

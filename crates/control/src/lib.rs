@@ -11,29 +11,31 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::device::Device;
+pub use device::{Device, ImageFile};
+
+mod device;
 
 /// The version of all this.
-pub(crate) const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// The longest line.
-pub(crate) const LONGEST_LINE: usize = 1 << 20;
+pub const LONGEST_LINE: usize = 1 << 20;
 /// The most bytes in a frame.
-pub(crate) const LARGEST_FRAME: usize = 64 << 10;
+pub const LARGEST_FRAME: usize = 64 << 10;
 
 /// A request with its version.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Envelope {
+pub struct Envelope {
     /// [`VERSION`].
-    pub(crate) version: u32,
+    pub version: u32,
     /// What is asked for.
     #[serde(flatten)]
-    pub(crate) request: Request,
+    pub request: Request,
 }
 
 /// What can be asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
-pub(crate) enum Request {
+pub enum Request {
     /// `"running"` or `"paused"`.
     State,
     /// What was counted.
@@ -71,7 +73,7 @@ pub(crate) enum Request {
     Listens,
     /// Run a command in the guest; the answer says that it runs.
     Exec {
-        /// What and how, as [`init::Settings`] are encoded.
+        /// What and how, as the guest's init encodes it.
         settings: Vec<u8>,
     },
     /// Attach to the console; the answer says whether it takes input.
@@ -82,7 +84,7 @@ pub(crate) enum Request {
 }
 
 /// An answer.
-pub(crate) type Answer = Result<Value, String>;
+pub type Answer = Result<Value, String>;
 
 /// An answer as it is sent.
 #[derive(Serialize, Deserialize)]
@@ -120,7 +122,7 @@ fn read_line(from: &mut impl Read, longest: usize) -> io::Result<Vec<u8>> {
 }
 
 /// Whether a request fits into a line.
-pub(crate) fn fits(request: &Request) -> bool {
+pub fn fits(request: &Request) -> bool {
     let envelope = Envelope { version: VERSION, request: request.clone() };
     serde_json::to_vec(&envelope).is_ok_and(|line| line.len() <= LONGEST_LINE)
 }
@@ -129,7 +131,7 @@ pub(crate) fn fits(request: &Request) -> bool {
 ///
 /// # Errors
 /// If nobody takes it.
-pub(crate) fn ask(to: &mut impl Write, request: Request) -> io::Result<()> {
+pub fn ask(to: &mut impl Write, request: Request) -> io::Result<()> {
     send_line(to, &Envelope { version: VERSION, request })
 }
 
@@ -137,7 +139,7 @@ pub(crate) fn ask(to: &mut impl Write, request: Request) -> io::Result<()> {
 ///
 /// # Errors
 /// If it cannot be read.
-pub(crate) fn read_request(from: &mut impl Read) -> io::Result<Result<Request, String>> {
+pub fn read_request(from: &mut impl Read) -> io::Result<Result<Request, String>> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -160,7 +162,7 @@ pub(crate) fn read_request(from: &mut impl Read) -> io::Result<Result<Request, S
 ///
 /// # Errors
 /// If nobody takes it.
-pub(crate) fn answer(to: &mut impl Write, answer: Answer) -> io::Result<()> {
+pub fn answer(to: &mut impl Write, answer: Answer) -> io::Result<()> {
     send_line(to, &answer.map_or_else(Sent::Error, Sent::Ok))
 }
 
@@ -168,7 +170,7 @@ pub(crate) fn answer(to: &mut impl Write, answer: Answer) -> io::Result<()> {
 ///
 /// # Errors
 /// If there is none.
-pub(crate) fn read_answer(from: &mut impl Read) -> io::Result<Answer> {
+pub fn read_answer(from: &mut impl Read) -> io::Result<Answer> {
     let line = read_line(from, LONGEST_LINE)?;
     Ok(match serde_json::from_slice(&line)? {
         Sent::Ok(value) => Ok(value),
@@ -178,7 +180,7 @@ pub(crate) fn read_answer(from: &mut impl Read) -> io::Result<Answer> {
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Typed bytes, to the VM.
     Input,
     /// There are no more of them.
@@ -201,7 +203,7 @@ impl Kind {
 ///
 /// # Errors
 /// If nobody takes them.
-pub(crate) fn send_frames(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::Result<()> {
+pub fn send_frames(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::Result<()> {
     let parts = bytes.chunks(LARGEST_FRAME);
     for part in parts.chain(bytes.is_empty().then_some(bytes)) {
         let mut frame = Vec::with_capacity(part.len() + 5);
@@ -217,7 +219,7 @@ pub(crate) fn send_frames(to: &mut impl Write, kind: Kind, bytes: &[u8]) -> io::
 ///
 /// # Errors
 /// If it is no frame, or too large.
-pub(crate) fn read_frame(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
+pub fn read_frame(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
     let mut kind = [0];
     loop {
         match from.read(&mut kind) {
