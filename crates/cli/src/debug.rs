@@ -30,6 +30,7 @@ fn block(args: &BlockArgs) -> Result<String> {
         host: HostFeatures { bmi2: host::cpu::has_bmi2() },
         seed: 0,
         check: None,
+        lodgers: true,
     };
     let listing = translate::side_by_side(&source, args.at);
     listing.context("the first instruction does not lie in its page as a whole: the interpreter executes it")

@@ -60,11 +60,21 @@ pub struct Options {
     pub finds_code: bool,
     /// Watch no code: all blocks check themselves.
     pub checking: bool,
+    /// Whether guest registers that live in memory may lodge elsewhere while a loop runs, all of whose turns are one stretch
+    /// of translated code then.
+    pub lodgers: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, perf_map: false, repeatable: false, finds_code: true, checking: false }
+        Self {
+            code_cache: 64 << 20,
+            perf_map: false,
+            repeatable: false,
+            finds_code: true,
+            checking: false,
+            lodgers: true,
+        }
     }
 }
 

@@ -75,6 +75,7 @@ pub struct BtVcpu {
     /// As in [`Options`].
     repeatable: bool,
     checking: bool,
+    lodgers: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -136,6 +137,7 @@ impl BtVcpu {
             names,
             repeatable: options.repeatable,
             checking: options.checking,
+            lodgers: options.lodgers,
             failure: None,
         };
         vcpu.prepare_context();
@@ -434,7 +436,16 @@ impl BtVcpu {
         };
         let seed = low32(self.cache.stats.blocks);
         let (offset, mode) = (key.offset, key.mode);
-        let source = Source { code, offset, mode, offered: &offered, host: self.host, seed, check };
+        let source = Source {
+            code,
+            offset,
+            mode,
+            offered: &offered,
+            host: self.host,
+            seed,
+            check,
+            lodgers: self.lodgers,
+        };
         self.translator.translate(&source)
     }
 

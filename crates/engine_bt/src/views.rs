@@ -191,15 +191,15 @@ impl TlbBook {
             self.clear_slot(base, slot as usize);
         }
         // Those of private pages are among them.
-        self.drop_anchors(base, |anchor, _| self.slot_of(base, anchor).is_none());
+        self.drop_anchors(base, |anchor, write| self.slot_of(base, anchor, write).is_none());
     }
 
     /// The slot that an anchor is a copy of, if that has not been given to another page.
-    fn slot_of(&self, base: *mut u8, anchor: &Anchor) -> Option<usize> {
+    fn slot_of(&self, base: *mut u8, anchor: &Anchor, write: bool) -> Option<usize> {
         let slot = tlb_slot(self.table, anchor.page);
         let entry = self.read(base, slot);
-        let same = entry.base == anchor.base && (entry.read == anchor.page || entry.write == anchor.page);
-        same.then_some(slot)
+        let page = if write { entry.write } else { entry.read };
+        (entry.base == anchor.base && page == anchor.page).then_some(slot)
     }
 
     fn frame(&self, slot: usize) -> Gfn {
@@ -207,9 +207,9 @@ impl TlbBook {
     }
 
     /// The guest frame that an anchor leads to; of one that is only read it may have been forgotten.
-    fn frame_of(&self, base: *mut u8, anchor: &Anchor) -> Option<Gfn> {
+    fn frame_of(&self, base: *mut u8, anchor: &Anchor, write: bool) -> Option<Gfn> {
         let written = || self.writers.get(&anchor.base).map(|writer| writer.frame);
-        self.slot_of(base, anchor).map(|slot| self.frame(slot)).or_else(written)
+        self.slot_of(base, anchor, write).map(|slot| self.frame(slot)).or_else(written)
     }
 
     fn is_touched(&self, slot: usize) -> bool {
@@ -280,7 +280,7 @@ impl TlbBook {
     /// Drops translations that lead to one of these guest frames, which ascend, after `report` has heard of writable ones.
     fn drop_frames(&self, base: *mut u8, frames: &[Gfn], mut report: impl FnMut(Gfn)) {
         let concerned = |frame: Gfn| frames.binary_search(&frame).is_ok();
-        self.drop_anchors(base, |anchor, write| match self.frame_of(base, anchor) {
+        self.drop_anchors(base, |anchor, write| match self.frame_of(base, anchor, write) {
             Some(frame) if concerned(frame) => {
                 if write {
                     report(frame);

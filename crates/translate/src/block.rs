@@ -120,6 +120,8 @@ pub struct Source<'a> {
     pub seed: u32,
     /// How the block checks itself, if it has to.
     pub check: Option<&'a SelfCheck>,
+    /// Whether a loop may have lodgers, whose turns follow each other within the block: see [`crate`]'s `lodgers`.
+    pub lodgers: bool,
 }
 
 /// How a block checks itself: the code may change without anybody being told. See [`crate`]'s `self_check`.

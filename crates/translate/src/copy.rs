@@ -176,12 +176,14 @@ fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Pl
     Ok(())
 }
 
-/// The register that a memory operand is relative to, if it is that and a constant and nothing has to be loaded for it.
+/// The register that a memory operand is relative to, if it is that and a constant and nothing has to be loaded for it. Two
+/// registers may take a prefix that instructions with AH and its like have no room for.
 fn based(e: &Emitter<'_>, insn: &Instruction) -> Option<Gpr> {
     let elsewhere = matches!(insn.memory_segment(), Register::FS | Register::GS);
     let alone = insn.memory_base().is_gpr64() && insn.memory_index() == Register::None;
     let base = Gpr::of(insn.memory_base()).filter(|base| base.home().is_some());
-    base.filter(|_| alone && !elsewhere && !e.streaming && !e.is_compat())
+    let high = (0..insn.op_count()).any(|i| is_high_byte(insn.op_register(i)));
+    base.filter(|_| alone && !elsewhere && !high && !e.streaming && !e.is_compat())
 }
 
 /// The memory operand's host address or, if it is relative to a register, the displacement, in the scratch register that the
@@ -380,4 +382,26 @@ pub(crate) fn lea(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     e.effective_address_in(to, bytes, insn)?;
     e.write(guest, to);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::listing::{exits, text};
+    use crate::{Exit, Mode};
+
+    #[test]
+    fn an_access_by_a_register_and_a_constant_has_the_displacement_as_its_index() {
+        // mov rbx, [rdx+8]
+        let listing = text(Mode::USER, &[0x48, 0x8b, 0x5a, 0x08]);
+        assert!(listing.iter().any(|line| line == "mov rbx,[rdx+rcx+8]"), "{listing:#?}");
+    }
+
+    #[test]
+    fn high_bytes_have_no_room_for_a_second_register() {
+        // mov [rsp+1], ah; mov [rax+1], ch; add dh, [rcx]
+        for bytes in [&[0x88, 0x64, 0x24, 0x01][..], &[0x88, 0x68, 0x01], &[0x02, 0x31]] {
+            let exits = exits(Mode::USER, bytes);
+            assert!(!exits.contains(&Exit::Interpret), "{bytes:02x?}: {exits:?}");
+        }
+    }
 }

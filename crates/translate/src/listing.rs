@@ -12,7 +12,16 @@ pub(crate) fn block(mode: Mode, bytes: &[u8]) -> Block {
     let mut code = bytes.to_vec();
     code.push(0xf4);
     let host = HostFeatures { bmi2: true };
-    let source = Source { code: &code, offset: AT, mode, offered: &|_| true, host, seed: 0, check: None };
+    let source = Source {
+        code: &code,
+        offset: AT,
+        mode,
+        offered: &|_| true,
+        host,
+        seed: 0,
+        check: None,
+        lodgers: true,
+    };
     Translator::default().translate(&source).unwrap()
 }
 

@@ -40,8 +40,9 @@ pub(crate) struct Lodgers(Vec<Lodger>);
 impl Lodgers {
     /// Those of a run of instructions; none unless it is a loop whose translation can be renamed.
     pub(crate) fn find(run: &[Instruction], source: &Source<'_>) -> Self {
-        let plainly = source.check.is_none() && !source.mode.has(Mode::COMPAT);
-        if !plainly || !is_simple_loop(run) {
+        // After a turn of a plain translation the other one is to have another try.
+        let odd = [Mode::COMPAT, Mode::PLAIN].into_iter().any(|bit| source.mode.has(bit));
+        if !source.lodgers || source.check.is_some() || odd || !is_simple_loop(run) {
             return Self::default();
         }
         let uses = uses(run);
@@ -188,15 +189,26 @@ mod tests {
 
     #[test]
     fn loops_that_leave_nobody_alone_or_do_more_have_no_lodgers() {
-        let lodgers = |bytes: &[u8]| {
-            let (mode, offered) = (Mode::USER, |_: &Instruction| true);
+        let of = |mode: Mode, lodgers: bool, bytes: &[u8]| {
+            let offered = |_: &Instruction| true;
             let run: Vec<_> = mode.decoder(bytes, 0).iter().collect();
             let host = crate::HostFeatures { bmi2: true };
-            let source =
-                Source { code: bytes, offset: 0, mode, offered: &offered, host, seed: 0, check: None };
+            let source = Source {
+                code: bytes,
+                offset: 0,
+                mode,
+                offered: &offered,
+                host,
+                seed: 0,
+                check: None,
+                lodgers,
+            };
             Lodgers::find(&run, &source).0.len()
         };
+        let lodgers = |bytes: &[u8]| of(Mode::USER, true, bytes);
         assert_eq!(lodgers(&LOOP), 2);
+        assert_eq!(of(Mode::USER, false, &LOOP), 0);
+        assert_eq!(of(Mode::USER.with(Mode::PLAIN, true), true, &LOOP), 0);
         // A call in it; a jump to elsewhere at its end; too few uses.
         assert_eq!(lodgers(&[&[0xe8, 0, 0, 0, 0], &LOOP[..16], &[0xea]].concat()), 0);
         assert_eq!(lodgers(&[&LOOP[..16], &[0xf2]].concat()), 0);

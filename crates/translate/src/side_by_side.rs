@@ -159,6 +159,7 @@ mod tests {
             host: HostFeatures::default(),
             seed: 0,
             check: None,
+            lodgers: true,
         };
         let text = side_by_side(&source, 0x40_1000).unwrap();
         assert!(text.starts_with("3 guest instructions, 8 bytes; "), "{text}");

@@ -131,6 +131,7 @@ impl Lockstep {
             repeatable: true,
             // A single block ends where it leaves.
             finds_code: self.closeness.chained,
+            lodgers: self.closeness.chained,
             checking: self.closeness.checking,
             ..Options::default()
         };
