@@ -88,7 +88,7 @@ pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     {
         return Ok(());
     }
-    let based = based(e, &general).filter(|_| has_memory).map(Shape::Based);
+    let based = if has_memory { based(e, &general).map(Shape::Based) } else { None };
     let based = based.and_then(|shape| plan(e, &general, Some(shape), effect).ok());
     let plan = match based {
         Some(plan) => plan,

@@ -74,9 +74,11 @@ fn block(source: &Source<'_>, tools: &mut Tools, run: &[Instruction], form: Form
         block.entry_jump = block.entry_memory;
     }
     let lodgers = Lodgers::find(run, source);
-    let renamed = lodgers.renamed(run);
-    let run = renamed.as_slice();
+    let renamed;
+    let mut run = run;
     if !lodgers.is_empty() {
+        renamed = lodgers.renamed(run);
+        run = &renamed;
         e.lodgers = lodgers;
         e.let_in();
         e.head = Some(Head::here(&e));

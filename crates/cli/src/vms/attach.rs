@@ -17,7 +17,7 @@ use super::home::Registry;
 use crate::console::terminal::{self, RawMode};
 use crate::message;
 use crate::status::Status;
-use control::{self as protocol, Kind, Request};
+use control::{self, Kind, Request};
 
 /// The keys that leave, as docker has them: Ctrl-P, Ctrl-Q.
 const LEAVE: [u8; 2] = [0x10, 0x11];
@@ -89,7 +89,7 @@ pub(super) fn converse(mut stream: UnixStream, interactive: bool, input: Input) 
             .context("the host gives no thread")?;
     } else {
         // What has ended by now needs no input.
-        let _ = protocol::send_frames(&mut stream, Kind::InputEnd, &[]);
+        let _ = control::send_frames(&mut stream, Kind::InputEnd, &[]);
     }
     let end = show(&mut stream);
     drop(raw);
@@ -109,7 +109,7 @@ pub(super) fn converse(mut stream: UnixStream, interactive: bool, input: Input) 
 /// Prints what the VM prints; its status, if it ends.
 fn show(stream: &mut UnixStream) -> io::Result<Option<u8>> {
     loop {
-        match protocol::read_frame(stream) {
+        match control::read_frame(stream) {
             Ok(Some((Kind::Output, bytes))) => {
                 stdout().write_all(&bytes).and_then(|()| stdout().flush())?;
             }
@@ -134,7 +134,7 @@ fn send_input(mut stream: UnixStream, interactive: bool, left: &AtomicBool) {
             Err(_) => break,
         };
         let (bytes, leaves) = if interactive { keys.take(typed) } else { (typed.to_vec(), false) };
-        if !bytes.is_empty() && protocol::send_frames(&mut stream, Kind::Input, &bytes).is_err() {
+        if !bytes.is_empty() && control::send_frames(&mut stream, Kind::Input, &bytes).is_err() {
             return;
         }
         if leaves {
@@ -143,7 +143,7 @@ fn send_input(mut stream: UnixStream, interactive: bool, left: &AtomicBool) {
             return;
         }
     }
-    let _ = protocol::send_frames(&mut stream, Kind::InputEnd, &[]);
+    let _ = control::send_frames(&mut stream, Kind::InputEnd, &[]);
 }
 
 /// Looks for the keys that leave.
@@ -184,7 +184,7 @@ fn follow_size(mut stream: UnixStream) -> io::Result<()> {
                 terminal::restore();
                 process::exit(i32::from(Status::signal(signal).0));
             }
-            let _ = protocol::send_frames(&mut stream, Kind::Size, &encode_size(terminal::size()));
+            let _ = control::send_frames(&mut stream, Kind::Size, &encode_size(terminal::size()));
         }
     })?;
     Ok(())

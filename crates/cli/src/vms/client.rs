@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::home::Vm;
-use control::{self as protocol, Request};
+use control::{self, Request};
 
 /// How long a VM may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ pub(super) fn ask(vm: &Vm, request: Request) -> Result<Value> {
 /// If the VM has ended.
 pub(super) fn connect(vm: &Vm, request: Request) -> Result<UnixStream> {
     let mut stream = vm.connect()?;
-    protocol::ask(&mut stream, request).with_context(|| unanswered(vm))?;
+    control::ask(&mut stream, request).with_context(|| unanswered(vm))?;
     Ok(stream)
 }
 
@@ -40,7 +40,7 @@ pub(super) fn connect(vm: &Vm, request: Request) -> Result<UnixStream> {
 /// # Errors
 /// If there is none, or it is a refusal.
 pub(super) fn answer(vm: &Vm, stream: &mut UnixStream) -> Result<Value> {
-    protocol::read_answer(stream)
+    control::read_answer(stream)
         .with_context(|| unanswered(vm))?
         .map_err(|why| anyhow!("the VM '{}': {why}", vm.description.name))
 }
@@ -70,7 +70,7 @@ impl<'a> Waiter<'a> {
     /// If its process died without a word.
     pub(super) fn status(&mut self, limit: Option<Duration>) -> Result<Option<u8>> {
         self.stream.set_read_timeout(limit)?;
-        match protocol::read_answer(&mut self.stream) {
+        match control::read_answer(&mut self.stream) {
             Ok(Ok(status)) => {
                 let status = status.as_u64().and_then(|status| status.try_into().ok());
                 Ok(Some(status.with_context(|| unanswered(self.vm))?))

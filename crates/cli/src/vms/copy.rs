@@ -17,7 +17,7 @@ use super::exec;
 use super::home::{Registry, Vm};
 use crate::message;
 use crate::status::Status;
-use control::{self as protocol, Kind};
+use control::{self, Kind};
 
 /// Permissions that a file from a guest may have: none that make whoever runs it another user.
 const HARMLESS: u32 = 0o777;
@@ -100,7 +100,7 @@ impl Read for Far {
             if read > 0 || to.is_empty() || self.status.is_some() {
                 return Ok(read);
             }
-            match protocol::read_frame(&mut self.stream)? {
+            match control::read_frame(&mut self.stream)? {
                 Some((Kind::Output, bytes)) => self.said = io::Cursor::new(bytes),
                 Some((Kind::Error, bytes)) => stderr().write_all(&bytes)?,
                 Some((Kind::End, bytes)) => self.status = bytes.first().copied().or(Some(Status::KILLED.0)),
@@ -113,7 +113,7 @@ impl Read for Far {
 /// Its standard input.
 impl Write for Far {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        protocol::send_frames(&mut self.stream, Kind::Input, bytes).map(|()| bytes.len())
+        control::send_frames(&mut self.stream, Kind::Input, bytes).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -124,7 +124,7 @@ impl Write for Far {
 fn from_guest(vm: &str, path: &Path, target: &Path) -> Result<Status> {
     let mut far = Far::start(vm, Copying::Pack, path)?;
     // Who has ended by now needs no input.
-    let _ = protocol::send_frames(&mut far.stream, Kind::InputEnd, &[]);
+    let _ = control::send_frames(&mut far.stream, Kind::InputEnd, &[]);
     let copied = if target == Path::new(ARCHIVE) {
         io::copy(&mut far, &mut stdout().lock())
             .map(drop)
@@ -159,7 +159,7 @@ fn to_guest(source: &Path, vm: &str, path: &Path) -> Result<Status> {
         Err(error) if !matches!(error, CopyError::CutShort(_)) => Err(error.into()),
         // Who has ended before all was sent says why.
         _ => {
-            let _ = protocol::send_frames(&mut far.stream, Kind::InputEnd, &[]);
+            let _ = control::send_frames(&mut far.stream, Kind::InputEnd, &[]);
             far.end().context("the copy was cut short")
         }
     }

@@ -20,7 +20,7 @@ use super::home::{Registry, Vm};
 use crate::console::agent::{Agent, Said, Session};
 use crate::console::terminal;
 use crate::status::Status;
-use control::{self as protocol, Kind, Request};
+use control::{self, Kind, Request};
 
 /// How many commands may run at a time.
 pub(super) const MOST: usize = 8;
@@ -63,7 +63,7 @@ pub(crate) fn run(args: ExecArgs) -> Result<Status> {
 pub(super) fn begin(vm: &Vm, settings: &Settings, patience: Duration) -> Result<UnixStream> {
     let request = Request::Exec { settings: settings.encode() };
     ensure!(
-        protocol::fits(&request),
+        control::fits(&request),
         "the command and its environment are too long: put some of it into a file, and that into the guest with 'umbra cp'"
     );
     let deadline = Instant::now() + patience;
@@ -116,7 +116,7 @@ impl Desk {
         let served = if others < MOST {
             self.attend(stream, settings)
         } else {
-            protocol::answer(stream, Err(format!("{MOST} commands run in its guest already")))
+            control::answer(stream, Err(format!("{MOST} commands run in its guest already")))
         };
         self.running.fetch_sub(1, Ordering::Relaxed);
         served
@@ -125,7 +125,7 @@ impl Desk {
     fn attend(&self, stream: &mut UnixStream, settings: &[u8]) -> io::Result<()> {
         let session = match self.agent.open(settings) {
             Ok(session) => session,
-            Err(why) => return protocol::answer(stream, Err(why)),
+            Err(why) => return control::answer(stream, Err(why)),
         };
         let mut listens = self.greet(stream, &session).is_ok();
         if !listens {
@@ -139,7 +139,7 @@ impl Desk {
                 Said::Lost => (Kind::End, vec![Status::KILLED.0]),
             };
             // A client that has gone takes nothing from the command, which waits if nobody hears it.
-            listens = listens && protocol::send_frames(stream, kind, &bytes).is_ok();
+            listens = listens && control::send_frames(stream, kind, &bytes).is_ok();
             if kind == Kind::End {
                 return stream.shutdown(std::net::Shutdown::Both);
             }
@@ -149,7 +149,7 @@ impl Desk {
 
     /// Says that the command runs, and lets the client's input come.
     fn greet(&self, stream: &mut UnixStream, session: &Arc<Session>) -> io::Result<()> {
-        protocol::answer(stream, Ok(serde_json::Value::Null))?;
+        control::answer(stream, Ok(serde_json::Value::Null))?;
         stream.set_read_timeout(None)?;
         stream.set_write_timeout(None)?;
         self.typists.send((session.clone(), stream.try_clone()?)).map_err(io::Error::other)
@@ -167,7 +167,7 @@ fn type_for_all(agent: &Agent, waiting: &Mutex<Receiver<Typing>>) {
 
 /// Passes a client's input on until he has no more, or has left.
 fn pass_input(agent: &Agent, session: &Session, from: &mut UnixStream) {
-    while let Ok(Some((kind, bytes))) = protocol::read_frame(from) {
+    while let Ok(Some((kind, bytes))) = control::read_frame(from) {
         match (kind, bytes.as_slice()) {
             (Kind::Input, typed) if agent.input(session, typed) => {}
             (Kind::InputEnd, _) => agent.input_end(session),

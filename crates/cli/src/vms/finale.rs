@@ -8,7 +8,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use crate::status::Status;
-use control as protocol;
 
 /// How many may wait.
 const MOST: usize = 256;
@@ -59,7 +58,7 @@ impl Finale {
 fn tell(mut stream: UnixStream, status: Status) {
     // Who has left needs not know.
     let _ = stream.set_write_timeout(Some(PATIENCE));
-    let _ = protocol::answer(&mut stream, Ok(json!(status.0)));
+    let _ = control::answer(&mut stream, Ok(json!(status.0)));
 }
 
 /// Whether nobody is at the other end any more.
@@ -85,7 +84,7 @@ mod tests {
         // And who comes too late.
         near.push(wait(&finale).unwrap());
         for mut stream in near {
-            assert_eq!(protocol::read_answer(&mut stream).unwrap(), Ok(json!(4)));
+            assert_eq!(control::read_answer(&mut stream).unwrap(), Ok(json!(4)));
         }
     }
 

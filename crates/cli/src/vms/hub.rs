@@ -16,7 +16,7 @@ use vm::{SerialInput, SerialSink};
 use super::log::Writer;
 use crate::console::{LineEnds, size_line};
 use crate::status::Status;
-use control::{self as protocol, Kind};
+use control::{self, Kind};
 
 /// How long a guest waits for somebody attached.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ impl Hub {
         // A host without room loses the log, not the guest.
         let _ = state.log.write(kind, bytes);
         state.attached.retain_mut(|(_, stream)| {
-            let taken = protocol::send_frames(stream, kind, bytes).is_ok();
+            let taken = control::send_frames(stream, kind, bytes).is_ok();
             if !taken {
                 let _ = stream.shutdown(Shutdown::Both);
             }
@@ -90,7 +90,7 @@ impl Hub {
             let mut state = self.lock();
             if state.attending >= Self::MOST_ATTACHED {
                 let why = format!("{} others are attached to its console", Self::MOST_ATTACHED);
-                return protocol::answer(stream, Err(why));
+                return control::answer(stream, Err(why));
             }
             state.attending += 1;
             state.input.is_some()
@@ -104,7 +104,7 @@ impl Hub {
         let number = {
             // What is printed meanwhile comes after the answer.
             let mut state = self.lock();
-            protocol::answer(stream, Ok(serde_json::json!({ "input": takes_input })))?;
+            control::answer(stream, Ok(serde_json::json!({ "input": takes_input })))?;
             let number = state.next;
             state.next += 1;
             state.attached.push((number, stream.try_clone()?));
@@ -121,7 +121,7 @@ impl Hub {
     /// Takes what somebody types.
     fn listen(&self, stream: &mut UnixStream) -> io::Result<()> {
         stream.set_read_timeout(None)?;
-        while let Some((kind, bytes)) = protocol::read_frame(stream)? {
+        while let Some((kind, bytes)) = control::read_frame(stream)? {
             match (kind, bytes.as_slice()) {
                 (Kind::Input, typed) => {
                     let input = self.lock().input.clone();
@@ -150,7 +150,7 @@ impl Hub {
     /// Tells everybody how the VM ended.
     pub(super) fn end(&self, status: Status) {
         for (_, mut stream) in self.lock().attached.drain(..) {
-            let _ = protocol::send_frames(&mut stream, Kind::End, &[status.0]);
+            let _ = control::send_frames(&mut stream, Kind::End, &[status.0]);
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -196,14 +196,14 @@ mod tests {
         let (mut near, mut far) = UnixStream::pair().unwrap();
         let attached = hub.clone();
         let listener = std::thread::spawn(move || attached.attach(&mut far, None));
-        let answer = protocol::read_answer(&mut near).unwrap().unwrap();
+        let answer = control::read_answer(&mut near).unwrap().unwrap();
         assert_eq!(answer["input"], false);
         while hub.lock().attached.is_empty() {
             std::thread::yield_now();
         }
         HubSink::output(hub.clone()).write(b"hello");
         hub.end(Status(5));
-        let mut next = || protocol::read_frame(&mut near).unwrap();
+        let mut next = || control::read_frame(&mut near).unwrap();
         assert_eq!(next(), Some((Kind::Output, b"hello".to_vec())));
         assert_eq!(next(), Some((Kind::End, vec![5])));
         assert_eq!(next(), None);
@@ -218,7 +218,7 @@ mod tests {
             let (mut near, mut far) = UnixStream::pair().unwrap();
             std::thread::scope(|scope| {
                 let attached = scope.spawn(|| hub.attach(&mut far, None));
-                let answer = protocol::read_answer(&mut near).unwrap();
+                let answer = control::read_answer(&mut near).unwrap();
                 drop(near);
                 attached.join().unwrap().unwrap();
                 answer

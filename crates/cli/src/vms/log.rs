@@ -7,7 +7,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use control::{self as protocol, Kind};
+use control::{self, Kind};
 
 /// The newer file.
 pub(super) const NEW: &str = "log";
@@ -42,7 +42,7 @@ impl Writer {
             *self = Self::create(&self.directory)?;
         }
         let written =
-            protocol::send_frames(&mut self.file, kind, bytes).and_then(|()| self.file.stream_position());
+            control::send_frames(&mut self.file, kind, bytes).and_then(|()| self.file.stream_position());
         // Behind half a frame nobody finds the next one: that goes into a new file.
         self.len = *written.as_ref().unwrap_or(&LONGEST);
         written.map(drop)
@@ -94,7 +94,7 @@ impl Reader {
 
     fn next_here(&mut self) -> io::Result<Option<(Kind, Vec<u8>)>> {
         self.file.seek(SeekFrom::Start(self.position))?;
-        match protocol::read_frame(&mut self.file) {
+        match control::read_frame(&mut self.file) {
             Ok(Some(frame)) => {
                 self.position = self.file.stream_position()?;
                 Ok(Some(frame))
@@ -147,7 +147,7 @@ mod tests {
         let mut writer = Writer::create(dir.path()).unwrap();
         let mut reader = Reader::open(dir.path()).unwrap();
         assert!(reader.next().unwrap().is_none());
-        let part = vec![b'x'; protocol::LARGEST_FRAME];
+        let part = vec![b'x'; control::LARGEST_FRAME];
         let frames = 3 * LONGEST / part.len() as u64;
         for number in 0..frames {
             writer.write(Kind::Output, &part).unwrap();
@@ -185,7 +185,7 @@ mod tests {
     fn half_a_frame_is_no_frame_yet() {
         let dir = tempfile::tempdir().unwrap();
         let mut frame = Vec::new();
-        protocol::send_frames(&mut frame, Kind::Output, b"whole").unwrap();
+        control::send_frames(&mut frame, Kind::Output, b"whole").unwrap();
         std::fs::write(dir.path().join(NEW), &frame[..7]).unwrap();
         let mut reader = Reader::open(dir.path()).unwrap();
         assert!(reader.next().unwrap().is_none());

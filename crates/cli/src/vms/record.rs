@@ -10,8 +10,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spec::VmSpec;
 
-use control as protocol;
-
 /// Who a VM is. Does not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Description {
@@ -106,7 +104,7 @@ pub(crate) fn write(path: &Path, record: &impl Serialize) -> Result<()> {
 /// Reads a record; none if it is not there or is none.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let mut text = Vec::new();
-    File::open(path).ok()?.take(protocol::LONGEST_LINE as u64).read_to_end(&mut text).ok()?;
+    File::open(path).ok()?.take(control::LONGEST_LINE as u64).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
 

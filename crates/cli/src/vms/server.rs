@@ -24,7 +24,7 @@ use super::plug;
 use crate::console::agent::Agent;
 use crate::status::Status;
 use crate::{console, counters};
-use control::{self as protocol, Answer, Device, Request};
+use control::{self, Answer, Device, Request};
 
 /// How many clients are served at the same time.
 const THREADS: usize = 16;
@@ -110,7 +110,7 @@ impl Server {
     fn converse(&self, mut stream: UnixStream) -> io::Result<()> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let answer = match protocol::read_request(&mut stream)? {
+        let answer = match control::read_request(&mut stream)? {
             Err(why) => Err(why),
             Ok(Request::Wait) => match self.finale.wait(stream.try_clone()?) {
                 Ok(()) => return Ok(()),
@@ -129,7 +129,7 @@ impl Server {
             },
             Ok(Request::Stop) => {
                 self.power_button();
-                let answered = protocol::answer(&mut stream, Ok(Value::Null));
+                let answered = control::answer(&mut stream, Ok(Value::Null));
                 // A guest that does not read keeps whoever tells it waiting, and nobody else.
                 self.tell();
                 return answered;
@@ -140,7 +140,7 @@ impl Server {
             }
             Ok(request) => self.answer(&request),
         };
-        protocol::answer(&mut stream, answer)
+        control::answer(&mut stream, answer)
     }
 
     fn plug(&self, device: Device, files: Vec<OwnedFd>) -> Answer {
