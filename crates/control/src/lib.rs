@@ -277,7 +277,9 @@ mod tests {
 
     #[test]
     fn answers_come_back() {
-        for given in [Ok(serde_json::json!({"a": [1]})), Err("it is not".to_owned())] {
+        // One whose last digit is lost on the way if it is read in a hurry.
+        let exact = serde_json::json!({"seconds": 14_444_544_444_453.443});
+        for given in [Ok(serde_json::json!({"a": [1]})), Ok(exact), Err("it is not".to_owned())] {
             let mut line = Vec::new();
             answer(&mut line, given.clone()).unwrap();
             assert_eq!(read_answer(&mut &line[..]).unwrap(), given);
