@@ -28,6 +28,7 @@ fn block(args: &BlockArgs) -> Result<String> {
         // Of any CPU model: what the model lacks is left to the interpreter, which raises #UD.
         offered: &|_| true,
         host: HostFeatures { bmi2: host::cpu::has_bmi2() },
+        linear: args.at,
         seed: 0,
         check: None,
         lodgers: true,

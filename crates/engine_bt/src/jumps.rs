@@ -66,9 +66,10 @@ impl JumpBook {
         if self.pages.is_empty() {
             return;
         }
-        for number in 0..GROUPS {
-            // SAFETY: as in `write`, for the group's byte.
-            if unsafe { self.group(base, number).replace(0) } != 0 {
+        for eight in (0..GROUPS).step_by(8) {
+            // SAFETY: as in `write`, for the bytes of eight groups, which begin at a multiple of eight.
+            let used = unsafe { self.group(base, eight).cast::<u64>().replace(0) }.to_le_bytes();
+            for (number, _) in (eight..).zip(used).filter(|&(_, used)| used != 0) {
                 (number * JUMP_GROUP..(number + 1) * JUMP_GROUP).for_each(|slot| self.clear_slot(base, slot));
             }
         }

@@ -382,13 +382,13 @@ impl BtVcpu {
         let (page, beyond) = code.split_at_mut(left);
         self.slow.memory().frames().copy_out(key.mfn, key.offset.into(), page);
         let mut second = None;
-        let mut block = self.translation(key, page, None);
+        let mut block = self.translation(key, page, rip, None);
         if block.is_none() {
             let next = (rip | PAGE_MASK).wrapping_add(1);
             second = self.second_frame(next)?;
             let Some((mfn, _)) = second else { return Ok(None) };
             self.slow.memory().frames().copy_out(mfn, 0, beyond);
-            block = self.translation(key, code, None);
+            block = self.translation(key, code, rip, None);
         }
         let Some(block) = block else { return Ok(None) };
         let length = usize::from(block.guest_bytes);
@@ -428,7 +428,13 @@ impl BtVcpu {
         Ok(self.watch(mfn)?.map(|version| (mfn, version)))
     }
 
-    fn translation(&mut self, key: Key, code: &[u8], check: Option<&SelfCheck>) -> Option<translate::Block> {
+    fn translation(
+        &mut self,
+        key: Key,
+        code: &[u8],
+        rip: u64,
+        check: Option<&SelfCheck>,
+    ) -> Option<translate::Block> {
         let features = *self.slow.features();
         let repeatable = self.repeatable;
         let offered = move |insn: &Instruction| {
@@ -442,6 +448,7 @@ impl BtVcpu {
             mode,
             offered: &offered,
             host: self.host,
+            linear: rip,
             seed,
             check,
             lodgers: self.lodgers,

@@ -187,6 +187,9 @@ impl TlbBook {
     }
 
     fn clear_private(&mut self, base: *mut u8) {
+        if self.private.is_empty() {
+            return;
+        }
         while let Some(slot) = self.private.pop() {
             self.clear_slot(base, slot as usize);
         }

@@ -116,6 +116,8 @@ pub struct Source<'a> {
     pub offered: &'a dyn Fn(&Instruction) -> bool,
     /// The host.
     pub host: HostFeatures,
+    /// The linear address of the first instruction where the block is run first. It may be run at others, too.
+    pub linear: u64,
     /// Any number, another one for each block: spreads what blocks share.
     pub seed: u32,
     /// How the block checks itself, if it has to.

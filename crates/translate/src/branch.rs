@@ -354,9 +354,8 @@ fn indirect_target(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
             e.read_into(Gpr::RAX, guest);
         }
         OpKind::Memory if insn.memory_size().size() == e.mode.word() => {
-            e.linear_address(insn)?;
-            e.check(e.mode.word(), false)?;
-            e.load_word(Gpr::RAX, Place::at(Gpr::RAX));
+            let disp = e.reach_operand(insn, e.mode.word(), false)?;
+            e.load_word(Gpr::RAX, Place { disp, ..Place::at(Gpr::RAX) });
         }
         _ => return Err(Unsupported),
     }
@@ -368,7 +367,7 @@ fn indirect_jump(e: &mut Emitter<'_>, insn: &Instruction) -> Result<Flow> {
     poll_freely(e);
     indirect_target(e, insn)?;
     // Interpreters' dispatch is this: what the jump cache knows is not worth a call.
-    let unknown = probe(&mut e.asm, e.mode.table());
+    let unknown = probe(&mut e.asm, e.mode.table(), e.source.host.bmi2);
     e.asm.op_imm(Op::And, Gpr::RAX, -4096);
     e.asm.gs_store(at::PAGE, Gpr::RAX);
     e.asm.gs_jmp_at(Gpr::RCX, at::jumps(e.mode.table()) + at::JUMP_CODE);

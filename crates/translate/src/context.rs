@@ -32,7 +32,7 @@ pub const JUMPS: usize = 1 << 14;
 /// Bytes of a [`JumpEntry`].
 pub const JUMP_BYTES: usize = 16;
 /// Neighbouring slots of a jump cache that are emptied together.
-pub const JUMP_GROUP: usize = 32;
+pub const JUMP_GROUP: usize = 16;
 /// Pages that code is known to lie in, for each jump cache.
 pub const CODE_PAGES: usize = 1 << 12;
 /// Bytes of a [`CodePage`].
@@ -41,7 +41,9 @@ pub const CODE_PAGE_BYTES: usize = 16;
 pub const SHADOW_BYTES: usize = 1 << 16;
 
 /// Anchors of each TLB: half for reads, half for writes.
-pub const ANCHORS: usize = 256;
+pub const ANCHORS: usize = 1024;
+/// Those of them, from the first on, that belong to places in the code. The others belong to pages that code names by RIP.
+pub const PLACE_ANCHORS: usize = 256;
 /// Bytes of an [`Anchor`].
 pub const ANCHOR_BYTES: usize = 1 << ANCHOR_SHIFT;
 /// Binary logarithm of [`ANCHOR_BYTES`].
@@ -245,6 +247,8 @@ pub struct Anchor {
     pub delta: u64,
     /// For each of [`SPANS`]: one more than the last offset at which so many bytes lie in the page.
     pub limit: [u64; 3],
+    /// One more than the page's linear address, where that is all that has to be compared; zero if it is empty.
+    pub tag: u64,
 }
 
 /// The sizes for which an [`Anchor`] has limits, in bytes.
@@ -263,7 +267,7 @@ pub struct JumpEntry {
 
 impl JumpEntry {
     /// An empty entry for slot 0: its address belongs in another slot.
-    pub const EMPTY_FIRST: Self = Self { address: 1, code: 0 };
+    pub const EMPTY_FIRST: Self = Self { address: 0x10, code: 0 };
 
     /// The empty entry of a slot.
     pub const fn empty(slot: usize) -> Self {
@@ -403,6 +407,8 @@ pub mod at {
     pub const ANCHOR_DELTA: i32 = disp(offset_of!(Anchor, delta));
     /// The first limit.
     pub const ANCHOR_LIMIT: i32 = disp(offset_of!(Anchor, limit));
+    /// The tag.
+    pub const ANCHOR_TAG: i32 = disp(offset_of!(Anchor, tag));
 
     /// Offsets inside a return.
     pub const RETURN_SELECTORS: i32 = disp(offset_of!(Return, selectors));
@@ -468,12 +474,17 @@ pub(crate) const fn tlb_index(table: Table) -> (u8, u32) {
 
 /// The slot of a linear address in a jump cache.
 pub const fn jump_slot(va: u64) -> usize {
-    // Functions begin at multiples of 16: the page number stirs the low bits.
-    x86::bits::index(va ^ va >> JUMP_STIR) & (JUMPS - 1)
+    // Functions begin at multiples of 16: the page number stirs the low bits. What a sum of two shifted addresses costs is three
+    // instructions, and that two neighbours at an even and an odd address share a slot.
+    x86::bits::index((va << JUMP_SPREAD).wrapping_add(va >> JUMP_STIR) >> JUMP_SHIFT) & (JUMPS - 1)
 }
 
-/// How far right an address is shifted to stir its slot number.
-pub(crate) const JUMP_STIR: u8 = 10;
+/// How far left an address is shifted to give its slot's byte offset.
+pub(crate) const JUMP_SPREAD: u8 = 3;
+/// How far right it is shifted to stir that.
+pub(crate) const JUMP_STIR: u8 = 6;
+/// Binary logarithm of [`JUMP_BYTES`].
+pub(crate) const JUMP_SHIFT: u8 = 4;
 
 /// The slot of a page of code.
 pub const fn code_page_slot(va: u64) -> usize {
@@ -496,7 +507,8 @@ pub(crate) const fn gpr_at(register: Gpr) -> i32 {
 const _: () = {
     assert!(size_of::<Context>() <= at::GO as usize);
     assert!(size_of::<TlbEntry>() == ENTRY_BYTES && 1 << ENTRY_SHIFT == ENTRY_BYTES);
-    assert!(size_of::<JumpEntry>() == JUMP_BYTES);
+    assert!(size_of::<JumpEntry>() == JUMP_BYTES && 1 << JUMP_SHIFT == JUMP_BYTES);
+    assert!(jump_slot(JumpEntry::EMPTY_FIRST.address) != 0);
     assert!(size_of::<Anchor>() == ANCHOR_BYTES);
     assert!(size_of::<CodePage>() == CODE_PAGE_BYTES && size_of::<Entrance>() == 16);
     assert!(at::USER_ANCHORS % 4096 == 0);

@@ -17,6 +17,7 @@ use crate::facts::{self, Facts};
 use crate::flags::{Effect, effect};
 use crate::groups::{Group, Key, Member};
 use crate::host::{Gpr, is_high_byte};
+use crate::rip::Literal;
 use crate::steady::Folded;
 
 /// Who holds what while the instruction executes.
@@ -28,8 +29,10 @@ struct Plan {
     base: Option<Gpr>,
     /// How it is scaled, if it is the index of a stream's operand.
     scale: u32,
-    /// The operand's offset in its group's range, if it is a member of another group.
+    /// The operand's offset in its group's range, if it is a member of another group, or in its page.
     offset: i32,
+    /// What it is if it is relative to RIP and shares no check.
+    literal: Option<Literal>,
     /// Guest registers in scratch registers, and how they are used.
     held: [Option<Held>; 2],
 }
@@ -88,7 +91,7 @@ pub(crate) fn copy(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
     {
         return Ok(());
     }
-    let based = if has_memory { based(e, &general).map(Shape::Based) } else { None };
+    let based = if has_memory { by_itself(e, &general) } else { None };
     let based = based.and_then(|shape| plan(e, &general, Some(shape), effect).ok());
     let plan = match based {
         Some(plan) => plan,
@@ -176,6 +179,15 @@ fn execute(e: &mut Emitter<'_>, general: &Instruction, effect: Effect, plan: &Pl
     Ok(())
 }
 
+/// How a memory operand that shares no check is reached, if not by its linear address.
+fn by_itself(e: &Emitter<'_>, insn: &Instruction) -> Option<Shape> {
+    let aligned = |literal: &Literal| {
+        catalogue::alignment_mask(insn).is_none_or(|mask| literal.offset & i32::from(mask) == 0)
+    };
+    let literal = Literal::of(insn).filter(|literal| !e.is_compat() && aligned(literal));
+    literal.map(Shape::Literal).or_else(|| based(e, insn).map(Shape::Based))
+}
+
 /// The register that a memory operand is relative to, if it is that and a constant and nothing has to be loaded for it. Two
 /// registers may take a prefix that instructions with AH and its like have no room for.
 fn based(e: &Emitter<'_>, insn: &Instruction) -> Option<Gpr> {
@@ -194,13 +206,16 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
         return Err(Unsupported);
     }
     e.spare_flags();
+    let write = facts::writes_memory(insn);
+    if let (Some(literal), Some(to)) = (plan.literal, plan.address) {
+        return e.reach_literal(to, literal, bytes, write);
+    }
     e.linear_address(insn)?;
     if let Some(mask) = catalogue::alignment_mask(insn) {
         e.asm.test_low_bits(Gpr::RAX, mask);
         let misaligned = e.asm.jcc(Condition::NOT_EQUAL);
         e.interpret_from(misaligned);
     }
-    let write = facts::writes_memory(insn);
     if plan.base.is_some() {
         return e.check_based(bytes, write);
     }
@@ -217,6 +232,8 @@ enum Shape {
     Single,
     /// Relative to this register.
     Based(Gpr),
+    /// Relative to RIP.
+    Literal(Literal),
     Member(Member),
 }
 
@@ -226,7 +243,7 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
     let high = (0..insn.op_count()).find(|&i| is_high_byte(insn.op_register(i)));
     let mut plan = Plan::default();
     match memory {
-        Some(Shape::Single) => {
+        Some(Shape::Single | Shape::Literal(_)) => {
             // Loading the flags takes RAX for a moment, AH is in no other register.
             let elsewhere = effect.needs && e.form != Form::Dead || high.is_some() || implicit.uses(Gpr::RAX);
             plan.address = Some(if elsewhere { Gpr::RCX } else { Gpr::RAX });
@@ -250,6 +267,9 @@ fn plan(e: &mut Emitter<'_>, insn: &Instruction, memory: Option<Shape>, effect: 
             }
         }
         None => {}
+    }
+    if let Some(Shape::Literal(literal)) = memory {
+        (plan.literal, plan.offset) = (Some(literal), literal.offset);
     }
     for (guest, read, written) in implicit.list() {
         plan.hold(guest, guest, read, written)?;

@@ -27,10 +27,11 @@ use crate::asm::{Asm, Condition, Hole, Op, Place};
 use crate::block::{Block, Exit, Form, Mode, Site, Source, Way};
 use crate::bridge::{FarSide, far_side};
 use crate::compat;
-use crate::context::{ANCHOR_BYTES, ANCHORS, BOUNCE, SPANS, at, gpr_at};
+use crate::context::{ANCHOR_BYTES, BOUNCE, PLACE_ANCHORS, SPANS, at, gpr_at};
 use crate::groups::{Group, Groups, Key, Member};
 use crate::host::Gpr;
 use crate::lodgers::Lodgers;
+use crate::rip::{Literal, Strayed};
 use crate::routines::{self, Across, look_up_operand};
 use crate::survey::Head;
 use crate::x87::X87;
@@ -48,6 +49,8 @@ struct Cold {
     /// What computes the flags, if they are nowhere.
     again: Option<Again>,
     look_up: Option<LookUp>,
+    /// What the look-up is to make of RAX before: it wants the linear address less the anchor's page.
+    literal: Option<Strayed>,
     far: Option<FarSide>,
 }
 
@@ -273,7 +276,7 @@ impl<'a> Emitter<'a> {
     fn leave_by(&mut self, from: Hole, guest: u16, exit: Exit, way: Way) {
         let site = Site { guest, exit, mode: self.mode, at: 0, way };
         let again = self.again.filter(|_| self.form == Form::Again);
-        self.tools.cold.push(Cold { from, site, again, look_up: None, far: None });
+        self.tools.cold.push(Cold { from, site, again, look_up: None, literal: None, far: None });
     }
 
     /// The jump leaves to have the current instruction interpreted. Flags are in memory.
@@ -570,15 +573,29 @@ impl<'a> Emitter<'a> {
         self.asm.gs_op(Op::Sub, Gpr::RAX, anchor + at::ANCHOR_PAGE);
         self.asm.gs_op(Op::Cmp, Gpr::RAX, limit);
         let other = self.asm.jcc(Condition::ABOVE_EQUAL);
+        let across = if self.one_page { Across::Nothing } else { across };
+        self.look_up_from(other, anchor, 4096 - i32::from(bytes), write, exit, across);
+        Ok(())
+    }
+
+    /// The jump goes to a look-up of RAX, a linear address less the anchor's page.
+    fn look_up_from(&mut self, other: Hole, anchor: i32, room: i32, write: bool, exit: Exit, across: Across) {
         let table = self.mode.table();
         let routine = at::ROUTINES + 16 * table as i32 + if write { 8 } else { 0 };
-        let across = if self.one_page { Across::Nothing } else { across };
-        let operand = look_up_operand(table, anchor, 4096 - i32::from(bytes), across);
+        let operand = look_up_operand(table, anchor, room, across);
         self.leave_by(other, self.at, exit, Way::BARE);
         if let Some(cold) = self.tools.cold.last_mut() {
             cold.look_up = Some(LookUp { operand, routine, back: 0 });
         }
-        Ok(())
+    }
+
+    /// The jump goes to a look-up of an operand whose page is not the anchor's, and comes back to where that is loaded.
+    pub(crate) fn stray_from(&mut self, other: Hole, strayed: Strayed, room: i32, write: bool, exit: Exit) {
+        self.look_up_from(other, strayed.anchor, room, write, exit, Across::Nothing);
+        self.come_back();
+        if let Some(cold) = self.tools.cold.last_mut() {
+            cold.literal = Some(strayed);
+        }
     }
 
     fn come_back(&mut self) {
@@ -593,12 +610,13 @@ impl<'a> Emitter<'a> {
     fn new_anchor(&mut self, write: bool) -> i32 {
         self.anchors = self.anchors.wrapping_add(1);
         let number = self.source.seed.wrapping_mul(5).wrapping_add(self.anchors);
-        let half = u32::try_from(ANCHORS / 2).unwrap_or(1);
+        let half = u32::try_from(PLACE_ANCHORS / 2).unwrap_or(1);
         // The first pair is the stack's.
         self.anchor(1 + number % (half - 1), write)
     }
 
-    fn anchor(&self, pair: u32, write: bool) -> i32 {
+    /// The displacement of an anchor of a pair, the one for reads or the one for writes.
+    pub(crate) fn anchor(&self, pair: u32, write: bool) -> i32 {
         let number = pair.cast_signed() * 2 + i32::from(write);
         at::anchors(self.mode.table()) + number * i32::try_from(ANCHOR_BYTES).unwrap_or(0)
     }
@@ -624,9 +642,7 @@ impl<'a> Emitter<'a> {
                 }
                 Key::Stream(_) => return Err(Unsupported),
                 Key::Page(page) => {
-                    self.asm.gs_load(Gpr::RAX, at::PAGE);
-                    self.add(Gpr::RAX, Gpr::RAX, page << 12);
-                    self.reach_pointer(1, group.write)?;
+                    self.reach_page(Gpr::RCX, Literal { page, offset: 0 }, 1, group.write, Exit::Plain);
                 }
             }
             self.asm.gs_store(kept, Gpr::RCX);
@@ -733,6 +749,9 @@ impl<'a> Emitter<'a> {
             let mut site = cold.site;
             self.resume_with_lodgers(&mut site.exit);
             self.asm.land(cold.from);
+            if let Some(strayed) = &cold.literal {
+                strayed.find(&mut self.asm);
+            }
             if let Some(look_up) = &cold.look_up {
                 self.look_up(look_up);
             }

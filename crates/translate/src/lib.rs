@@ -41,6 +41,7 @@ mod listing;
 mod lodgers;
 mod mxcsr;
 mod pause;
+mod rip;
 pub mod routines;
 mod self_check;
 mod side_by_side;

@@ -18,6 +18,7 @@ pub(crate) fn block(mode: Mode, bytes: &[u8]) -> Block {
         mode,
         offered: &|_| true,
         host,
+        linear: 0,
         seed: 0,
         check: None,
         lodgers: true,

@@ -199,6 +199,7 @@ mod tests {
                 mode,
                 offered: &offered,
                 host,
+                linear: 0,
                 seed: 0,
                 check: None,
                 lodgers,

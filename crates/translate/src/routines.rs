@@ -8,7 +8,7 @@
 //! A look-up is called by the cold path of an access whose anchor did not fit, with RAX the linear address less the
 //! anchor's page. Behind the call lie
 //!
-//! - a TEST of EAX with 32 bits that say which anchor it is (low eight), whether the access has to lie in one page (the
+//! - a TEST of EAX with 32 bits that say which anchor it is (low ten), whether the access has to lie in one page (the
 //!   next), whether a copy will do (the next), and how far into its page it may begin (high sixteen), which executes as
 //!   nothing at all;
 //! - a jump back to the access, reached if the TLB has the translation: RAX is the host address then, and the anchor is the
@@ -34,7 +34,7 @@ use crate::asm::{Asm, Condition, Hole, Op, Place};
 use crate::block::{UNFORESEEN, Way};
 use crate::context::{
     ANCHOR_BYTES, ANCHOR_SHIFT, BOUNCE, CODE_PAGE_BYTES, CODE_PAGES, ENTRANCE_STIR, ENTRY_BYTES, JUMP_BYTES,
-    JUMP_GROUP, JUMP_STIR, JUMPS, SHADOW_BYTES, SPANS, Table, at, tlb_index,
+    JUMP_GROUP, JUMP_SHIFT, JUMP_SPREAD, JUMP_STIR, JUMPS, SHADOW_BYTES, SPANS, Table, at, tlb_index,
 };
 use crate::host::Gpr;
 use x86::bits::low32;
@@ -130,7 +130,7 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     asm.load(Gpr::RDX, Gpr::RSP, 0);
     asm.load32(Gpr::RBX, Gpr::RDX, 1);
     asm.op32(Op::Mov, Gpr::RCX, Gpr::RBX);
-    asm.op32_imm(Op::And, Gpr::RCX, 0xff);
+    asm.op32_imm(Op::And, Gpr::RCX, NUMBER);
     asm.shl32(Gpr::RCX, ANCHOR_SHIFT);
     asm.shr(Gpr::RBX, 16);
     let anchor = |field| at::anchors(table) + field;
@@ -143,6 +143,8 @@ fn look_up(asm: &mut Asm, table: Table, tag: i32, bmi2: bool) -> u32 {
     let found = asm.here();
     asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + tag);
     asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_PAGE), Gpr::RBX);
+    asm.lea(Gpr::RBX, Gpr::RBX, 1);
+    asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_TAG), Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RBX, Gpr::RDX, tlb + at::DELTA);
     asm.gs_store_at(Gpr::RCX, anchor(at::ANCHOR_DELTA), Gpr::RBX);
     asm.gs_op_at(Op::Mov, Gpr::RDX, Gpr::RDX, tlb + at::BASE);
@@ -229,21 +231,28 @@ fn bounce(asm: &mut Asm, table: Table) -> Hole {
 }
 
 /// Bit of a look-up's operand: the access may be made to a copy of what it reads.
-const COPY: i32 = 1 << 9;
+const COPY: i32 = 1 << 11;
 
 /// Bit of a look-up's operand: the access has to lie in one page.
-const ONE_PAGE: i32 = 1 << 8;
+const ONE_PAGE: i32 = 1 << 10;
+
+/// Bits of a look-up's operand: the number of the anchor.
+const NUMBER: i32 = (1 << 10) - 1;
+const _: () = assert!(NUMBER as usize + 1 >= crate::context::ANCHORS);
 
 /// Bytes between a look-up's return address and its site.
 const TEST_AND_JUMP: i32 = 10;
 
 /// RCX = the byte offset of RAX's slot in a table's jump cache; jumps away unless the slot is RAX's.
-pub(crate) fn probe(asm: &mut Asm, table: Table) -> Hole {
-    asm.op32(Op::Mov, Gpr::RCX, Gpr::RAX);
-    asm.shr(Gpr::RCX, JUMP_STIR);
-    asm.op32(Op::Xor, Gpr::RCX, Gpr::RAX);
-    asm.op32_imm(Op::And, Gpr::RCX, last(JUMPS));
-    asm.shl32(Gpr::RCX, 4);
+pub(crate) fn probe(asm: &mut Asm, table: Table, bmi2: bool) -> Hole {
+    if bmi2 {
+        asm.rorx(Gpr::RCX, Gpr::RAX, JUMP_STIR);
+    } else {
+        asm.mov(Gpr::RCX, Gpr::RAX);
+        asm.shr(Gpr::RCX, JUMP_STIR);
+    }
+    asm.lea_indexed(true, Gpr::RCX, Some(Gpr::RCX), Gpr::RAX, JUMP_SPREAD, 0);
+    asm.op32_imm(Op::And, Gpr::RCX, last(JUMPS) << JUMP_SHIFT);
     asm.gs_op_at(Op::Cmp, Gpr::RAX, Gpr::RCX, at::jumps(table));
     asm.jcc(Condition::NOT_EQUAL)
 }
@@ -311,7 +320,7 @@ fn caller(asm: &mut Asm, table: Table, bmi2: bool) -> u32 {
 fn finder(asm: &mut Asm, table: Table, bmi2: bool) -> u32 {
     let start = asm.here();
     let jumps = at::jumps(table);
-    let unknown = probe(asm, table);
+    let unknown = probe(asm, table, bmi2);
     let found = asm.here();
     asm.gs_op_at(Op::Mov, Gpr::RCX, Gpr::RCX, jumps + at::JUMP_CODE);
     asm.gs_store(at::TEMP + 8, Gpr::RCX);
@@ -402,5 +411,5 @@ pub(crate) fn look_up_operand(table: Table, anchor: i32, room: i32, across: Acro
         Across::Neighbours => 0,
         Across::Copy => COPY,
     };
-    number & 0xff | across | room << 16
+    number & NUMBER | across | room << 16
 }

@@ -157,6 +157,7 @@ mod tests {
             mode: Mode::new().with(Mode::USER, true),
             offered: &|_| true,
             host: HostFeatures::default(),
+            linear: 0x40_1000,
             seed: 0,
             check: None,
             lodgers: true,

@@ -70,12 +70,11 @@ fn divide(e: &mut Emitter<'_>, insn: &Instruction, signed: bool) -> Result {
     let wide = bytes == 8;
     e.free_flags();
     if insn.op0_kind() == OpKind::Memory {
-        e.linear_address(insn)?;
-        e.check(bytes, false)?;
+        let displacement = e.reach_operand(insn, bytes, false)?;
         if wide {
-            e.asm.load(Gpr::RCX, Gpr::RAX, 0);
+            e.asm.load(Gpr::RCX, Gpr::RAX, displacement);
         } else {
-            e.asm.load32(Gpr::RCX, Gpr::RAX, 0);
+            e.asm.load32(Gpr::RCX, Gpr::RAX, displacement);
         }
     } else {
         let divisor = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;

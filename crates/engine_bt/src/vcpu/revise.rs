@@ -39,7 +39,7 @@ impl BtVcpu {
     ) -> Result<Option<u32>, HostError> {
         let page = self.slow.memory().frames().host_ptr(key.mfn) as u64;
         let check = SelfCheck { page, loose };
-        let Some(mut block) = self.translation(key, code, Some(&check)).filter(|_| page != 0) else {
+        let Some(mut block) = self.translation(key, code, rip, Some(&check)).filter(|_| page != 0) else {
             return Ok(None);
         };
         let fields = std::mem::take(&mut block.fields);
