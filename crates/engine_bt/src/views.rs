@@ -320,7 +320,6 @@ impl TlbBook {
         let mut entry = new;
         if old.base == new.base && (old.read == va & !PAGE_MASK || old.write == va & !PAGE_MASK) {
             // The same page again, for another kind of access.
-            entry.read = if new.read == empty.read { old.read } else { new.read };
             entry.write = if new.write == empty.write { old.write } else { new.write };
         }
         let number = u32::try_from(slot).unwrap_or(0);
@@ -463,9 +462,10 @@ impl Views {
         if cached || host == 0 {
             return false;
         }
-        let (read, write) = if write { (empty.read, page) } else { (page, empty.write) };
+        // A page that may be written may be read.
+        let write = if write { page } else { empty.write };
         // Whoever resumes a block relies on what it has checked before, anchors included.
-        let new = TlbEntry { read, write, base: host, delta: host.wrapping_sub(page) };
+        let new = TlbEntry { read: page, write, base: host, delta: host.wrapping_sub(page) };
         let dropped = book.insert(base, va, new, gfn, resolved);
         self.drops += u64::from(dropped);
         true
