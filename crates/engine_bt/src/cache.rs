@@ -134,8 +134,8 @@ pub(crate) struct Cache {
 
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 4;
-/// What a block takes at least, on average, with what is known about it; the cache is emptied early if it turns out to be less.
-const LEAST: usize = 352;
+/// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
+const LEAST_CODE: usize = 192;
 /// How many sites a block has, on average and roughly.
 const SITES_OF_BLOCK: usize = 5;
 /// JMP rel32.
@@ -148,7 +148,7 @@ const DIVERSION: u32 = 5;
 impl Cache {
     /// Of `bytes` bytes; translated code finds other code by itself if it is `open`.
     pub(crate) fn new(bytes: u64, bmi2: bool, open: bool) -> Result<Self, HostError> {
-        let places = x86::bits::index(bytes) / LEAST;
+        let places = x86::bits::index(bytes) / LEAST_CODE;
         let mut cache = Self {
             code: CodeMemory::new(bytes.max(1 << 20))?,
             used: 0,
@@ -211,10 +211,9 @@ impl Cache {
         self.stats.flushes += 1;
     }
 
-    /// Whether a block of `bytes` bytes of code has room, with what has to be known about it.
+    /// Whether a block of `bytes` bytes of code has room.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        let known = self.blocks.len() * size_of::<Placed>() + self.sites.bytes() + self.index.bytes();
-        self.used + bytes + ALIGNMENT + known <= self.code.len() && self.index.has_room()
+        self.used + bytes + ALIGNMENT <= self.code.len() && self.index.has_room()
     }
 
     pub(crate) fn find(&self, key: Key) -> Option<u32> {

@@ -50,7 +50,7 @@ const CHECKING: &str = "bt-checking";
 /// How the engine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes of the code cache of each vCPU: of its code, and of what has to be known about its blocks.
+    /// Bytes of the code cache of each vCPU.
     pub code_cache: u64,
     /// Whether to tell `perf` what translated code is: see [`host::perf`].
     pub perf_map: bool,

@@ -162,11 +162,6 @@ impl Sites {
         Self { all: Vec::with_capacity(sites), lately: vec![Lately::default(); LATELY].into() }
     }
 
-    /// What they take, in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.all.len() * size_of::<Packed>()
-    }
-
     pub(crate) fn clear(&mut self) {
         self.all.clear();
         self.lately.fill(Lately::default());
