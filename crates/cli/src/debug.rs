@@ -33,7 +33,7 @@ fn block(args: &BlockArgs) -> Result<String> {
         check: None,
         lodgers: true,
     };
-    let listing = translate::side_by_side(&source, args.at);
+    let listing = translate::side_by_side(&source);
     listing.context("the first instruction does not lie in its page as a whole: the interpreter executes it")
 }
 

@@ -56,25 +56,16 @@ pub struct Options {
     pub perf_map: bool,
     /// Leave to the interpreter what gives another result each time: clocks and random numbers.
     pub repeatable: bool,
-    /// Whether translated code finds other code by itself where its jump cache knows none.
-    pub finds_code: bool,
+    /// Whether translated code goes on by itself where it can: it finds other code where its jump cache knows none, and all turns
+    /// of a loop whose guest registers lodge elsewhere are one stretch of it.
+    pub goes_on: bool,
     /// Watch no code: all blocks check themselves.
     pub checking: bool,
-    /// Whether guest registers that live in memory may lodge elsewhere while a loop runs, all of whose turns are one stretch
-    /// of translated code then.
-    pub lodgers: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            code_cache: 64 << 20,
-            perf_map: false,
-            repeatable: false,
-            finds_code: true,
-            checking: false,
-            lodgers: true,
-        }
+        Self { code_cache: 64 << 20, perf_map: false, repeatable: false, goes_on: true, checking: false }
     }
 }
 

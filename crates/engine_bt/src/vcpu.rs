@@ -75,7 +75,7 @@ pub struct BtVcpu {
     /// As in [`Options`].
     repeatable: bool,
     checking: bool,
-    lodgers: bool,
+    goes_on: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -105,7 +105,7 @@ impl BtVcpu {
             |error: HostError| EngineError::Unavailable { engine: crate::NAME, reason: error.to_string() };
         let views = Views::new().map_err(refused)?;
         let host = HostFeatures { bmi2: host::cpu::has_bmi2() };
-        let cache = Cache::new(options.code_cache, host.bmi2, options.finds_code).map_err(refused)?;
+        let cache = Cache::new(options.code_cache, host.bmi2, options.goes_on).map_err(refused)?;
         let shadows = Shadows::new(cache.unforeseen()).map_err(refused)?;
         let names = Names::new(options.perf_map, &cache).map_err(refused)?;
         let go = views.go();
@@ -137,7 +137,7 @@ impl BtVcpu {
             names,
             repeatable: options.repeatable,
             checking: options.checking,
-            lodgers: options.lodgers,
+            goes_on: options.goes_on,
             failure: None,
         };
         vcpu.prepare_context();
@@ -451,7 +451,7 @@ impl BtVcpu {
             linear: rip,
             seed,
             check,
-            lodgers: self.lodgers,
+            lodgers: self.goes_on,
         };
         self.translator.translate(&source)
     }

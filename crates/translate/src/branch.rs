@@ -16,7 +16,7 @@
 
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 
-use crate::asm::{Condition, Hole, Op, Place};
+use crate::asm::{Condition, Hole, Op};
 use crate::block::{Exit, Form, Mode};
 use crate::bridge;
 use crate::context::{SHADOW_BYTES, at};
@@ -353,10 +353,7 @@ fn indirect_target(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
             let guest = Gpr::of(insn.op0_register()).ok_or(Unsupported)?;
             e.read_into(Gpr::RAX, guest);
         }
-        OpKind::Memory if insn.memory_size().size() == e.mode.word() => {
-            let disp = e.reach_operand(insn, e.mode.word(), false)?;
-            e.load_word(Gpr::RAX, Place { disp, ..Place::at(Gpr::RAX) });
-        }
+        OpKind::Memory => e.load_operand(insn)?,
         _ => return Err(Unsupported),
     }
     Ok(())

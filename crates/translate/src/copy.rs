@@ -184,7 +184,7 @@ fn by_itself(e: &Emitter<'_>, insn: &Instruction) -> Option<Shape> {
     let aligned = |literal: &Literal| {
         catalogue::alignment_mask(insn).is_none_or(|mask| literal.offset & i32::from(mask) == 0)
     };
-    let literal = Literal::of(insn).filter(|literal| !e.is_compat() && aligned(literal));
+    let literal = Literal::of(insn).filter(aligned);
     literal.map(Shape::Literal).or_else(|| based(e, insn).map(Shape::Based))
 }
 
@@ -208,7 +208,8 @@ fn locate(e: &mut Emitter<'_>, insn: &Instruction, plan: &Plan) -> Result {
     e.spare_flags();
     let write = facts::writes_memory(insn);
     if let (Some(literal), Some(to)) = (plan.literal, plan.address) {
-        return e.reach_literal(to, literal, bytes, write);
+        e.reach_literal(to, literal, write);
+        return Ok(());
     }
     e.linear_address(insn)?;
     if let Some(mask) = catalogue::alignment_mask(insn) {

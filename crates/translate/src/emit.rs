@@ -590,8 +590,8 @@ impl<'a> Emitter<'a> {
     }
 
     /// The jump goes to a look-up of an operand whose page is not the anchor's, and comes back to where that is loaded.
-    pub(crate) fn stray_from(&mut self, other: Hole, strayed: Strayed, room: i32, write: bool, exit: Exit) {
-        self.look_up_from(other, strayed.anchor, room, write, exit, Across::Nothing);
+    pub(crate) fn stray_from(&mut self, other: Hole, strayed: Strayed, write: bool, exit: Exit) {
+        self.look_up_from(other, strayed.anchor, strayed.room(), write, exit, Across::Nothing);
         self.come_back();
         if let Some(cold) = self.tools.cold.last_mut() {
             cold.literal = Some(strayed);
@@ -642,7 +642,7 @@ impl<'a> Emitter<'a> {
                 }
                 Key::Stream(_) => return Err(Unsupported),
                 Key::Page(page) => {
-                    self.reach_page(Gpr::RCX, Literal { page, offset: 0 }, 1, group.write, Exit::Plain);
+                    self.reach_page(Gpr::RCX, Literal::of_page(page), group.write, Exit::Plain);
                 }
             }
             self.asm.gs_store(kept, Gpr::RCX);

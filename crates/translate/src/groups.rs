@@ -22,6 +22,7 @@ use crate::compat::{self, NEAR};
 use crate::context::SPANS;
 use crate::facts;
 use crate::host::Gpr;
+use crate::rip::Literal;
 use crate::steady::Folded;
 
 /// What the addresses of a group have in common.
@@ -331,8 +332,7 @@ fn access(insn: &Instruction, mode: Mode) -> Option<Access> {
 fn key(insn: &Instruction, compat: bool, offset: i32, bytes: i32) -> Option<Key> {
     let (base, index) = (insn.memory_base(), insn.memory_index());
     if base == Register::RIP {
-        let page = offset.div_euclid(PAGE);
-        return (offset.checked_add(bytes - 1)?.div_euclid(PAGE) == page).then_some(Key::Page(page));
+        return Literal::at(offset, bytes).map(|literal| Key::Page(literal.page));
     }
     let wide = |register: Register| if compat { register.is_gpr32() } else { register.is_gpr64() };
     if !wide(base) {

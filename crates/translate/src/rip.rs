@@ -7,10 +7,10 @@
 
 use iced_x86::{Instruction, Register};
 
-use crate::asm::{Asm, Condition, Op};
+use crate::asm::{Asm, Condition, Op, Place};
 use crate::block::Exit;
 use crate::context::{ANCHORS, PLACE_ANCHORS, at};
-use crate::emit::{Emitter, Result};
+use crate::emit::{Emitter, Result, Unsupported};
 use crate::host::Gpr;
 
 /// An operand relative to RIP that lies in one page.
@@ -20,68 +20,90 @@ pub(crate) struct Literal {
     pub(crate) page: i32,
     /// Where in its page it begins.
     pub(crate) offset: i32,
+    /// How long it is.
+    bytes: i32,
 }
 
 /// What becomes of one whose page is not the anchor's; RAX is the linear address of its page, and one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strayed {
-    offset: i32,
+    literal: Literal,
     pub(crate) anchor: i32,
 }
 
 impl Literal {
-    /// The memory operand of an instruction of 64-bit code, if it is one.
+    /// The memory operand of an instruction, if it is one.
     pub(crate) fn of(insn: &Instruction) -> Option<Self> {
         if insn.memory_base() != Register::RIP || insn.has_segment_prefix() {
             return None;
         }
         let bytes = i32::try_from(insn.memory_size().size()).ok().filter(|&bytes| bytes > 0)?;
-        let displacement = crate::catalogue::displacement(insn)?;
+        Self::at(crate::catalogue::displacement(insn)?, bytes)
+    }
+
+    /// So many bytes at a displacement from the page of the code, if they lie in one page.
+    pub(crate) fn at(displacement: i32, bytes: i32) -> Option<Self> {
         let (page, offset) = (displacement >> 12, displacement & 0xfff);
-        (offset + bytes <= 4096).then_some(Self { page, offset })
+        (bytes <= 4096 - offset).then_some(Self { page, offset, bytes })
+    }
+
+    /// The first byte of a page.
+    pub(crate) const fn of_page(page: i32) -> Self {
+        Self { page, offset: 0, bytes: 1 }
     }
 }
 
 impl Strayed {
     /// RAX = the operand's linear address less the anchor's page.
     pub(crate) fn find(&self, asm: &mut Asm) {
-        asm.lea(Gpr::RAX, Gpr::RAX, self.offset - 1);
+        asm.lea(Gpr::RAX, Gpr::RAX, self.literal.offset - 1);
         asm.gs_op(Op::Sub, Gpr::RAX, self.anchor + at::ANCHOR_PAGE);
+    }
+
+    /// How far into its page it might begin.
+    pub(crate) const fn room(&self) -> i32 {
+        4096 - self.literal.bytes
     }
 }
 
 impl Emitter<'_> {
-    /// `to` = the host address of the page of an operand of `bytes` bytes, or the code leaves. The flags are in memory; RAX is
-    /// lost.
-    pub(crate) fn reach_page(&mut self, to: Gpr, literal: Literal, bytes: i32, write: bool, exit: Exit) {
+    /// `to` = the host address of an operand's page, or the code leaves. The flags are in memory; RAX is lost.
+    pub(crate) fn reach_page(&mut self, to: Gpr, literal: Literal, write: bool, exit: Exit) {
         let anchor = self.page_anchor(literal.page, write);
         self.asm.gs_load(Gpr::RAX, at::PAGE);
         self.asm.lea(Gpr::RAX, Gpr::RAX, (literal.page << 12) + 1);
         self.asm.gs_op(Op::Cmp, Gpr::RAX, anchor + at::ANCHOR_TAG);
         let other = self.asm.jcc(Condition::NOT_EQUAL);
-        let strayed = Strayed { offset: literal.offset, anchor };
-        self.stray_from(other, strayed, 4096 - bytes, write, exit);
+        self.stray_from(other, Strayed { literal, anchor }, write, exit);
         self.asm.gs_load(to, anchor + at::ANCHOR_BASE);
     }
 
-    /// `to` and the result make the host address of an operand, or the code leaves. The flags are in memory; RAX is lost.
-    pub(crate) fn reach_literal(&mut self, to: Gpr, literal: Literal, bytes: usize, write: bool) -> Result {
+    /// The same, where the code comes back when its TLB has been filled.
+    pub(crate) fn reach_literal(&mut self, to: Gpr, literal: Literal, write: bool) {
         let resume = self.asm.here();
-        let bytes = i32::try_from(bytes).map_err(|_| crate::emit::Unsupported)?;
-        self.reach_page(to, literal, bytes, write, Exit::Miss { write, resume });
-        Ok(())
+        self.reach_page(to, literal, write, Exit::Miss { write, resume });
     }
 
-    /// RAX and the result make the host address of the instruction's memory operand, or the code leaves. The flags are in
-    /// memory; RCX is lost.
-    pub(crate) fn reach_operand(&mut self, insn: &Instruction, bytes: usize, write: bool) -> Result<i32> {
-        if let Some(literal) = Literal::of(insn).filter(|_| !self.is_compat()) {
-            self.reach_literal(Gpr::RAX, literal, bytes, write)?;
+    /// RAX and the result make the host address of the instruction's memory operand, which is read, or the code leaves. The
+    /// flags are in memory; RCX is lost.
+    pub(crate) fn reach_operand(&mut self, insn: &Instruction) -> Result<i32> {
+        if let Some(literal) = Literal::of(insn) {
+            self.reach_literal(Gpr::RAX, literal, false);
             return Ok(literal.offset);
         }
         self.linear_address(insn)?;
-        self.check(bytes, write)?;
+        self.check(insn.memory_size().size(), false)?;
         Ok(0)
+    }
+
+    /// RAX = the instruction's memory operand, which is a word, or the code leaves. The flags are in memory; RCX is lost.
+    pub(crate) fn load_operand(&mut self, insn: &Instruction) -> Result {
+        if insn.memory_size().size() != self.mode.word() {
+            return Err(Unsupported);
+        }
+        let disp = self.reach_operand(insn)?;
+        self.load_word(Gpr::RAX, Place { disp, ..Place::at(Gpr::RAX) });
+        Ok(())
     }
 
     /// The anchor of a page so many behind that of the code.

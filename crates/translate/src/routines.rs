@@ -107,15 +107,20 @@ fn leave(asm: &mut Asm) {
     asm.gs_jmp(at::EXIT);
 }
 
+/// `to` = `from` shifted right, but for the bits that come in on the left.
+fn shifted(asm: &mut Asm, to: Gpr, from: Gpr, by: u8, bmi2: bool) {
+    if bmi2 {
+        asm.rorx(to, from, by);
+    } else {
+        asm.mov(to, from);
+        asm.shr(to, by);
+    }
+}
+
 /// `to` = the byte offset of the slot of `from`.
 pub(crate) fn index(asm: &mut Asm, to: Gpr, from: Gpr, table: Table, bmi2: bool) {
     let (rotation, mask) = tlb_index(table);
-    if bmi2 {
-        asm.rorx(to, from, rotation);
-    } else {
-        asm.mov(to, from);
-        asm.shr(to, rotation);
-    }
+    shifted(asm, to, from, rotation, bmi2);
     asm.op32_imm(Op::And, to, mask.cast_signed());
 }
 
@@ -245,12 +250,7 @@ const TEST_AND_JUMP: i32 = 10;
 
 /// RCX = the byte offset of RAX's slot in a table's jump cache; jumps away unless the slot is RAX's.
 pub(crate) fn probe(asm: &mut Asm, table: Table, bmi2: bool) -> Hole {
-    if bmi2 {
-        asm.rorx(Gpr::RCX, Gpr::RAX, JUMP_STIR);
-    } else {
-        asm.mov(Gpr::RCX, Gpr::RAX);
-        asm.shr(Gpr::RCX, JUMP_STIR);
-    }
+    shifted(asm, Gpr::RCX, Gpr::RAX, JUMP_STIR, bmi2);
     asm.lea_indexed(true, Gpr::RCX, Some(Gpr::RCX), Gpr::RAX, JUMP_SPREAD, 0);
     asm.op32_imm(Op::And, Gpr::RCX, last(JUMPS) << JUMP_SHIFT);
     asm.gs_op_at(Op::Cmp, Gpr::RAX, Gpr::RCX, at::jumps(table));
@@ -265,13 +265,7 @@ fn last(size: usize) -> i32 {
 /// RCX or another register = the byte offset of the slot that the page of `from` has among a table's code pages, which lie at
 /// the displacement that is given. The upper half of `from` is not asked.
 pub(crate) fn code_page(asm: &mut Asm, to: Gpr, from: Gpr, table: Table, bmi2: bool) -> i32 {
-    let shift = PAGE_SHIFT - CODE_PAGE_SHIFT;
-    if bmi2 {
-        asm.rorx(to, from, shift);
-    } else {
-        asm.op32(Op::Mov, to, from);
-        asm.shr(to, shift);
-    }
+    shifted(asm, to, from, PAGE_SHIFT - CODE_PAGE_SHIFT, bmi2);
     asm.op32_imm(Op::And, to, last(CODE_PAGES) << CODE_PAGE_SHIFT);
     at::jumps(table) + at::JUMP_PAGES
 }

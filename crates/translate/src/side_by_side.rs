@@ -16,11 +16,10 @@ use crate::block::{Block, Exit, Site, Source};
 use crate::context::at;
 use crate::translate::Translator;
 
-/// The block at the beginning of `source`, which the guest runs at `address`, and its translation. `None` if there is
-/// none.
-pub fn side_by_side(source: &Source<'_>, address: u64) -> Option<String> {
+/// The block at the beginning of `source` and its translation. `None` if there is none.
+pub fn side_by_side(source: &Source<'_>) -> Option<String> {
     let block = Translator::default().translate(source)?;
-    let page = address.wrapping_sub(source.offset.into());
+    let page = source.linear.wrapping_sub(source.offset.into());
     let mut remarks = remarks(&block, source, page);
     let mut text = format!(
         "{} guest instructions, {} bytes; {} bytes of host code\n",
@@ -162,7 +161,7 @@ mod tests {
             check: None,
             lodgers: true,
         };
-        let text = side_by_side(&source, 0x40_1000).unwrap();
+        let text = side_by_side(&source).unwrap();
         assert!(text.starts_with("3 guest instructions, 8 bytes; "), "{text}");
         for part in [
             "0000000000401000  mov     rax, [rdi]",
@@ -179,6 +178,6 @@ mod tests {
             .filter_map(|line| u32::from_str_radix(line.get(LEFT + 1..LEFT + 5)?, 16).ok())
             .collect();
         assert!(offsets.len() > 10 && offsets.is_sorted() && offsets[0] == 0, "{text}");
-        assert_eq!(side_by_side(&Source { code: &[0x48], ..source }, 0x40_1000), None);
+        assert_eq!(side_by_side(&Source { code: &[0x48], ..source }), None);
     }
 }

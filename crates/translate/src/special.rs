@@ -70,7 +70,7 @@ fn divide(e: &mut Emitter<'_>, insn: &Instruction, signed: bool) -> Result {
     let wide = bytes == 8;
     e.free_flags();
     if insn.op0_kind() == OpKind::Memory {
-        let displacement = e.reach_operand(insn, bytes, false)?;
+        let displacement = e.reach_operand(insn)?;
         if wide {
             e.asm.load(Gpr::RCX, Gpr::RAX, displacement);
         } else {

@@ -76,8 +76,7 @@ fn push(e: &mut Emitter<'_>, insn: &Instruction) -> Result {
         OpKind::Memory => {
             e.delta = None;
             e.free_flags();
-            let disp = e.reach_operand(insn, e.mode.word(), false)?;
-            e.load_word(Gpr::RAX, Place { disp, ..Place::at(Gpr::RAX) });
+            e.load_operand(insn)?;
             e.asm.gs_store(at::TEMP, Gpr::RAX);
             let stack = below(e)?;
             e.asm.gs_load(Gpr::RCX, at::TEMP);

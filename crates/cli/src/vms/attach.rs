@@ -17,7 +17,7 @@ use super::home::Registry;
 use crate::console::terminal::{self, RawMode};
 use crate::message;
 use crate::status::Status;
-use control::{self, Kind, Request};
+use control::{Kind, Request};
 
 /// The keys that leave, as docker has them: Ctrl-P, Ctrl-Q.
 const LEAVE: [u8; 2] = [0x10, 0x11];

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::home::Vm;
-use control::{self, Request};
+use control::Request;
 
 /// How long a VM may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);

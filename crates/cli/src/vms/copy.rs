@@ -17,7 +17,7 @@ use super::exec;
 use super::home::{Registry, Vm};
 use crate::message;
 use crate::status::Status;
-use control::{self, Kind};
+use control::Kind;
 
 /// Permissions that a file from a guest may have: none that make whoever runs it another user.
 const HARMLESS: u32 = 0o777;

@@ -20,7 +20,7 @@ use super::home::{Registry, Vm};
 use crate::console::agent::{Agent, Said, Session};
 use crate::console::terminal;
 use crate::status::Status;
-use control::{self, Kind, Request};
+use control::{Kind, Request};
 
 /// How many commands may run at a time.
 pub(super) const MOST: usize = 8;

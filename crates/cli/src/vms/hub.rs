@@ -16,7 +16,7 @@ use vm::{SerialInput, SerialSink};
 use super::log::Writer;
 use crate::console::{LineEnds, size_line};
 use crate::status::Status;
-use control::{self, Kind};
+use control::Kind;
 
 /// How long a guest waits for somebody attached.
 const PATIENCE: Duration = Duration::from_secs(2);

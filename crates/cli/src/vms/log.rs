@@ -7,7 +7,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use control::{self, Kind};
+use control::Kind;
 
 /// The newer file.
 pub(super) const NEW: &str = "log";

@@ -24,7 +24,7 @@ use super::plug;
 use crate::console::agent::Agent;
 use crate::status::Status;
 use crate::{console, counters};
-use control::{self, Answer, Device, Request};
+use control::{Answer, Device, Request};
 
 /// How many clients are served at the same time.
 const THREADS: usize = 16;

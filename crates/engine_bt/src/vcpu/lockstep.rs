@@ -130,8 +130,7 @@ impl Lockstep {
         let options = Options {
             repeatable: true,
             // A single block ends where it leaves.
-            finds_code: self.closeness.chained,
-            lodgers: self.closeness.chained,
+            goes_on: self.closeness.chained,
             checking: self.closeness.checking,
             ..Options::default()
         };
