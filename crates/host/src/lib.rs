@@ -17,6 +17,7 @@ pub mod random;
 mod shelter;
 pub mod signal;
 pub mod socket;
+pub mod stub;
 pub mod tap;
 pub mod thread;
 pub mod time;
@@ -24,6 +25,7 @@ pub mod time;
 pub use code::CodeMemory;
 pub use mem::{Mapping, Memfd, Protection};
 pub use shelter::Shelter;
+pub use stub::Stub;
 
 /// What the host refused.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +67,14 @@ pub enum HostError {
     Signal {
         /// The signal's number.
         signal: i32,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A stub process could not be made or used.
+    #[error("the stub process cannot {what}")]
+    Stub {
+        /// What it was to do.
+        what: &'static str,
         /// What the kernel said.
         source: std::io::Error,
     },

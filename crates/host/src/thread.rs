@@ -16,10 +16,24 @@ pub fn spawn<T: Send + 'static>(
     role: Role,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
+    spawn_prepared(name, role, || {}, body)
+}
+
+/// The same, for a thread that does something first which its role may not: makes a process, say.
+///
+/// # Errors
+/// If the host has no thread for us.
+pub fn spawn_prepared<T: Send + 'static>(
+    name: &str,
+    role: Role,
+    prepare: impl FnOnce() + Send + 'static,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
     jail::expect_one();
     let thread = Builder::new().name(name.to_owned()).spawn(move || {
         // When a thread first takes memory, some C libraries look into a file how many processors there are.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(64)));
+        prepare();
         jail::enter(role);
         body()
     });

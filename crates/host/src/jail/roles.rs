@@ -101,7 +101,8 @@ impl Role {
             Self::Main => &[CONSOLE, TERMINAL, OWN_FIGURES, FAREWELL, OWN_FILES],
             // Kernels are read again at a reset, and disk images closed at the end.
             Self::Driver => &[GUEST_MEMORY, BLOCKS, CLOSED_IMAGES],
-            Self::Vcpu | Self::Balloon => &[GUEST_MEMORY],
+            Self::Vcpu => &[GUEST_MEMORY, STUB],
+            Self::Balloon => &[GUEST_MEMORY],
             Self::Timers => &[PRECISE_WAITS],
             Self::Device => &[],
             Self::Disk => &[BLOCKS, CHANGED_BLOCKS],
@@ -210,6 +211,28 @@ const EVERYONE: &[Call] = &[
 
 /// Guest memory: pages are given back to the host.
 const GUEST_MEMORY: &[Call] = &[any(SYS_fallocate), any(SYS_fstat)];
+
+/// A stub process, which is there, and traced by this thread: to let it run, and to have it back.
+const STUB: &[Call] = &[
+    one_of(
+        SYS_ptrace,
+        0,
+        &[
+            PTRACE_CONT as u64,
+            PTRACE_SYSEMU as u64,
+            PTRACE_GETREGS as u64,
+            PTRACE_SETREGS as u64,
+            PTRACE_GETREGSET as u64,
+            PTRACE_SETREGSET as u64,
+            PTRACE_GETSIGINFO as u64,
+            PTRACE_KILL as u64,
+        ],
+    ),
+    any(SYS_wait4),
+    any(SYS_getcpu),
+    any(SYS_sched_getaffinity),
+    any(SYS_sched_setaffinity),
+];
 
 /// Waits that end on time.
 const PRECISE_WAITS: &[Call] = &[one_of(SYS_prctl, 0, &[PR_SET_TIMERSLACK as u64])];

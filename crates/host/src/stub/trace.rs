@@ -1,0 +1,154 @@
+//! ptrace(2), as far as a stub needs it: a child that is stopped, its registers, and how it goes on.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use super::{Registers, Stop};
+
+/// The system calls of a stopped child are reported and not made (PTRACE_SYSEMU, linux/ptrace.h).
+const SYSEMU: libc::c_uint = 31;
+/// The note that holds vector and x87 registers in the layout of XSAVE (NT_X86_XSTATE, linux/elf.h).
+const NT_X86_XSTATE: usize = 0x202;
+/// SIGTRAP of a system call, with PTRACE_O_TRACESYSGOOD.
+pub(super) const SYSTEM_CALL: libc::c_int = libc::SIGTRAP | 0x80;
+
+/// A child that one thread, and no other, traces: the one that has made it.
+#[derive(Debug)]
+pub(super) struct Traced {
+    pub(super) pid: libc::pid_t,
+    tracer: rustix::thread::Pid,
+}
+
+/// How a child goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Its system calls are made.
+    Calling,
+    /// They stop it instead.
+    Stopping,
+}
+
+impl Traced {
+    /// A child of the calling thread's that has asked to be traced.
+    pub(super) fn new(pid: libc::pid_t) -> Self {
+        Self { pid, tracer: rustix::thread::gettid() }
+    }
+
+    fn request(&self, request: libc::c_uint, address: usize, data: usize) -> io::Result<()> {
+        // SAFETY: the requests here read or write at most what `data` points to, which their callers vouch for; the child's memory
+        // is not ours.
+        let result = unsafe { libc::ptrace(request, self.pid, address, data) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Before anything else: the child dies with the calling thread, and its system calls can be told from breakpoints.
+    pub(super) fn prepare(&self) -> io::Result<()> {
+        let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
+        self.request(libc::PTRACE_SETOPTIONS, 0, options.cast_unsigned() as usize)
+    }
+
+    pub(super) fn registers(&self) -> io::Result<libc::user_regs_struct> {
+        let mut registers = MaybeUninit::<libc::user_regs_struct>::uninit();
+        self.request(libc::PTRACE_GETREGS, 0, registers.as_mut_ptr() as usize)?;
+        // SAFETY: the request has filled it in.
+        Ok(unsafe { registers.assume_init() })
+    }
+
+    pub(super) fn set_registers(&self, registers: &libc::user_regs_struct) -> io::Result<()> {
+        self.request(libc::PTRACE_SETREGS, 0, std::ptr::from_ref(registers) as usize)
+    }
+
+    /// Reads vector and x87 registers into `image`; how long they are.
+    pub(super) fn extended(&self, image: &mut [u8]) -> io::Result<usize> {
+        let mut vector = libc::iovec { iov_base: image.as_mut_ptr().cast(), iov_len: image.len() };
+        self.request(libc::PTRACE_GETREGSET, NT_X86_XSTATE, &raw mut vector as usize)?;
+        Ok(vector.iov_len)
+    }
+
+    pub(super) fn set_extended(&self, image: &mut [u8]) -> io::Result<()> {
+        let vector = libc::iovec { iov_base: image.as_mut_ptr().cast(), iov_len: image.len() };
+        self.request(libc::PTRACE_SETREGSET, NT_X86_XSTATE, &raw const vector as usize)
+    }
+
+    /// Lets the child go on, without the signal that it was stopped by, and waits until it is stopped again; by which signal.
+    pub(super) fn go_on(&self, way: Way) -> io::Result<libc::c_int> {
+        let request = match way {
+            Way::Calling => libc::PTRACE_CONT,
+            Way::Stopping => SYSEMU,
+        };
+        self.request(request, 0, 0)?;
+        self.wait()
+    }
+
+    /// Waits until the child is stopped; by which signal.
+    pub(super) fn wait(&self) -> io::Result<libc::c_int> {
+        let mut status = 0;
+        // SAFETY: the status is ours.
+        while unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) } < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        if libc::WIFSTOPPED(status) {
+            Ok(libc::WSTOPSIG(status))
+        } else {
+            Err(io::Error::new(io::ErrorKind::BrokenPipe, "the process has ended"))
+        }
+    }
+
+    /// What a stop by a signal means, registers as they were then.
+    pub(super) fn meaning(&self, signal: libc::c_int, registers: &Registers) -> io::Result<Stop> {
+        Ok(match signal {
+            SYSTEM_CALL => Stop::SystemCall,
+            libc::SIGSEGV => self.fault()?,
+            libc::SIGTRAP if registers.rflags & x86::rflags::TF != 0 => Stop::Step,
+            libc::SIGTRAP if self.signal()?.si_code == libc::SI_KERNEL => Stop::Breakpoint,
+            libc::SIGTRAP => Stop::Debug,
+            libc::SIGIO => Stop::Called,
+            _ => Stop::Other,
+        })
+    }
+
+    /// What a SIGSEGV was for.
+    fn fault(&self) -> io::Result<Stop> {
+        let info = self.signal()?;
+        // SEGV_MAPERR and SEGV_ACCERR (sigaction(2)); what the kernel sends for other faults has no address.
+        if !matches!(info.si_code, 1 | 2) {
+            return Ok(Stop::Other);
+        }
+        // SAFETY: a SIGSEGV with one of these codes has an address.
+        Ok(Stop::PageFault(unsafe { info.si_addr() } as u64))
+    }
+
+    /// What is known of the signal that has stopped it.
+    fn signal(&self) -> io::Result<libc::siginfo_t> {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        self.request(libc::PTRACE_GETSIGINFO, 0, info.as_mut_ptr() as usize)?;
+        // SAFETY: the request has filled it in, and zeros are valid besides.
+        Ok(unsafe { info.assume_init() })
+    }
+
+    /// The processor time that the child has used.
+    pub(super) fn processor_time(&self) -> Duration {
+        // SAFETY: plain numbers, of which zero is one.
+        let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+        // The clock of a process, by its number (clock_getcpuclockid(3), as Linux does it).
+        let clock = !self.pid << 3 | 2;
+        // SAFETY: the result is ours. If the child has ended it stays zero.
+        unsafe { libc::clock_gettime(clock, &raw mut time) };
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+    }
+
+    /// Ends the child, which is stopped. On another thread than the one that traces it nothing can be done, and need not: it ends with
+    /// that.
+    pub(super) fn end(&self) {
+        if self.tracer == rustix::thread::gettid() && self.request(libc::PTRACE_KILL, 0, 0).is_ok() {
+            let mut status = 0;
+            // SAFETY: the status is ours.
+            unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
+        }
+    }
+}
