@@ -65,6 +65,10 @@ pub trait Vcpu: Send {
     /// Executes guest code until there is a reason to stop.
     fn run(&mut self) -> Exit;
 
+    /// Makes what only the thread can make that will call [`Vcpu::run`], and only before that may make no system calls but those of its
+    /// role: to be called on it once, before. A vCPU runs without, if more slowly.
+    fn settle(&mut self) {}
+
     /// A handle with which other threads interrupt [`Vcpu::run`].
     fn kick_handle(&self) -> Kick;
 

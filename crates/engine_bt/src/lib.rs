@@ -7,6 +7,7 @@
 //! - `fluid`: which code changes too often to be watched; `variants`: the blocks of such code;
 //! - `views`: the TLBs and jump caches behind GS; `shadow`: the return stacks;
 //! - `modes`: what of the processor's state translations depend on;
+//! - `direct`: user code that is not translated at all, because it computes for long;
 //! - `x87`: where the x87 state is;
 //! - `enter`: the assembly between Rust and translated code;
 //! - `stats` and `left`: what is counted; `sample`: how often the TLBs have what is looked for; `names`: what profilers call translated code;
@@ -18,6 +19,7 @@
 #![allow(unsafe_code)]
 
 mod cache;
+mod direct;
 mod enter;
 mod entrances;
 mod fluid;
@@ -37,7 +39,8 @@ mod vcpu;
 mod views;
 mod x87;
 
-pub use stats::{BtStats, CacheStats};
+pub use direct::Direct;
+pub use stats::{BtStats, CacheStats, DirectStats};
 pub use vcpu::{BtVcpu, Closeness, Counts, Ledger, Lockstep, LockstepVcpu};
 
 use engine::{Engine, EngineError, Vcpu, VcpuSetup};
@@ -46,6 +49,8 @@ use engine::{Engine, EngineError, Vcpu, VcpuSetup};
 pub const NAME: &str = "bt";
 /// The name of the engine for tests whose blocks all check themselves.
 const CHECKING: &str = "bt-checking";
+/// The name of the engine for tests that executes all user code directly.
+const DIRECT: &str = "bt-direct";
 
 /// How the engine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,11 +66,20 @@ pub struct Options {
     pub goes_on: bool,
     /// Watch no code: all blocks check themselves.
     pub checking: bool,
+    /// When user code runs as it is.
+    pub direct: Direct,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, perf_map: false, repeatable: false, goes_on: true, checking: false }
+        Self {
+            code_cache: 64 << 20,
+            perf_map: false,
+            repeatable: false,
+            goes_on: true,
+            checking: false,
+            direct: Direct::LongRuns,
+        }
     }
 }
 
@@ -84,6 +98,11 @@ impl Bt {
     /// An engine whose blocks all check themselves: what is else reserved for pages that are written too often.
     pub fn checking() -> Self {
         Self::new(Options { checking: true, ..Options::default() })
+    }
+
+    /// An engine that executes all user code directly that it can, however short the run.
+    pub fn direct() -> Self {
+        Self::new(Options { direct: Direct::Always, ..Options::default() })
     }
 
     /// Whether the host has what the engine needs.
@@ -111,7 +130,11 @@ impl Bt {
 
 impl Engine for Bt {
     fn name(&self) -> &'static str {
-        if self.options.checking { CHECKING } else { NAME }
+        match self.options {
+            Options { checking: true, .. } => CHECKING,
+            Options { direct: Direct::Always, .. } => DIRECT,
+            _ => NAME,
+        }
     }
 
     fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {

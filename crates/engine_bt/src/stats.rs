@@ -33,10 +33,31 @@ pub struct BtStats {
     pub changed: u64,
     /// Times that a frame was given up to be watched.
     pub fluid: u64,
+    /// Times that user code was executed directly.
+    pub direct_runs: u64,
+    /// Why it stopped.
+    pub direct: DirectStats,
     /// Blocks interpreted.
     pub interpreted: u64,
     /// The code cache.
     pub cache: CacheStats,
+}
+
+/// Why code that was executed directly stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirectStats {
+    /// Somebody wanted attention.
+    pub calls: u64,
+    /// A page of data was met, and mapped.
+    pub data: u64,
+    /// A page that was mapped was written, and mapped for that.
+    pub writes: u64,
+    /// A page of code was met, and mapped.
+    pub code: u64,
+    /// A system call.
+    pub system_calls: u64,
+    /// Anything else: the instruction was interpreted.
+    pub others: u64,
 }
 
 /// What was counted since the cache was made.
@@ -60,7 +81,7 @@ impl BtStats {
     /// The same in the engine contract's form.
     pub(crate) fn counters(&self) -> Vec<Counter> {
         let of = Counter::new;
-        let cache = &self.cache;
+        let (cache, direct) = (&self.cache, &self.direct);
         vec![
             of("cache.blocks", cache.blocks, "blocks translated"),
             of("cache.instructions", cache.instructions, "guest instructions in them"),
@@ -81,6 +102,17 @@ impl BtStats {
             of("exits.stale", self.stale_entries, "exits from blocks that had been dropped"),
             of("exits.changed", self.changed, "exits from blocks that found their code changed"),
             of("fluid", self.fluid, "times that a page was written too often to be watched"),
+            of(
+                "direct.runs",
+                self.direct_runs,
+                "times that user code was executed as it is, in a process of its own",
+            ),
+            of("direct.calls", direct.calls, "times that it stopped because somebody wanted attention"),
+            of("direct.data", direct.data, "for a page of data, which was mapped"),
+            of("direct.writes", direct.writes, "for a page that was written, which was mapped"),
+            of("direct.code", direct.code, "for a page of code, which was mapped"),
+            of("direct.system_calls", direct.system_calls, "for a system call"),
+            of("direct.others", direct.others, "for an instruction that was interpreted"),
             of(
                 "slow_accesses",
                 self.slow_accesses,

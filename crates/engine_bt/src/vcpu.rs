@@ -14,15 +14,17 @@
 
 mod changes;
 mod direct;
+mod links;
 mod lockstep;
 mod registers;
 mod revise;
 mod sampling;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use engine::{Counter, EngineError, Exit as VcpuExit, Kick, VcpuSetup, VcpuStats};
 use host::HostError;
+use host::stub::Caller;
 use iced_x86::{Instruction, Mnemonic};
 use interp::{InterpVcpu, Regime};
 use memory::Seat;
@@ -34,6 +36,7 @@ use x86::exception::Exception;
 use x86::{CpuState, Gva, Mfn, PAGE_MASK, PAGE_SIZE};
 
 use crate::cache::{Cache, Key, Placed};
+use crate::direct::{Direct, Policy, Space, Verdicts};
 use crate::enter::{Gate, set_gs};
 use crate::fluid::Fluid;
 use crate::heat::Heat;
@@ -76,6 +79,16 @@ pub struct BtVcpu {
     repeatable: bool,
     checking: bool,
     goes_on: bool,
+    direct: Direct,
+    /// Where user code is executed directly, if it can be.
+    space: Option<Space>,
+    policy: Policy,
+    /// What code may be.
+    verdicts: Verdicts,
+    /// Who kicks calls the stub by this.
+    line: Arc<OnceLock<Caller>>,
+    /// User code is not executed directly until the next return to it.
+    aside: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -111,7 +124,12 @@ impl BtVcpu {
         let go = views.go();
         go.reset();
         let caller = go.clone();
-        let kick = Kick::with_interrupt(move || caller.call());
+        let line = Arc::new(OnceLock::<Caller>::new());
+        let stub = line.clone();
+        let kick = Kick::with_interrupt(move || {
+            caller.call();
+            stub.get().inspect(|stub| stub.call());
+        });
         let seen = setup.mmu.memory().epoch();
         let slow = InterpVcpu::with_kick(setup, kick.clone())?;
         let seat = slow.seat();
@@ -138,6 +156,12 @@ impl BtVcpu {
             repeatable: options.repeatable,
             checking: options.checking,
             goes_on: options.goes_on,
+            direct: options.direct,
+            space: None,
+            policy: Policy::default(),
+            verdicts: Verdicts::default(),
+            line,
+            aside: false,
             failure: None,
         };
         vcpu.prepare_context();
@@ -154,6 +178,7 @@ impl BtVcpu {
     /// After the last turn of a run.
     fn end_run(&mut self) {
         self.seat.leave();
+        self.part_from_stub();
         x87::take_back(&mut self.slow);
     }
 
@@ -183,8 +208,12 @@ impl BtVcpu {
 
     /// Goes round the loop once; an exit if there is one.
     fn turn(&mut self) -> Result<Option<VcpuExit>, HostError> {
+        let user = self.slow.cpl() == 3;
         if let Some(exit) = self.slow.look() {
             return Ok(Some(exit));
+        }
+        if user && self.slow.cpl() != 3 {
+            self.policy.interrupted(self.views.pcid());
         }
         self.catch_up()?;
         if self.fluid.is_over(self.stats.entries) {
@@ -195,7 +224,13 @@ impl BtVcpu {
             self.slow.execute_block();
             return Ok(None);
         };
+        // The returns to code that is executed directly are interpreted, and all come by here.
+        self.aside &= self.mode.has(Mode::USER);
         self.set_mode(mode, &regime);
+        if self.goes_direct() {
+            self.run_directly()?;
+            return Ok(None);
+        }
         if self.take_sample() {
             return Ok(None);
         }
@@ -227,12 +262,16 @@ impl BtVcpu {
         let (mut stale, mut result) = (Stale::default(), Ok(()));
         let before = self.views.base();
         let views = &mut self.views;
-        self.slow.tlb().take_invalidations(|what| match views.invalidate(what) {
-            Ok(now) => {
-                stale.supervisor |= now.supervisor;
-                stale.user |= now.user;
+        let space = &mut self.space;
+        self.slow.tlb().take_invalidations(|what| {
+            space.iter_mut().for_each(|space| space.invalidate(what));
+            match views.invalidate(what) {
+                Ok(now) => {
+                    stale.supervisor |= now.supervisor;
+                    stale.user |= now.user;
+                }
+                Err(error) => result = Err(error),
             }
-            Err(error) => result = Err(error),
         });
         if self.views.base() != before {
             self.use_gs();
@@ -705,51 +744,6 @@ impl BtVcpu {
         self.views.insert(self.slow.memory(), table, va, write, resolved)
     }
 
-    /// Where to go on with a transfer whose target is in the jump cache now, if it is.
-    fn transfer_code(
-        &mut self,
-        target: u64,
-        mode: Mode,
-        site: &PlacedSite,
-    ) -> Result<Option<u64>, HostError> {
-        let (here, drops) = (self.mode, self.views.drops());
-        let flushes = self.cache.stats.flushes;
-        self.catch_up()?;
-        let known = self.views.code_mode(mode.table()) == mode && Gva(target).is_canonical();
-        self.mode = mode;
-        let found = if known { self.find_code(target)? } else { None };
-        self.mode = here;
-        let kept = drops == self.views.drops() && self.has_kept(site.block, flushes);
-        if found.is_none() || target == 0 || !kept {
-            return Ok(None);
-        }
-        Ok(self.cache.again(site))
-    }
-
-    /// The plain translation of the rest of a block.
-    fn plain_block(&mut self, from: u32, rip: u64) -> Result<Option<u32>, HostError> {
-        let Some(block) = self.cache.block(from).filter(|block| !block.stale) else { return Ok(None) };
-        let mode = self.mode.with(Mode::PLAIN, true);
-        let key = Key { mfn: block.key.mfn, offset: low16(rip & PAGE_MASK), mode };
-        let flushes = self.cache.stats.flushes;
-        self.catch_up()?;
-        let number = self.find_or_translate(key, rip)?;
-        Ok(number.filter(|_| self.has_kept(from, flushes)))
-    }
-
-    /// The block of a place, translated if it has none yet.
-    fn find_or_translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
-        match self.cache.find(key) {
-            Some(number) => Ok(Some(number)),
-            None => self.translate(key, rip),
-        }
-    }
-
-    /// Whether a block is still in the cache, which had been flushed `flushes` times, and not stale.
-    fn has_kept(&self, block: u32, flushes: u64) -> bool {
-        self.cache.stats.flushes == flushes && self.cache.block(block).is_some_and(|block| !block.stale)
-    }
-
     /// What was counted.
     pub fn bt_stats(&self) -> BtStats {
         let (sampled_hits, sampled_misses) = self.sampler.counts();
@@ -770,6 +764,10 @@ impl engine::Vcpu for BtVcpu {
 
     fn kick_handle(&self) -> Kick {
         self.kick.clone()
+    }
+
+    fn settle(&mut self) {
+        self.make_stub();
     }
 
     fn state(&self) -> CpuState {

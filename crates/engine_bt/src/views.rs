@@ -419,6 +419,11 @@ impl Views {
         Ok(views)
     }
 
+    /// The number of the current address space.
+    pub(crate) fn pcid(&self) -> u16 {
+        self.views.get(self.current).map_or(0, |view| view.pcid)
+    }
+
     /// The start of the current view: what GS points at.
     pub(crate) fn base(&self) -> *mut u8 {
         self.views.get(self.current).map_or(std::ptr::null_mut(), View::base)
@@ -741,7 +746,7 @@ mod tests {
         let memory = GuestMemory::new(&[RamRange::from_bytes(Gpa(0), PAGE_SIZE)]).unwrap();
         let mfn = memory.entry(Gfn(0)).mfn;
         let target = Target::Ram { mfn, gfn: Gfn(0), cached: true };
-        let resolved = Resolved { target, page_size: PageSize::Kib4, global: true };
+        let resolved = Resolved { target, page_size: PageSize::Kib4, global: true, writable: false };
         let mut views = Views::new().unwrap();
         let dropped = (0..=2 * context::LARGE_TLB).any(|_| {
             let drops = views.drops();
@@ -761,7 +766,7 @@ mod tests {
         assert_eq!(tlb_slot(Table::User, rivals[0]), tlb_slot(Table::User, rivals[1]));
         for (number, va) in (0..).zip(rivals) {
             let target = Target::Ram { mfn: memory.entry(Gfn(number)).mfn, gfn: Gfn(number), cached: true };
-            let resolved = Resolved { target, page_size: PageSize::Kib4, global: false };
+            let resolved = Resolved { target, page_size: PageSize::Kib4, global: false, writable: false };
             assert!(views.insert(&memory, Table::User, va, true, &resolved));
         }
         memory.start_dirty_log();

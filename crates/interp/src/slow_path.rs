@@ -14,7 +14,7 @@ use x86::control::{cr0, cr4, efer};
 use x86::cpuid::{Feature, FeatureSet};
 use x86::descriptor::attr;
 use x86::exception::Exception;
-use x86::{FpuState, Gva, Mode, SegmentIndex, VectorState};
+use x86::{FpuState, Gva, Mode, SegmentIndex, Selector, VectorState, rflags};
 
 use crate::cpu::Cpu;
 use crate::vcpu::InterpVcpu;
@@ -163,6 +163,12 @@ impl InterpVcpu {
             .map_err(|fault| Exception::page_fault(va, fault.error))
     }
 
+    /// As [`InterpVcpu::resolve`] for a read that nobody has made yet; `None` if it would fault.
+    pub fn resolve_ahead(&mut self, va: u64) -> Option<Resolved> {
+        let cpu = &mut self.cpu;
+        cpu.tlb.resolve_ahead(&cpu.paging, Gva(va), Access::Read, cpu.privilege).ok()
+    }
+
     /// Translates an instruction fetch. Faults are not delivered: executing the instruction will.
     pub fn resolve_code(&mut self, va: u64, privilege: Privilege) -> Option<Resolved> {
         let cpu = &mut self.cpu;
@@ -194,6 +200,12 @@ impl InterpVcpu {
         }
     }
 
+    /// The current privilege level.
+    #[inline]
+    pub fn cpl(&self) -> u8 {
+        self.cpu.cpl
+    }
+
     /// RIP.
     #[inline]
     pub fn rip(&self) -> u64 {
@@ -223,6 +235,32 @@ impl InterpVcpu {
             cpu.bases[index] = base;
         }
         cpu.msrs.kernel_gs_base = kernel_gs;
+    }
+
+    /// Loads the segment registers whose selectors are others than these, as code at RIP would have done; what it would have raised
+    /// is delivered.
+    pub fn load_selectors(&mut self, selectors: [u16; 6]) {
+        for (index, selector) in SegmentIndex::ALL.into_iter().zip(selectors.map(Selector)) {
+            let cpu = &mut self.cpu;
+            if cpu.segment(index).selector == selector {
+                continue;
+            }
+            let loaded = match index {
+                SegmentIndex::Cs => cpu.jump_protected(selector, cpu.rip()),
+                _ => cpu.load_segment(index, selector),
+            };
+            cpu.finish(loaded);
+        }
+    }
+
+    /// Writes the x87 and vector registers into an image in the standard form of XSAVE, those above AVX in their initial state.
+    pub fn put_units(&self, image: &mut [u8]) {
+        crate::vector::state_image::put(&self.cpu.fpu, &self.cpu.vector, image);
+    }
+
+    /// Reads them from there.
+    pub fn get_units(&mut self, image: &[u8]) {
+        crate::vector::state_image::get(&mut self.cpu.fpu, &mut self.cpu.vector, image);
     }
 
     /// Loads CS and SS as SYSCALL does.
@@ -295,6 +333,23 @@ impl InterpVcpu {
     pub fn control_registers(&self) -> [u64; 5] {
         let cpu = &self.cpu;
         [cpu.cr0, 0, cpu.cr2, cpu.cr3, cpu.cr4]
+    }
+
+    /// Whether the code at RIP is 64-bit user code that a process of Linux would execute alike, its code and memory being the same:
+    /// no instruction does more or less there, but for those that ask what processor or what descriptor tables there are, or the time.
+    pub fn is_ordinary(&self) -> bool {
+        const CR4: u64 = cr4::OSFXSR | cr4::OSXSAVE | cr4::FSGSBASE;
+        /// What Linux lets its programs have in RFLAGS, whatever they do.
+        const FLAGS: u64 = rflags::STATUS | rflags::DF | rflags::IF | rflags::FIXED;
+        let cpu: &Cpu = &self.cpu;
+        let exact = !(cpu.slow || cpu.careful || cpu.stepping()) && cpu.flags & rflags::IF != 0;
+        exact
+            && cpu.mode == Mode::Long
+            && cpu.cpl == 3
+            && cpu.cr0 & (cr0::EM | cr0::TS) == 0
+            && cpu.cr4 & CR4 == CR4
+            && cpu.xcr0 & 6 == 6
+            && cpu.flags & !FLAGS == 0
     }
 
     /// What decides how the code at RIP executes.

@@ -8,6 +8,8 @@
 //! influences: an access that is not wholly inside one existing frame reads zeros or is ignored. That never happens in
 //! a correct engine; it is the last line that keeps an incorrect one inside the guest's memory.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use host::{Mapping, Memfd, Protection};
 use x86::bits::index;
 use x86::{Mfn, PAGE_SHIFT, PAGE_SIZE};
@@ -30,6 +32,13 @@ pub struct Frames {
 unsafe impl Send for Frames {}
 // SAFETY: as above.
 unsafe impl Sync for Frames {}
+
+impl AsFd for Frames {
+    /// The file, in which frames lie in the order of their numbers: for whoever maps them into another process.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
 
 impl Frames {
     /// Makes `count` frames of zeros, none of which costs anything yet.

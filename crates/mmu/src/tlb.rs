@@ -123,6 +123,8 @@ pub struct Resolved {
     pub page_size: PageSize,
     /// The page is global.
     pub global: bool,
+    /// The tables allow a write, too, and it would leave no mark in them: the page is dirty.
+    pub writable: bool,
 }
 
 impl Resolved {
@@ -312,14 +314,33 @@ impl Tlb {
         access: Access,
         privilege: Privilege,
     ) -> Result<Resolved, PageFault> {
+        self.resolve_ahead(context, va, access, privilege).inspect_err(|_| self.stats.faults += 1)
+    }
+
+    /// As [`Tlb::resolve`], for an access that nobody has made yet: that it is not allowed is no fault of anybody's.
+    ///
+    /// # Errors
+    /// If the guest's tables do not allow the access.
+    pub fn resolve_ahead(
+        &mut self,
+        context: &PagingContext,
+        va: Gva,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<Resolved, PageFault> {
         self.sync_epoch();
         let miss = Miss { context, va, access, privilege };
-        let reached =
-            self.strategy.translate(&miss, &mut self.stats).inspect_err(|_| self.stats.faults += 1)?;
+        let reached = self.strategy.translate(&miss, &mut self.stats)?;
         self.stats.fills += 1;
         let translation = reached.translation;
         let target = self.reach(&miss, &reached);
-        Ok(Resolved { target, page_size: translation.page_size, global: translation.global })
+        let permitted = context.regime.permits(translation.rights, Access::Write, privilege);
+        Ok(Resolved {
+            target,
+            page_size: translation.page_size,
+            global: translation.global,
+            writable: permitted && translation.dirty,
+        })
     }
 
     /// Where a translation ends, cached if it may be.

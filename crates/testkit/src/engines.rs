@@ -6,9 +6,9 @@ use engine_bt::Bt;
 use interp::Interp;
 
 /// All of them. The translating ones translate what they meet the first time: a case is often run once. The blocks of one
-/// of them all check themselves, as else only those of pages that are written often.
-fn all() -> [Box<dyn Engine>; 3] {
-    [Box::new(Interp), Box::new(Bt::default()), Box::new(Bt::checking())]
+/// of them all check themselves, as else only those of pages that are written often; one executes all user code directly.
+fn all() -> [Box<dyn Engine>; 4] {
+    [Box::new(Interp), Box::new(Bt::default()), Box::new(Bt::checking()), Box::new(Bt::direct())]
 }
 
 /// The names, for those who offer a choice.

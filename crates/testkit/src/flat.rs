@@ -98,6 +98,7 @@ impl FlatGuest {
         let mmu = Mmu::new(memory, Technique::default());
         let platform = Arc::new(NoMachine);
         let mut vcpu = engine.create_vcpu(VcpuSetup { id: VcpuId(0), mmu, platform, cpuid })?;
+        vcpu.settle();
         vcpu.set_state(&long_mode());
         Ok(Self { vcpu })
     }

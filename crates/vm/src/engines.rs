@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{Engine, EngineError};
-use engine_bt::{Bt, Lockstep, Options};
+use engine_bt::{Bt, Direct, Lockstep, Options};
 use mmu::{PageSize, Technique};
 use spec::{EngineChoice, MmuChoice, TranslatorSpec, VmSpec};
 
@@ -45,7 +45,9 @@ fn bt(spec: &TranslatorSpec) -> Result<Arc<dyn Engine>, EngineError> {
         };
         host::perf::map().map_err(refused)?;
     }
-    Ok(Arc::new(Bt::new(options(spec))))
+    let direct = Direct::from_environment()
+        .map_err(|reason| EngineError::Unavailable { engine: engine_bt::NAME, reason })?;
+    Ok(Arc::new(Bt::new(Options { direct, ..options(spec) })))
 }
 
 /// The technique of memory virtualization of a description.

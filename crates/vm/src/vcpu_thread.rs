@@ -85,7 +85,10 @@ impl VcpuCell {
                 Err(_) => events.raise(Event::NoShelter),
             }
         };
-        host::thread::spawn(&format!("vcpu{}", self.id.0), Role::Vcpu, life).map_err(VmError::Thread)
+        let cell = self.clone();
+        let settle = move || cell.lock().settle();
+        let name = format!("vcpu{}", self.id.0);
+        host::thread::spawn_prepared(&name, Role::Vcpu, settle, life).map_err(VmError::Thread)
     }
 
     /// Before the vCPU runs, if it may have been idle: other vCPUs may have left it something to do first.

@@ -1,11 +1,12 @@
 //! What a vCPU does about changes of guest memory: rule 3 of [`memory::guest`].
 
 use host::HostError;
-use memory::Change;
-use x86::Gfn;
+use memory::{Change, GuestMemory};
+use x86::{Gfn, Mfn};
 
 use super::BtVcpu;
-use crate::views::Stale;
+use crate::direct::Space;
+use crate::views::{Stale, Views};
 
 impl BtVcpu {
     #[cold]
@@ -18,19 +19,21 @@ impl BtVcpu {
             match change {
                 Change::Everything => everything = true,
                 Change::Remapped(gfn) => remapped.push(gfn),
-                Change::Logged => self.views.drop_writable(memory, None),
-                Change::Watched(mfn) => self.views.drop_writable(memory, Some(mfn)),
+                Change::Logged => drop_writable(&mut self.views, &mut self.space, memory, None),
+                Change::Watched(mfn) => drop_writable(&mut self.views, &mut self.space, memory, Some(mfn)),
                 Change::Written(mfn) => {
                     let heat = &mut self.heat;
                     self.cache.make_stale(mfn, |key| heat.cool(key))?;
+                    self.space.iter_mut().for_each(|space| space.drop_code(mfn));
                     written.push(mfn);
                 }
                 Change::Nothing => {}
             }
         }
         if everything {
-            self.views.drop_writable(memory, None);
+            drop_writable(&mut self.views, &mut self.space, memory, None);
             self.views.clear_memory();
+            self.space.iter_mut().for_each(Space::empty);
             // Who cannot say what was written may have missed that code was.
             self.drop_code();
         }
@@ -49,6 +52,7 @@ impl BtVcpu {
     /// hundreds at a time, and what is cached is looked through once.
     fn forget_frames(&mut self, frames: &[Gfn]) -> Result<(), HostError> {
         self.views.drop_frames(self.slow.memory(), frames);
+        self.space.iter_mut().for_each(|space| space.drop_frames(self.slow.memory(), frames));
         for &gfn in frames {
             let mfn = self.slow.memory().entry(gfn).mfn;
             let heat = &mut self.heat;
@@ -68,5 +72,13 @@ impl BtVcpu {
     pub(super) fn forget_code(&mut self) {
         self.views.clear_code();
         self.empty_shadows(Stale { supervisor: true, user: true });
+    }
+}
+
+/// Drops translations for writes, of one frame or of all.
+fn drop_writable(views: &mut Views, space: &mut Option<Space>, memory: &GuestMemory, frame: Option<Mfn>) {
+    views.drop_writable(memory, frame);
+    if let Some(space) = space {
+        space.drop_writable(memory, frame);
     }
 }

@@ -1,10 +1,13 @@
-//! What a vCPU does about direct jumps: links those within a page, and builds bridges ([`translate`]'s `bridge`) for the others, or
-//! gives them up.
+//! What a vCPU does about jumps to places that it knows: links those within a page, builds bridges ([`translate`]'s `bridge`) for the others, or
+//! gives them up; and finds where transfers to another privilege and the plain rests of blocks go on.
 
 use host::HostError;
 use translate::{Form, Mode};
+use x86::bits::low16;
+use x86::{Gva, PAGE_MASK};
 
 use super::{BtVcpu, Next};
+use crate::cache::Key;
 use crate::sites::PlacedSite;
 
 impl BtVcpu {
@@ -54,5 +57,50 @@ impl BtVcpu {
             return Ok(None);
         }
         self.find_block(target)
+    }
+
+    /// Where to go on with a transfer whose target is in the jump cache now, if it is.
+    pub(super) fn transfer_code(
+        &mut self,
+        target: u64,
+        mode: Mode,
+        site: &PlacedSite,
+    ) -> Result<Option<u64>, HostError> {
+        let (here, drops) = (self.mode, self.views.drops());
+        let flushes = self.cache.stats.flushes;
+        self.catch_up()?;
+        let known = self.views.code_mode(mode.table()) == mode && Gva(target).is_canonical();
+        self.mode = mode;
+        let found = if known { self.find_code(target)? } else { None };
+        self.mode = here;
+        let kept = drops == self.views.drops() && self.has_kept(site.block, flushes);
+        if found.is_none() || target == 0 || !kept {
+            return Ok(None);
+        }
+        Ok(self.cache.again(site))
+    }
+
+    /// The plain translation of the rest of a block.
+    pub(super) fn plain_block(&mut self, from: u32, rip: u64) -> Result<Option<u32>, HostError> {
+        let Some(block) = self.cache.block(from).filter(|block| !block.stale) else { return Ok(None) };
+        let mode = self.mode.with(Mode::PLAIN, true);
+        let key = Key { mfn: block.key.mfn, offset: low16(rip & PAGE_MASK), mode };
+        let flushes = self.cache.stats.flushes;
+        self.catch_up()?;
+        let number = self.find_or_translate(key, rip)?;
+        Ok(number.filter(|_| self.has_kept(from, flushes)))
+    }
+
+    /// The block of a place, translated if it has none yet.
+    pub(super) fn find_or_translate(&mut self, key: Key, rip: u64) -> Result<Option<u32>, HostError> {
+        match self.cache.find(key) {
+            Some(number) => Ok(Some(number)),
+            None => self.translate(key, rip),
+        }
+    }
+
+    /// Whether a block is still in the cache, which had been flushed `flushes` times, and not stale.
+    pub(super) fn has_kept(&self, block: u32, flushes: u64) -> bool {
+        self.cache.stats.flushes == flushes && self.cache.block(block).is_some_and(|block| !block.stale)
     }
 }

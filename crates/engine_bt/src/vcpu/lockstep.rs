@@ -49,7 +49,7 @@ use super::{BtVcpu, Next};
 use crate::modes::translatable;
 use crate::sites::PlacedSite;
 use crate::views::Stale;
-use crate::{Options, x87};
+use crate::{Direct, Options, x87};
 
 pub use ledger::{Counts, Ledger};
 use pages::Pages;
@@ -132,6 +132,7 @@ impl Lockstep {
             // A single block ends where it leaves.
             goes_on: self.closeness.chained,
             checking: self.closeness.checking,
+            direct: Direct::Never,
             ..Options::default()
         };
         Ok(LockstepVcpu {
@@ -307,7 +308,8 @@ impl LockstepVcpu {
         self.bt.empty_shadows(Stale { supervisor: true, user: true });
         let (table, target) = target::predict(&mut self.bt, rip).filter(|&(_, target)| target != 0)?;
         // It is forgotten before anybody asks whether its page is still there.
-        let page = Resolved { target: Target::Ignore, page_size: PageSize::Kib4, global: true };
+        let page =
+            Resolved { target: Target::Ignore, page_size: PageSize::Kib4, global: true, writable: false };
         self.bt.views.insert_code(table, target, self.bt.cache.unforeseen(), None, &page);
         Some((table, target))
     }

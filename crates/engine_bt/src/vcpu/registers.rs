@@ -30,7 +30,8 @@ impl BtVcpu {
         let tsc_offset = self.slow.tsc_offset();
         // With interrupts on whoever waits has been let in.
         let waiting = registers.rflags & IF == 0 && self.slow.event_waits();
-        let user_closed = self.views.code_mode(Table::User) != self.user_mode;
+        // Where user code is executed directly no translated code returns to it.
+        let user_closed = self.views.code_mode(Table::User) != self.user_mode || self.is_direct();
         let returns = self.returns(user_closed);
         let control = self.slow.control_registers();
         let context = self.views.context();

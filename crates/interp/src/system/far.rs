@@ -136,7 +136,7 @@ impl Cpu {
         segment.is_system(system::CALL_GATE) || segment.is_system(system::CALL_GATE16) && !self.long_active()
     }
 
-    fn jump_protected(&mut self, selector: Selector, offset: u64) -> Step {
+    pub(crate) fn jump_protected(&mut self, selector: Selector, offset: u64) -> Step {
         if selector.is_null() {
             return Err(self.gp0());
         }

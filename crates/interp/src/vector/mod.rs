@@ -19,6 +19,7 @@ mod guard;
 mod masked;
 pub(crate) mod mmx;
 mod moves;
+pub(crate) mod state_image;
 mod xsave;
 
 #[cfg(test)]

@@ -20,9 +20,9 @@ use super::fxsave::{self, MXCSR_AT, REGION};
 use super::guard::check_alignment;
 use crate::op::Mem;
 
-const HEADER_AT: usize = REGION;
-const HEADER: usize = 64;
-const AVX_AT: usize = HEADER_AT + HEADER;
+pub(super) const HEADER_AT: usize = REGION;
+pub(super) const HEADER: usize = 64;
+pub(super) const AVX_AT: usize = HEADER_AT + HEADER;
 const AVX: usize = 256;
 /// XCOMP_BV bit 63: the compacted form.
 const COMPACTED: u64 = 1 << 63;

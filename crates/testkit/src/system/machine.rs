@@ -133,6 +133,7 @@ pub(super) fn run(
     let mut vcpu = engine.create_vcpu(setup)?;
     let kick = vcpu.kick_handle();
     let _ = board.kick.set(kick.clone());
+    vcpu.settle();
     vcpu.set_state(state);
     case.events.iter().for_each(|&arrival| board.arrive(arrival));
     let exit = watched(&kick, || {

@@ -136,7 +136,20 @@ impl fmt::Display for Report {
 /// # Errors
 /// If the engine cannot make a vCPU.
 pub fn run(engine: &dyn Engine, technique: Technique, files: &[(&str, &str)]) -> Result<Report, EngineError> {
-    let mut suite = Suite { engine, technique, models: HashMap::new(), report: Report::default() };
+    run_from(engine, technique, |_| {}, files)
+}
+
+/// The same, with the state that presets give changed by `begin`, before a case changes it.
+///
+/// # Errors
+/// If the engine cannot make a vCPU.
+pub(crate) fn run_from(
+    engine: &dyn Engine,
+    technique: Technique,
+    begin: fn(&mut x86::CpuState),
+    files: &[(&str, &str)],
+) -> Result<Report, EngineError> {
+    let mut suite = Suite { engine, technique, begin, models: HashMap::new(), report: Report::default() };
     for (file, text) in files {
         suite.file(file, text)?;
     }
@@ -146,6 +159,7 @@ pub fn run(engine: &dyn Engine, technique: Technique, files: &[(&str, &str)]) ->
 struct Suite<'a> {
     engine: &'a dyn Engine,
     technique: Technique,
+    begin: fn(&mut x86::CpuState),
     /// The CPU models that were asked for, `None` where the host cannot carry one.
     models: HashMap<String, Option<Arc<CpuidTable>>>,
     report: Report,
@@ -166,7 +180,7 @@ impl Suite<'_> {
                 continue;
             };
             self.report.run += 1;
-            for mistake in run_case(self.engine, self.technique, &case, &cpuid)? {
+            for mistake in run_case(self.engine, self.technique, self.begin, &case, &cpuid)? {
                 let (line, name) = (mistake.line, &case.name);
                 self.report.failures.push(format!("{file}:{line}: {name}: {}", mistake.message));
             }
@@ -194,11 +208,13 @@ fn model(wishes: &str) -> Option<CpuidTable> {
 fn run_case(
     engine: &dyn Engine,
     technique: Technique,
+    begin: fn(&mut x86::CpuState),
     case: &Case,
     cpuid: &Arc<CpuidTable>,
 ) -> Result<Vec<Mistake>, EngineError> {
     let memory = Arc::new(layout::memory(case.preset));
     let mut state = layout::state(case.preset, cpuid);
+    begin(&mut state);
     let mut guest = Guest { state: &mut state, memory: &memory, labels: &case.labels, frame: None };
     for Statement { line, target, operator, value } in &case.assignments {
         if let Err(message) = guest.assign(target, operator, value) {

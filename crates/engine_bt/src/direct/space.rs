@@ -1,0 +1,237 @@
+//! What the stub process has mapped: pages of one of the guest's address spaces.
+
+use host::stub::{Rights, Stub};
+use memory::GuestMemory;
+use mmu::{Invalidation, PageSize, Resolved, Target};
+use x86::{Gfn, Mfn, PAGE_SHIFT, PAGE_SIZE};
+
+use crate::cache::NumberMap;
+
+/// Pages that are mapped at most: Linux has a limit of 65530 mappings (`vm.max_map_count`).
+const MOST: usize = 48 << 10;
+/// Pages that are looked up again when all translations have been dropped.
+const MOST_KEPT: usize = 512;
+/// Binary logarithm of a large page's size.
+const LARGE_SHIFT: u32 = 21;
+
+/// A page that is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) mfn: Mfn,
+    gfn: Gfn,
+    pub(crate) rights: Rights,
+}
+
+/// A stub and what it has mapped.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) stub: Stub,
+    /// The address space.
+    pcid: u16,
+    /// By linear page number.
+    pages: NumberMap<View>,
+    /// By frame: the linear page numbers that lead there.
+    frames: NumberMap<Vec<u64>>,
+    /// The large pages of which there is something, by their number; one of 1 GiB counts as everything.
+    large: NumberMap<()>,
+    huge: bool,
+    /// Translations have been dropped since.
+    is_stale: bool,
+    /// Pages whose code cannot be executed here, as far as is known, by their number.
+    foreign: NumberMap<()>,
+}
+
+impl Space {
+    pub(crate) fn new(stub: Stub) -> Self {
+        Self {
+            stub,
+            pcid: 0,
+            pages: NumberMap::default(),
+            frames: NumberMap::default(),
+            large: NumberMap::default(),
+            huge: false,
+            is_stale: false,
+            foreign: NumberMap::default(),
+        }
+    }
+
+    /// From now on this is the address space of `pcid`. What was mapped when its translations were dropped stays if `finds` finds it again.
+    pub(crate) fn choose(&mut self, pcid: u16, mut finds: impl FnMut(u64, Rights) -> Option<Resolved>) {
+        if self.pcid != pcid || self.is_stale && self.pages.len() > MOST_KEPT {
+            self.pcid = pcid;
+            self.empty();
+        }
+        if !std::mem::take(&mut self.is_stale) {
+            return;
+        }
+        let mut is_gone = |number: u64, view: &View| {
+            !finds(number << PAGE_SHIFT, view.rights).is_some_and(|now| view.is(&now))
+        };
+        let gone = self.pages.iter().filter(|(number, view)| is_gone(**number, view));
+        for number in gone.map(|(&number, _)| number).collect::<Vec<_>>() {
+            self.unmap(number);
+        }
+    }
+
+    /// What is mapped at an address.
+    pub(crate) fn view(&self, va: u64) -> Option<&View> {
+        self.pages.get(&(va >> PAGE_SHIFT))
+    }
+
+    /// Notes that the code of an address's page cannot be executed here.
+    pub(crate) fn note_foreign(&mut self, va: u64) {
+        if self.foreign.len() >= MOST {
+            self.foreign.clear();
+        }
+        self.foreign.insert(va >> PAGE_SHIFT, ());
+    }
+
+    /// Whether that was noted.
+    pub(crate) fn is_foreign(&self, va: u64) -> bool {
+        self.foreign.contains_key(&(va >> PAGE_SHIFT))
+    }
+
+    /// Whether the guest's pages can be where this page is.
+    pub(crate) fn has_place_for(&self, va: u64) -> bool {
+        va < Stub::END && !self.stub.own_pages().contains(&va)
+    }
+
+    /// Maps the page of an address. False if it leads to no memory.
+    pub(crate) fn map(&mut self, va: u64, resolved: &Resolved, rights: Rights) -> bool {
+        let Target::Ram { mfn, gfn, .. } = resolved.target else { return false };
+        if !self.has_place_for(va) {
+            return false;
+        }
+        if self.pages.len() >= MOST {
+            self.empty();
+        }
+        let number = va >> PAGE_SHIFT;
+        if let Some(old) = self.pages.insert(number, View { mfn, gfn, rights }) {
+            self.unlist(old.mfn, number);
+        }
+        self.frames.entry(mfn.0).or_default().push(number);
+        match resolved.page_size {
+            PageSize::Kib4 | PageSize::Everything => {}
+            PageSize::Mib2 => drop(self.large.insert(va >> LARGE_SHIFT, ())),
+            PageSize::Mib4 | PageSize::Gib1 => self.huge = true,
+        }
+        self.stub.map(number << PAGE_SHIFT, PAGE_SIZE, mfn.0 << PAGE_SHIFT, rights);
+        true
+    }
+
+    /// A page is not among those any more that lead to a frame.
+    fn unlist(&mut self, mfn: Mfn, number: u64) {
+        if let Some(pages) = self.frames.get_mut(&mfn.0) {
+            pages.retain(|&page| page != number);
+            if pages.is_empty() {
+                self.frames.remove(&mfn.0);
+            }
+        }
+    }
+
+    /// All translations are dropped. What they were is looked up again before it is used: programs lose all at once more often than they
+    /// lose anything in particular.
+    pub(crate) fn clear(&mut self) {
+        self.is_stale = true;
+        self.foreign.clear();
+    }
+
+    /// Unmaps everything.
+    pub(crate) fn empty(&mut self) {
+        if !self.pages.is_empty() {
+            self.stub.unmap_all();
+        }
+        self.pages.clear();
+        self.frames.clear();
+        self.large.clear();
+        self.huge = false;
+        self.is_stale = false;
+        self.foreign.clear();
+    }
+
+    fn unmap(&mut self, number: u64) -> Option<View> {
+        let old = self.pages.remove(&number)?;
+        self.unlist(old.mfn, number);
+        self.stub.unmap(number << PAGE_SHIFT, PAGE_SIZE);
+        Some(old)
+    }
+
+    /// Unmaps what the MMU says, and sometimes more.
+    pub(crate) fn invalidate(&mut self, what: Invalidation) {
+        match what {
+            Invalidation::All | Invalidation::NonGlobal => self.clear(),
+            Invalidation::Space(pcid) if pcid == self.pcid => self.clear(),
+            Invalidation::Space(_) | Invalidation::Switch(_) => {}
+            Invalidation::Page(va) | Invalidation::PageOf(_, va) => self.invalidate_page(va.0),
+        }
+    }
+
+    fn invalidate_page(&mut self, va: u64) {
+        self.foreign.remove(&(va >> PAGE_SHIFT));
+        if self.huge {
+            self.clear();
+        } else if self.large.remove(&(va >> LARGE_SHIFT)).is_some() {
+            let pages = 1 << (LARGE_SHIFT - PAGE_SHIFT);
+            let first = (va >> PAGE_SHIFT) & !(pages - 1);
+            for number in first..first + pages {
+                self.unmap(number);
+            }
+        } else {
+            self.unmap(va >> PAGE_SHIFT);
+        }
+    }
+
+    /// Unmaps the pages that lead to a frame and that `concerned` picks.
+    fn unmap_frame(&mut self, mfn: Mfn, mut concerned: impl FnMut(&View) -> bool) {
+        for number in self.frames.get(&mfn.0).cloned().unwrap_or_default() {
+            if self.pages.get(&number).is_some_and(&mut concerned) {
+                self.unmap(number);
+            }
+        }
+    }
+
+    /// A frame's code has been written: nobody executes it unseen.
+    pub(crate) fn drop_code(&mut self, mfn: Mfn) {
+        self.unmap_frame(mfn, |view| view.rights.execute);
+    }
+
+    /// Unmaps what is writable, of one frame or of all, after telling memory of it.
+    pub(crate) fn drop_writable(&mut self, memory: &GuestMemory, frame: Option<Mfn>) {
+        let frames = match frame {
+            Some(mfn) => vec![mfn.0],
+            None => self.frames.keys().copied().collect(),
+        };
+        for mfn in frames.into_iter().map(Mfn) {
+            self.unmap_frame(mfn, |view| view.is_writable(memory));
+        }
+    }
+
+    /// Unmaps what leads to one of these guest frames, which ascend, after telling memory of what is writable.
+    pub(crate) fn drop_frames(&mut self, memory: &GuestMemory, frames: &[Gfn]) {
+        let concerned = |view: &View| frames.binary_search(&view.gfn).is_ok();
+        let numbers: Vec<u64> =
+            self.pages.iter().filter(|(_, view)| concerned(view)).map(|(&number, _)| number).collect();
+        for number in numbers {
+            if let Some(view) = self.unmap(number) {
+                view.is_writable(memory);
+            }
+        }
+    }
+}
+
+impl View {
+    /// Whether a translation leads there with these rights.
+    fn is(&self, resolved: &Resolved) -> bool {
+        let there =
+            matches!(resolved.target, Target::Ram { mfn, gfn, .. } if (mfn, gfn) == (self.mfn, self.gfn));
+        there && (resolved.writable || !self.rights.write)
+    }
+
+    /// Whether it is writable; then memory hears that it may have been written.
+    fn is_writable(&self, memory: &GuestMemory) -> bool {
+        if self.rights.write {
+            memory.note_write(self.gfn, memory.entry(self.gfn).mfn);
+        }
+        self.rights.write
+    }
+}

@@ -1,0 +1,365 @@
+//! What a vCPU does about direct execution: puts user code into the stub, has pages mapped that it meets, and takes it back.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use host::stub::{Registers, Rights, Stop, Stub};
+use host::{HostError, time};
+use interp::Registers as Own;
+use mmu::{Access, Privilege, Resolved, Target};
+use translate::Mode;
+use x86::exception::Exception;
+use x86::{Mfn, PAGE_MASK, PAGE_SIZE, rflags};
+
+use super::BtVcpu;
+use crate::direct::{AHEAD, Code, Direct, Space, View, is_ordinary_seam};
+use crate::x87;
+
+/// Pages around one that is met that are mapped with it: of data, and of code.
+const DATA_AHEAD: u64 = 32;
+const CODE_AHEAD: u64 = 32;
+/// The bytes that an instruction may have behind its first.
+const REST: u64 = 14;
+/// Instructions of pages that cannot be executed directly that are interpreted in a row.
+const MOST_FOREIGN: usize = 2000;
+/// INT1's opcode.
+const INT1: u8 = 0xf1;
+/// The null selectors.
+const NULL: std::ops::Range<u16> = 0..4;
+
+impl BtVcpu {
+    /// Makes the stub, if the host lets us have one.
+    pub(super) fn make_stub(&mut self) {
+        if self.direct == Direct::Never || !host::cpu::has_avx() {
+            return;
+        }
+        if let Ok(stub) = Stub::new(self.slow.memory().frames().as_fd()) {
+            // The first one's, if there should be two.
+            if self.line.set(stub.caller()).is_ok() {
+                self.space = Some(Space::new(stub));
+            }
+        }
+    }
+
+    /// Whether the user code of the current address space is to be executed directly.
+    pub(super) fn is_direct(&self) -> bool {
+        self.space.is_some()
+            && match self.direct {
+                Direct::Never => false,
+                Direct::LongRuns => self.policy.wants(self.views.pcid()),
+                Direct::Always => true,
+            }
+    }
+
+    /// Whether the code at RIP can be, and is to be.
+    pub(super) fn goes_direct(&self) -> bool {
+        self.mode.has(Mode::USER) && !self.aside && self.is_direct() && self.is_suitable()
+    }
+
+    /// Whether a process of the host would execute it alike.
+    fn is_suitable(&self) -> bool {
+        use x86::SegmentIndex::{Cs, Ds, Es, Fs, Gs, Ss};
+        let (Some(space), system) = (&self.space, self.slow.system_registers()) else { return false };
+        let ours = space.stub.selectors();
+        let is = |index: x86::SegmentIndex, or_null: bool| {
+            let (own, host) = (system.selectors[index as usize], ours[index as usize]);
+            own == host || or_null && (NULL.contains(&own) || own == ours[Ss as usize])
+        };
+        self.slow.is_ordinary()
+            && is(Cs, false)
+            && is(Ss, false)
+            && [Ds, Es, Fs, Gs].into_iter().all(|index| is(index, true))
+            && system.fs_base < Stub::END
+            && system.gs_base < Stub::END
+            && self.slow.rip() < Stub::END
+    }
+
+    /// Executes user code directly until something has to be done that the loop does, or the policy says that it is not worth while.
+    pub(super) fn run_directly(&mut self) -> Result<(), HostError> {
+        let (begin, pcid) = (time::monotonic_ns(), self.views.pcid());
+        let before = self.stub_ran();
+        self.prepare_space(pcid);
+        let result = self.run_stub();
+        self.stats.direct_runs += 1;
+        let ran = self.stub_ran().saturating_sub(before);
+        let taken = Duration::from_nanos(time::monotonic_ns().saturating_sub(begin));
+        self.policy.has_run(pcid, ran, taken.saturating_sub(ran));
+        if !self.is_direct() {
+            self.part_from_stub();
+        }
+        result
+    }
+
+    fn stub_ran(&self) -> Duration {
+        self.space.as_ref().map(|space| space.stub.ran()).unwrap_or_default()
+    }
+
+    /// The vCPU's thread may run wherever it may.
+    pub(super) fn part_from_stub(&mut self) {
+        self.space.iter_mut().for_each(|space| space.stub.part());
+    }
+
+    /// The stub's address space becomes the current one, as far as it is known.
+    fn prepare_space(&mut self, pcid: u16) {
+        let Some(space) = &mut self.space else { return };
+        space.stub.keep_together();
+        let slow = &mut self.slow;
+        space.choose(pcid, |va, rights| match rights.execute {
+            true => slow.resolve_code(va, Privilege::User),
+            false => slow.resolve_ahead(va),
+        });
+    }
+
+    fn run_stub(&mut self) -> Result<(), HostError> {
+        let own = self.space.as_ref().map(|space| space.stub.own_pages()).unwrap_or_default();
+        // Where the guest has something there it would not be found.
+        if [own.start, own.end - 1].into_iter().any(|va| self.slow.resolve_ahead(va).is_some()) {
+            self.aside = true;
+            return Ok(());
+        }
+        let mut registers = self.enter_stub()?;
+        let stop = loop {
+            if self.is_wanted() {
+                break Stop::Called;
+            }
+            self.catch_up()?;
+            let (Some(space), go) = (&mut self.space, &self.go) else { break Stop::Called };
+            let stop = space.stub.run(&mut registers, || go.is_called())?;
+            match stop {
+                Stop::Called => self.stats.direct.calls += 1,
+                Stop::PageFault(va) if self.admit(va, registers.rip)? => {}
+                _ => break stop,
+            }
+        };
+        match stop {
+            Stop::Called => {}
+            Stop::SystemCall => self.stats.direct.system_calls += 1,
+            _ => self.stats.direct.others += 1,
+        }
+        self.leave_stub(&registers, stop)?;
+        self.cross_foreign();
+        Ok(())
+    }
+
+    /// Interprets code of pages that cannot be executed directly. It is seldom much; if it is, it is translated until the next return to
+    /// user code.
+    fn cross_foreign(&mut self) {
+        let foreign = |vcpu: &Self| {
+            let rip = vcpu.slow.rip();
+            vcpu.slow.cpl() == 3 && vcpu.space.as_ref().is_some_and(|space| space.is_foreign(rip))
+        };
+        for _ in 0..MOST_FOREIGN {
+            if !foreign(self) || self.go.is_called() {
+                return;
+            }
+            self.slow.execute_one();
+        }
+        self.aside = true;
+    }
+
+    /// The registers go to the stub.
+    fn enter_stub(&mut self) -> Result<Registers, HostError> {
+        x87::take_back(&mut self.slow);
+        let own = self.slow.registers();
+        let system = self.slow.system_registers();
+        if let Some(space) = &mut self.space {
+            self.slow.put_units(space.stub.extended());
+            space.stub.load_extended()?;
+        }
+        Ok(Registers {
+            gpr: own.gpr,
+            rip: own.rip,
+            rflags: own.rflags,
+            fs_base: system.fs_base,
+            gs_base: system.gs_base,
+            selectors: system.selectors,
+        })
+    }
+
+    /// And back; then the instruction that stopped it is executed.
+    fn leave_stub(&mut self, registers: &Registers, stop: Stop) -> Result<(), HostError> {
+        if let Some(space) = &mut self.space {
+            space.stub.save_extended()?;
+            self.slow.get_units(space.stub.extended());
+        }
+        // What a program can change without being stopped.
+        const CHANGED: u64 = rflags::STATUS | rflags::DF | rflags::TF | rflags::AC | rflags::NT | rflags::ID;
+        let kept = self.slow.registers().rflags & !CHANGED;
+        let back = match stop {
+            Stop::SystemCall => 2,
+            Stop::Breakpoint if self.code_byte(registers.rip.wrapping_sub(1)) == 3 => 2,
+            Stop::Breakpoint => 1,
+            // Processors disagree about which address this saves.
+            Stop::Debug => u64::from(self.code_byte(registers.rip) != INT1),
+            _ => 0,
+        };
+        self.slow.set_registers(&Own {
+            gpr: registers.gpr,
+            rip: registers.rip.wrapping_sub(back),
+            rflags: registers.rflags & CHANGED | kept,
+        });
+        self.slow.load_selectors(registers.selectors);
+        let kernel_gs = self.slow.system_registers().kernel_gs_base;
+        self.slow.set_bases(registers.fs_base, registers.gs_base, kernel_gs);
+        match stop {
+            Stop::Called => {}
+            // The step that the program has asked for itself has been made.
+            Stop::Step => {
+                self.slow.deliver(Exception::debug(x86::control::dr6::BS));
+            }
+            _ => self.slow.execute_one(),
+        }
+        Ok(())
+    }
+
+    /// A byte of the code that is executed.
+    fn code_byte(&self, va: u64) -> u8 {
+        self.view(va).map_or(0, |view| self.slow.memory().frames().read(view.mfn, va & PAGE_MASK))
+    }
+
+    // ---- pages that are met --------------------------------------------------------------------------------------
+
+    fn view(&self, va: u64) -> Option<View> {
+        self.space.as_ref().and_then(|space| space.view(va)).copied()
+    }
+
+    /// Maps what an access to `va` by the instruction at RIP needs; false if it cannot be made there.
+    fn admit(&mut self, va: u64, rip: u64) -> Result<bool, HostError> {
+        if !self.space.as_ref().is_some_and(|space| space.has_place_for(va)) {
+            return Ok(false);
+        }
+        let page = va & !PAGE_MASK;
+        let at_rip = page == rip & !PAGE_MASK;
+        // An instruction may reach into the next page; what it has there is fetched from the beginning.
+        let fetched = at_rip || va == page && page == rip.wrapping_add(REST) & !PAGE_MASK;
+        let view = self.view(va);
+        if fetched && view.is_none_or(|view| !view.rights.execute) {
+            if self.admit_code(page)? {
+                self.stats.direct.code += 1;
+                return Ok(true);
+            }
+            if at_rip {
+                // If it is the guest's fault it is raised by interpreting the instruction.
+                return Ok(false);
+            }
+        }
+        let (admitted, counter) = match view {
+            None => (self.admit_data(page), &mut self.stats.direct.data),
+            Some(view) if view.rights.write => return Ok(false),
+            Some(_) => (self.admit_write(page), &mut self.stats.direct.writes),
+        };
+        *counter += u64::from(admitted);
+        Ok(admitted)
+    }
+
+    fn map(&mut self, va: u64, resolved: &Resolved, rights: Rights) -> bool {
+        self.space.as_mut().is_some_and(|space| space.map(va, resolved, rights))
+    }
+
+    /// Maps a page that is read, and those around it.
+    fn admit_data(&mut self, page: u64) -> bool {
+        if !self.map_data(page) {
+            return false;
+        }
+        let first = page & !(DATA_AHEAD * PAGE_SIZE - 1);
+        for other in (0..DATA_AHEAD).map(|number| first + number * PAGE_SIZE) {
+            if self.view(other).is_none() {
+                self.map_data(other);
+            }
+        }
+        true
+    }
+
+    fn map_data(&mut self, page: u64) -> bool {
+        let Some(resolved) = self.slow.resolve_ahead(page) else { return false };
+        let Target::Ram { mfn, gfn, cached: true } = resolved.target else { return false };
+        let write = resolved.writable && self.slow.memory().may_cache_writes(gfn, mfn);
+        self.map(page, &resolved, Rights { write, execute: false })
+    }
+
+    /// Maps a page that is written.
+    fn admit_write(&mut self, page: u64) -> bool {
+        match self.slow.resolve(page, Access::Write) {
+            Ok(resolved) if matches!(resolved.target, Target::Ram { cached: true, .. }) => {
+                self.map(page, &resolved, Rights { write: true, execute: false })
+            }
+            _ => false,
+        }
+    }
+
+    /// Maps a page whose code is fetched, and those around it; false if it cannot be.
+    fn admit_code(&mut self, page: u64) -> Result<bool, HostError> {
+        let foreign = self.space.as_ref().is_some_and(|space| space.is_foreign(page));
+        if foreign || !self.map_code(page)? {
+            return Ok(false);
+        }
+        let first = page & !(CODE_AHEAD * PAGE_SIZE - 1);
+        for other in (0..CODE_AHEAD).map(|number| first + number * PAGE_SIZE) {
+            if self.view(other).is_none() {
+                self.map_code(other)?;
+            }
+        }
+        Ok(self.view(page).is_some_and(|view| view.rights.execute))
+    }
+
+    fn map_code(&mut self, page: u64) -> Result<bool, HostError> {
+        // To watch a frame for the first time may drop what was resolved.
+        for _ in 0..2 {
+            let drops = self.views.drops();
+            let Some(resolved) = self.slow.resolve_code(page, Privilege::User) else { return Ok(false) };
+            let Some(mfn) = resolved.frame() else { return Ok(false) };
+            let ordinary = self.examine(page, mfn)?;
+            self.catch_up()?;
+            match ordinary {
+                Some(false) => {
+                    self.space.iter_mut().for_each(|space| space.note_foreign(page));
+                    return Ok(false);
+                }
+                Some(true) if drops == self.views.drops() => {
+                    return Ok(self.map(page, &resolved, Rights { write: false, execute: true }));
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether the code of a page, in this frame, may be executed directly, as long as the frame is watched. `None` if it cannot be
+    /// watched.
+    fn examine(&mut self, page: u64, mfn: Mfn) -> Result<Option<bool>, HostError> {
+        let Some(version) = self.watch(mfn)? else { return Ok(None) };
+        let ordinary = match self.verdicts.find(mfn, version) {
+            Some(known) => known,
+            None => {
+                let bytes = self.bytes_of(mfn);
+                let ordinary = Code::new(self.tail(page), &bytes).is_ordinary();
+                let there = self.still_there(mfn, 0, &bytes);
+                if !there || self.slow.memory().code_version(mfn) != version {
+                    return Ok(None);
+                }
+                self.verdicts.note(mfn, version, ordinary);
+                ordinary
+            }
+        };
+        let frames = self.slow.memory().frames();
+        let executed = |page| self.view(page).filter(|view| view.rights.execute).map(|view| view.mfn);
+        let seam = |before: Mfn, behind: Mfn| {
+            is_ordinary_seam(frames.read(before, PAGE_SIZE - 2), frames.read(behind, 0))
+        };
+        let before = executed(page.wrapping_sub(PAGE_SIZE)).is_none_or(|before| seam(before, mfn));
+        let behind = executed(page.wrapping_add(PAGE_SIZE)).is_none_or(|behind| seam(mfn, behind));
+        Ok(Some(ordinary && before && behind))
+    }
+
+    /// The last bytes of the page before a page, if there is one.
+    fn tail(&mut self, page: u64) -> Option<[u8; AHEAD]> {
+        let mfn = self.slow.resolve_ahead(page.wrapping_sub(PAGE_SIZE))?.frame()?;
+        self.bytes_of(mfn).last_chunk().copied()
+    }
+
+    fn bytes_of(&self, mfn: Mfn) -> [u8; PAGE_SIZE as usize] {
+        let mut bytes = [0; PAGE_SIZE as usize];
+        self.slow.memory().frames().copy_out(mfn, 0, &mut bytes);
+        bytes
+    }
+}
