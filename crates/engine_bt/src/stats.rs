@@ -60,6 +60,17 @@ pub struct DirectStats {
     pub others: u64,
 }
 
+impl DirectStats {
+    /// The stops since an earlier moment: those for pages, which have been met now, and all others.
+    pub(crate) const fn since(&self, earlier: &Self) -> [u64; 2] {
+        const fn sums(at: &DirectStats) -> [u64; 2] {
+            [at.data + at.writes + at.code, at.calls + at.system_calls + at.others]
+        }
+        let ([pages, others], [before, others_before]) = (sums(self), sums(earlier));
+        [pages.wrapping_sub(before), others.wrapping_sub(others_before)]
+    }
+}
+
 /// What was counted since the cache was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {

@@ -83,12 +83,13 @@ pub struct BtVcpu {
     /// Where user code is executed directly, if it can be.
     space: Option<Space>,
     policy: Policy,
-    /// What code may be.
     verdicts: Verdicts,
     /// Who kicks calls the stub by this.
     line: Arc<OnceLock<Caller>>,
     /// User code is not executed directly until the next return to it.
     aside: bool,
+    /// The host has refused what that needs.
+    refused: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -162,6 +163,7 @@ impl BtVcpu {
             verdicts: Verdicts::default(),
             line,
             aside: false,
+            refused: false,
             failure: None,
         };
         vcpu.prepare_context();
@@ -213,7 +215,7 @@ impl BtVcpu {
             return Ok(Some(exit));
         }
         if user && self.slow.cpl() != 3 {
-            self.policy.interrupted(self.views.pcid());
+            self.policy.interrupted(self.root());
         }
         self.catch_up()?;
         if self.fluid.is_over(self.stats.entries) {

@@ -187,14 +187,15 @@ impl InterpVcpu {
         Registers { gpr, rip: self.cpu.rip(), rflags: self.cpu.flags }
     }
 
-    /// Replaces the registers, as far as translated code may change them by itself: no flag but the status flags, DF,
-    /// IF and AC.
+    /// Replaces the registers, as far as user code and translated code may change them by themselves: no flag but the status
+    /// flags, DF, IF, AC, NT and TF.
     pub fn set_registers(&mut self, registers: &Registers) {
         let cpu = &mut self.cpu;
         cpu.regs[..16].copy_from_slice(&registers.gpr);
         cpu.set_rip(registers.rip);
         let changed = cpu.flags ^ registers.rflags;
         cpu.flags = registers.rflags;
+        cpu.look |= changed & x86::rflags::TF != 0;
         if changed & x86::rflags::AC != 0 {
             cpu.refresh_access();
         }
@@ -238,8 +239,8 @@ impl InterpVcpu {
     }
 
     /// Loads the segment registers whose selectors are others than these, as code at RIP would have done; what it would have raised
-    /// is delivered.
-    pub fn load_selectors(&mut self, selectors: [u16; 6]) {
+    /// is delivered. False if it has raised something.
+    pub fn load_selectors(&mut self, selectors: [u16; 6]) -> bool {
         for (index, selector) in SegmentIndex::ALL.into_iter().zip(selectors.map(Selector)) {
             let cpu = &mut self.cpu;
             if cpu.segment(index).selector == selector {
@@ -249,8 +250,17 @@ impl InterpVcpu {
                 SegmentIndex::Cs => cpu.jump_protected(selector, cpu.rip()),
                 _ => cpu.load_segment(index, selector),
             };
-            cpu.finish(loaded);
+            if loaded.is_err() {
+                cpu.finish(loaded);
+                return false;
+            }
         }
+        true
+    }
+
+    /// Whether something has to be looked at before the next instruction.
+    pub fn looks(&self) -> bool {
+        self.cpu.look
     }
 
     /// Writes the x87 and vector registers into an image in the standard form of XSAVE, those above AVX in their initial state.
@@ -340,7 +350,7 @@ impl InterpVcpu {
     pub fn is_ordinary(&self) -> bool {
         const CR4: u64 = cr4::OSFXSR | cr4::OSXSAVE | cr4::FSGSBASE;
         /// What Linux lets its programs have in RFLAGS, whatever they do.
-        const FLAGS: u64 = rflags::STATUS | rflags::DF | rflags::IF | rflags::FIXED;
+        const FLAGS: u64 = rflags::STATUS | rflags::DF | rflags::IF | rflags::ID | rflags::FIXED;
         let cpu: &Cpu = &self.cpu;
         let exact = !(cpu.slow || cpu.careful || cpu.stepping()) && cpu.flags & rflags::IF != 0;
         exact

@@ -123,7 +123,7 @@ pub struct Resolved {
     pub page_size: PageSize,
     /// The page is global.
     pub global: bool,
-    /// The tables allow a write, too, and it would leave no mark in them: the page is dirty.
+    /// A write is allowed, too, and it would leave no mark in the tables: the page is dirty.
     pub writable: bool,
 }
 
@@ -334,7 +334,9 @@ impl Tlb {
         self.stats.fills += 1;
         let translation = reached.translation;
         let target = self.reach(&miss, &reached);
-        let permitted = context.regime.permits(translation.rights, Access::Write, privilege);
+        let is_ram = |gfn| self.memory.entry(gfn).kind == FrameKind::Ram;
+        let permitted = context.regime.permits(translation.rights, Access::Write, privilege)
+            && matches!(target, Target::Ram { gfn, .. } if is_ram(gfn));
         Ok(Resolved {
             target,
             page_size: translation.page_size,

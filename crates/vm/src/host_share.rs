@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chipset::apic::VcpuIndex;
 use chipset::kvm_sched::KvmSched;
 use engine::VcpuId;
-use host::time::{monotonic_ns, thread_cpu_ns};
+use host::stub;
+use host::time::monotonic_ns;
 
 use crate::gate::Doorbell;
 use crate::platform::index;
@@ -24,6 +25,11 @@ pub(crate) struct HostShare {
     vcpus: Vec<Account>,
     /// Ticks of the host's TSC between two readings.
     period: u64,
+}
+
+/// For how long the calling thread has run on a processor, or a process in its stead, in nanoseconds.
+fn ran_ns() -> u64 {
+    host::time::thread_cpu_ns() + stub::time::thread_ns()
 }
 
 #[derive(Default)]
@@ -45,7 +51,7 @@ impl Account {
         let (began, idle) = (self.began.load(Ordering::Relaxed), self.idle.load(Ordering::Relaxed));
         // In this order: what passes in between is not time kept waiting.
         let passed = monotonic_ns().saturating_sub(began);
-        let kept = passed.saturating_sub(idle).saturating_sub(thread_cpu_ns());
+        let kept = passed.saturating_sub(idle).saturating_sub(ran_ns());
         self.kept.fetch_max(kept, Ordering::Relaxed).max(kept)
     }
 }
@@ -66,11 +72,11 @@ impl HostShare {
 
     /// Waits, on the vCPU's thread, for what has nothing to do with the host's processors.
     pub(crate) fn aside<T>(&self, vcpu: VcpuId, wait: impl FnOnce() -> T) -> T {
-        let (since, ran) = (monotonic_ns(), thread_cpu_ns());
+        let (since, ran) = (monotonic_ns(), ran_ns());
         let outcome = wait();
         if let Some(account) = self.vcpus.get(vcpu.0 as usize) {
             let passed = monotonic_ns().saturating_sub(since);
-            account.idle.fetch_add(passed.saturating_sub(thread_cpu_ns() - ran), Ordering::Relaxed);
+            account.idle.fetch_add(passed.saturating_sub(ran_ns() - ran), Ordering::Relaxed);
         }
         outcome
     }
@@ -115,8 +121,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_sleeps_unasked_was_kept_waiting() {
-        let account =
-            Account { began: AtomicU64::new(monotonic_ns() - thread_cpu_ns()), ..Account::default() };
+        let account = Account { began: AtomicU64::new(monotonic_ns() - ran_ns()), ..Account::default() };
         let nap = std::time::Duration::from_millis(20);
         std::thread::sleep(nap);
         let kept = account.kept_ns();

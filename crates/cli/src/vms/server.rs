@@ -213,8 +213,10 @@ fn state(state: State) -> Value {
     .into()
 }
 
-/// The processor time that this process has had.
+/// The processor time that this process has had, and those that run user code for it.
 fn cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    let own =
+        u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0);
+    own + host::stub::time::process_ns()
 }

@@ -3,37 +3,40 @@
 //! To let it run and to get it back takes as long as some ten thousand instructions, and so does each page that it meets for the first
 //! time. What it gains is about as long as it has run. So each address space has an account: a visit of the stub earns the time for which
 //! code has run there, and pays for all that it took besides. Interrupts that find user code running, some in a row, are the occasion
-//! to open one, with something to begin with; as long as there is something in it, every return to user code is a run. Whose account has been emptied
+//! to open one, with something to begin with; as long as there is something in it, every return to user code is a visit. Whose account has been emptied
 //! waits for more interrupts before the next is opened, each time twice as many.
+//!
+//! Pages are paid from a part of their own, which is larger: they are met once, and the other stops come again and again.
 
 use std::time::Duration;
 
 /// What a visit costs besides, in nanoseconds: the returns that are interpreted for it, and what caches have to get anew.
 const VISIT: i64 = 10_000;
 /// Interrupts before the first account is opened, and the most that the wait grows to.
-const FIRST: u32 = 3;
-const LONGEST: u32 = 512;
-/// What an account begins with, in nanoseconds.
-const BEGINNING: i64 = 8_000_000;
-/// What it holds at most.
+const FIRST: u32 = 4;
+const LONGEST: u32 = 96;
+/// What an account begins with, in nanoseconds: for pages, and for everything else.
+const BEGINNING: [i64; 2] = [8_000_000, 1_000_000];
+/// What each part holds at most.
 const MOST: i64 = 10_000_000;
 /// Address spaces that are remembered.
 const SPACES: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
 struct Account {
-    pcid: u16,
+    /// Where its tables begin.
+    root: u64,
     open: bool,
-    /// In nanoseconds.
-    balance: i64,
+    /// Both parts, in nanoseconds.
+    balance: [i64; 2],
     /// Interrupts that it still waits for, and the next time.
     wait: u32,
     next: u32,
 }
 
 impl Account {
-    const fn new(pcid: u16) -> Self {
-        Self { pcid, open: false, balance: 0, wait: FIRST, next: 2 * FIRST }
+    const fn new(root: u64) -> Self {
+        Self { root, open: false, balance: [0; 2], wait: FIRST, next: 3 * FIRST }
     }
 }
 
@@ -45,16 +48,16 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    fn account(&mut self, pcid: u16) -> Option<&mut Account> {
-        let known = self.accounts.iter().position(|account| account.pcid == pcid);
+    fn account(&mut self, root: u64) -> Option<&mut Account> {
+        let known = self.accounts.iter().position(|account| account.root == root);
         let at = known.unwrap_or_else(|| {
             if self.accounts.len() < SPACES {
-                self.accounts.push(Account::new(pcid));
+                self.accounts.push(Account::new(root));
                 return self.accounts.len() - 1;
             }
             self.next = (self.next + 1) % SPACES;
             if let Some(old) = self.accounts.get_mut(self.next) {
-                *old = Account::new(pcid);
+                *old = Account::new(root);
             }
             self.next
         });
@@ -62,28 +65,33 @@ impl Policy {
     }
 
     /// Whether an address space's code should run as it is.
-    pub(crate) fn wants(&self, pcid: u16) -> bool {
-        self.accounts.iter().any(|account| account.pcid == pcid && account.open)
+    pub(crate) fn wants(&self, root: u64) -> bool {
+        self.accounts.iter().any(|account| account.root == root && account.open)
     }
 
     /// An interrupt has found an address space's code running.
-    pub(crate) fn interrupted(&mut self, pcid: u16) {
-        let Some(account) = self.account(pcid).filter(|account| !account.open) else { return };
+    pub(crate) fn interrupted(&mut self, root: u64) {
+        let Some(account) = self.account(root).filter(|account| !account.open) else { return };
         account.wait = account.wait.saturating_sub(1);
         if account.wait == 0 {
             (account.open, account.balance) = (true, BEGINNING);
         }
     }
 
-    /// An address space's code has run for so long, and it took so long besides.
-    pub(crate) fn has_run(&mut self, pcid: u16, ran: Duration, besides: Duration) {
-        let Some(account) = self.account(pcid) else { return };
+    /// An address space's code has run for so long, and it took so long besides: for so many pages, and other stops.
+    pub(crate) fn has_run(&mut self, root: u64, ran: Duration, besides: Duration, stops: [u64; 2]) {
+        let Some(account) = self.account(root) else { return };
         let nanoseconds = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(MOST).min(MOST);
-        account.balance = (account.balance + nanoseconds(ran) - nanoseconds(besides) - VISIT).min(MOST);
-        if account.balance == MOST {
+        let costs = nanoseconds(besides) + VISIT;
+        let [pages, others] = stops.map(|count| i64::try_from(count).unwrap_or(i64::MAX).min(MOST));
+        let for_pages = costs * pages / (pages + others).max(1);
+        for (part, cost) in account.balance.iter_mut().zip([for_pages, costs - for_pages]) {
+            *part = (*part + nanoseconds(ran) - cost).min(MOST);
+        }
+        if account.balance == [MOST; 2] {
             account.next = FIRST;
         }
-        if account.balance < 0 {
+        if account.balance.iter().any(|&part| part < 0) {
             account.open = false;
             account.wait = account.next;
             account.next = (2 * account.next).min(LONGEST);
@@ -110,17 +118,31 @@ mod tests {
     #[test]
     fn who_computes_for_long_goes_on_and_who_calls_often_stops() {
         let mut policy = Policy::default();
-        assert_eq!(wait(&mut policy), 3);
+        assert_eq!(wait(&mut policy), 4);
         assert!(policy.wants(1) && !policy.wants(2));
         for _ in 0..100 {
-            policy.has_run(1, LONG, SHORT);
+            policy.has_run(1, LONG, SHORT, [0, 1]);
             assert!(policy.wants(1));
         }
         let runs = (0..).take_while(|_| {
-            policy.has_run(1, SHORT, SHORT);
+            policy.has_run(1, SHORT, SHORT, [0, 1]);
             policy.wants(1)
         });
         assert!(runs.count() > 100, "it lives on what it has earned for a while");
+    }
+
+    #[test]
+    fn pages_may_cost_more_than_other_stops() {
+        let stops = |kind: [u64; 2]| {
+            let mut policy = Policy::default();
+            wait(&mut policy);
+            let visits = (0..).take_while(|_| {
+                policy.has_run(1, SHORT, SHORT, kind);
+                policy.wants(1)
+            });
+            visits.count()
+        };
+        assert!(stops([1, 0]) > 4 * stops([0, 1]));
     }
 
     #[test]
@@ -130,16 +152,16 @@ mod tests {
         for _ in 0..10 {
             waits.push(wait(&mut policy));
             while policy.wants(1) {
-                policy.has_run(1, SHORT, SHORT);
+                policy.has_run(1, SHORT, SHORT, [0, 1]);
             }
         }
-        assert_eq!(waits, [3, 6, 12, 24, 48, 96, 192, 384, 512, 512]);
+        assert_eq!(waits, [4, 12, 24, 48, 96, 96, 96, 96, 96, 96]);
     }
 
     #[test]
     fn the_address_spaces_that_are_remembered_are_bounded() {
         let mut policy = Policy::default();
-        (0..1000).for_each(|pcid| policy.interrupted(pcid));
+        (0..1000).for_each(|root| policy.interrupted(root));
         assert_eq!(policy.accounts.len(), SPACES);
     }
 }

@@ -11,8 +11,11 @@ use crate::cache::NumberMap;
 const MOST: usize = 48 << 10;
 /// Pages that are looked up again when all translations have been dropped.
 const MOST_KEPT: usize = 512;
-/// Binary logarithm of a large page's size.
+/// Binary logarithm of a large page's size, and of how many pages that are.
 const LARGE_SHIFT: u32 = 21;
+const REGION_SHIFT: u32 = LARGE_SHIFT - PAGE_SHIFT;
+/// Ranges of such a size in which something is mapped at most.
+const MOST_REGIONS: usize = 4 << 10;
 
 /// A page that is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub(crate) struct Space {
     pages: NumberMap<View>,
     /// By frame: the linear page numbers that lead there.
     frames: NumberMap<Vec<u64>>,
+    /// How many pages there are in each 2 MiB: the host has a page table for each.
+    regions: NumberMap<u32>,
     /// The large pages of which there is something, by their number; one of 1 GiB counts as everything.
     large: NumberMap<()>,
     huge: bool,
@@ -48,6 +53,7 @@ impl Space {
             pcid: 0,
             pages: NumberMap::default(),
             frames: NumberMap::default(),
+            regions: NumberMap::default(),
             large: NumberMap::default(),
             huge: false,
             is_stale: false,
@@ -64,18 +70,27 @@ impl Space {
         if !std::mem::take(&mut self.is_stale) {
             return;
         }
-        let mut is_gone = |number: u64, view: &View| {
-            !finds(number << PAGE_SHIFT, view.rights).is_some_and(|now| view.is(&now))
+        let mut found = |(&number, view): (&u64, &View)| {
+            let now = finds(number << PAGE_SHIFT, view.rights).filter(|now| view.is(now));
+            (number, now.map(|now| now.page_size))
         };
-        let gone = self.pages.iter().filter(|(number, view)| is_gone(**number, view));
-        for number in gone.map(|(&number, _)| number).collect::<Vec<_>>() {
-            self.unmap(number);
+        for (number, size) in self.pages.iter().map(&mut found).collect::<Vec<_>>() {
+            match size {
+                // A page may have become part of a large one.
+                Some(size) => self.note_size(number, size),
+                None => drop(self.unmap(number)),
+            }
         }
     }
 
     /// What is mapped at an address.
     pub(crate) fn view(&self, va: u64) -> Option<&View> {
         self.pages.get(&(va >> PAGE_SHIFT))
+    }
+
+    /// Whether an address's page belongs to a large one.
+    pub(crate) fn is_large(&self, va: u64) -> bool {
+        self.large.contains_key(&(va >> LARGE_SHIFT))
     }
 
     /// Notes that the code of an address's page cannot be executed here.
@@ -102,31 +117,45 @@ impl Space {
         if !self.has_place_for(va) {
             return false;
         }
-        if self.pages.len() >= MOST {
+        if self.pages.len() >= MOST || self.regions.len() >= MOST_REGIONS {
             self.empty();
         }
         let number = va >> PAGE_SHIFT;
-        if let Some(old) = self.pages.insert(number, View { mfn, gfn, rights }) {
-            self.unlist(old.mfn, number);
-        }
+        self.forget(number);
+        self.pages.insert(number, View { mfn, gfn, rights });
         self.frames.entry(mfn.0).or_default().push(number);
-        match resolved.page_size {
-            PageSize::Kib4 | PageSize::Everything => {}
-            PageSize::Mib2 => drop(self.large.insert(va >> LARGE_SHIFT, ())),
-            PageSize::Mib4 | PageSize::Gib1 => self.huge = true,
-        }
+        *self.regions.entry(number >> REGION_SHIFT).or_default() += 1;
+        self.note_size(number, resolved.page_size);
         self.stub.map(number << PAGE_SHIFT, PAGE_SIZE, mfn.0 << PAGE_SHIFT, rights);
         true
     }
 
-    /// A page is not among those any more that lead to a frame.
-    fn unlist(&mut self, mfn: Mfn, number: u64) {
-        if let Some(pages) = self.frames.get_mut(&mfn.0) {
+    /// Notes that an invalidation of a page concerns others.
+    fn note_size(&mut self, number: u64, size: PageSize) {
+        match size {
+            PageSize::Kib4 | PageSize::Everything => {}
+            PageSize::Mib2 => drop(self.large.insert(number >> REGION_SHIFT, ())),
+            PageSize::Mib4 | PageSize::Gib1 => self.huge = true,
+        }
+    }
+
+    /// A page is not listed any more; what it was.
+    fn forget(&mut self, number: u64) -> Option<View> {
+        let old = self.pages.remove(&number)?;
+        if let Some(pages) = self.frames.get_mut(&old.mfn.0) {
             pages.retain(|&page| page != number);
             if pages.is_empty() {
-                self.frames.remove(&mfn.0);
+                self.frames.remove(&old.mfn.0);
             }
         }
+        let region = number >> REGION_SHIFT;
+        if let Some(count) = self.regions.get_mut(&region) {
+            *count -= 1;
+            if *count == 0 {
+                self.regions.remove(&region);
+            }
+        }
+        Some(old)
     }
 
     /// All translations are dropped. What they were is looked up again before it is used: programs lose all at once more often than they
@@ -143,6 +172,7 @@ impl Space {
         }
         self.pages.clear();
         self.frames.clear();
+        self.regions.clear();
         self.large.clear();
         self.huge = false;
         self.is_stale = false;
@@ -150,8 +180,7 @@ impl Space {
     }
 
     fn unmap(&mut self, number: u64) -> Option<View> {
-        let old = self.pages.remove(&number)?;
-        self.unlist(old.mfn, number);
+        let old = self.forget(number)?;
         self.stub.unmap(number << PAGE_SHIFT, PAGE_SIZE);
         Some(old)
     }
@@ -171,7 +200,7 @@ impl Space {
         if self.huge {
             self.clear();
         } else if self.large.remove(&(va >> LARGE_SHIFT)).is_some() {
-            let pages = 1 << (LARGE_SHIFT - PAGE_SHIFT);
+            let pages = 1 << REGION_SHIFT;
             let first = (va >> PAGE_SHIFT) & !(pages - 1);
             for number in first..first + pages {
                 self.unmap(number);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use host::stub::{Registers, Rights, Stop, Stub};
 use host::{HostError, time};
-use interp::Registers as Own;
+use interp::{InterpVcpu, Registers as Own};
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::Mode;
 use x86::exception::Exception;
@@ -15,17 +15,20 @@ use super::BtVcpu;
 use crate::direct::{AHEAD, Code, Direct, Space, View, is_ordinary_seam};
 use crate::x87;
 
-/// Pages around one that is met that are mapped with it: of data, and of code.
+/// Pages around one that is met that are mapped with it: of data, of a large page, and of code.
 const DATA_AHEAD: u64 = 32;
+const LARGE: u64 = 512;
 const CODE_AHEAD: u64 = 32;
 /// The bytes that an instruction may have behind its first.
 const REST: u64 = 14;
 /// Instructions of pages that cannot be executed directly that are interpreted in a row.
 const MOST_FOREIGN: usize = 2000;
+/// RSP's number.
+const RSP: usize = 4;
 /// INT1's opcode.
 const INT1: u8 = 0xf1;
-/// The null selectors.
-const NULL: std::ops::Range<u16> = 0..4;
+/// The null selectors that programs may have.
+const NULL: [u16; 2] = [0, 3];
 
 impl BtVcpu {
     /// Makes the stub, if the host lets us have one.
@@ -46,7 +49,7 @@ impl BtVcpu {
         self.space.is_some()
             && match self.direct {
                 Direct::Never => false,
-                Direct::LongRuns => self.policy.wants(self.views.pcid()),
+                Direct::LongRuns => self.policy.wants(self.root()),
                 Direct::Always => true,
             }
     }
@@ -58,36 +61,56 @@ impl BtVcpu {
 
     /// Whether a process of the host would execute it alike.
     fn is_suitable(&self) -> bool {
+        self.slow.is_ordinary() && self.fits(&self.own_registers())
+    }
+
+    /// Whether a process of the host can have these registers, and has the guest's segments with them.
+    fn fits(&self, registers: &Registers) -> bool {
         use x86::SegmentIndex::{Cs, Ds, Es, Fs, Gs, Ss};
-        let (Some(space), system) = (&self.space, self.slow.system_registers()) else { return false };
+        let Some(space) = &self.space else { return false };
         let ours = space.stub.selectors();
-        let is = |index: x86::SegmentIndex, or_null: bool| {
-            let (own, host) = (system.selectors[index as usize], ours[index as usize]);
-            own == host || or_null && (NULL.contains(&own) || own == ours[Ss as usize])
-        };
-        self.slow.is_ordinary()
-            && is(Cs, false)
-            && is(Ss, false)
-            && [Ds, Es, Fs, Gs].into_iter().all(|index| is(index, true))
-            && system.fs_base < Stub::END
-            && system.gs_base < Stub::END
-            && self.slow.rip() < Stub::END
+        let selector = |index: x86::SegmentIndex| registers.selectors[index as usize];
+        let data = |index| NULL.contains(&selector(index)) || selector(index) == ours[Ss as usize];
+        [Cs, Ss].into_iter().all(|index| selector(index) == ours[index as usize])
+            && [Ds, Es, Fs, Gs].into_iter().all(data)
+            && [registers.fs_base, registers.gs_base, registers.rip]
+                .into_iter()
+                .all(|address| address < Stub::END)
+    }
+
+    fn own_registers(&self) -> Registers {
+        let own = self.slow.registers();
+        let system = self.slow.system_registers();
+        Registers {
+            gpr: own.gpr,
+            rip: own.rip,
+            rflags: own.rflags,
+            fs_base: system.fs_base,
+            gs_base: system.gs_base,
+            selectors: system.selectors,
+        }
     }
 
     /// Executes user code directly until something has to be done that the loop does, or the policy says that it is not worth while.
     pub(super) fn run_directly(&mut self) -> Result<(), HostError> {
-        let (begin, pcid) = (time::monotonic_ns(), self.views.pcid());
-        let before = self.stub_ran();
-        self.prepare_space(pcid);
+        let (begin, root) = (time::monotonic_ns(), self.root());
+        let (before, counted) = (self.stub_ran(), self.stats.direct);
+        self.prepare_space(self.views.pcid());
         let result = self.run_stub();
         self.stats.direct_runs += 1;
         let ran = self.stub_ran().saturating_sub(before);
         let taken = Duration::from_nanos(time::monotonic_ns().saturating_sub(begin));
-        self.policy.has_run(pcid, ran, taken.saturating_sub(ran));
+        self.policy.has_run(root, ran, taken.saturating_sub(ran), self.stats.direct.since(&counted));
         if !self.is_direct() {
             self.part_from_stub();
         }
         result
+    }
+
+    /// What tells address spaces apart: where the tables of the current one begin.
+    pub(super) fn root(&self) -> u64 {
+        let [_, _, _, cr3, _] = self.slow.control_registers();
+        cr3 & !PAGE_MASK
     }
 
     fn stub_ran(&self) -> Duration {
@@ -117,20 +140,12 @@ impl BtVcpu {
             self.aside = true;
             return Ok(());
         }
-        let mut registers = self.enter_stub()?;
-        let stop = loop {
-            if self.is_wanted() {
-                break Stop::Called;
-            }
-            self.catch_up()?;
-            let (Some(space), go) = (&mut self.space, &self.go) else { break Stop::Called };
-            let stop = space.stub.run(&mut registers, || go.is_called())?;
-            match stop {
-                Stop::Called => self.stats.direct.calls += 1,
-                Stop::PageFault(va) if self.admit(va, registers.rip)? => {}
-                _ => break stop,
-            }
-        };
+        if self.enter_stub().is_err() {
+            self.space = None;
+            return Ok(());
+        }
+        let mut registers = self.own_registers();
+        let stop = self.take_turns(&mut registers)?;
         match stop {
             Stop::Called => {}
             Stop::SystemCall => self.stats.direct.system_calls += 1,
@@ -141,6 +156,33 @@ impl BtVcpu {
         Ok(())
     }
 
+    /// Lets the stub run until it stops for more than a page; why.
+    fn take_turns(&mut self, registers: &mut Registers) -> Result<Stop, HostError> {
+        loop {
+            // What it has given itself it may not be able to be given again.
+            if self.is_wanted() || !self.fits(registers) {
+                return Ok(Stop::Called);
+            }
+            self.catch_up()?;
+            let (Some(space), go) = (&mut self.space, &self.go) else { return Ok(Stop::Called) };
+            let stop = match space.stub.run(registers, || go.is_called()) {
+                Ok(stop) => stop,
+                Err(error) if space.stub.is_lost() => return Err(error),
+                // The host refuses, and has changed nothing: it is translated from now on.
+                Err(_) => {
+                    self.refused = true;
+                    return Ok(Stop::Called);
+                }
+            };
+            self.catch_up()?;
+            match stop {
+                Stop::Called => self.stats.direct.calls += 1,
+                Stop::PageFault(va) if self.admit(va, registers.rip)? => {}
+                _ => return Ok(stop),
+            }
+        }
+    }
+
     /// Interprets code of pages that cannot be executed directly. It is seldom much; if it is, it is translated until the next return to
     /// user code.
     fn cross_foreign(&mut self) {
@@ -149,7 +191,7 @@ impl BtVcpu {
             vcpu.slow.cpl() == 3 && vcpu.space.as_ref().is_some_and(|space| space.is_foreign(rip))
         };
         for _ in 0..MOST_FOREIGN {
-            if !foreign(self) || self.go.is_called() {
+            if !foreign(self) || self.slow.looks() || self.go.is_called() {
                 return;
             }
             self.slow.execute_one();
@@ -157,33 +199,22 @@ impl BtVcpu {
         self.aside = true;
     }
 
-    /// The registers go to the stub.
-    fn enter_stub(&mut self) -> Result<Registers, HostError> {
+    /// The registers of the units go to the stub.
+    fn enter_stub(&mut self) -> Result<(), HostError> {
         x87::take_back(&mut self.slow);
-        let own = self.slow.registers();
-        let system = self.slow.system_registers();
-        if let Some(space) = &mut self.space {
-            self.slow.put_units(space.stub.extended());
-            space.stub.load_extended()?;
-        }
-        Ok(Registers {
-            gpr: own.gpr,
-            rip: own.rip,
-            rflags: own.rflags,
-            fs_base: system.fs_base,
-            gs_base: system.gs_base,
-            selectors: system.selectors,
-        })
+        let Some(space) = &mut self.space else { return Ok(()) };
+        self.slow.put_units(space.stub.extended());
+        space.stub.load_extended()
     }
 
-    /// And back; then the instruction that stopped it is executed.
+    /// All registers come back; then the instruction that stopped it is executed.
     fn leave_stub(&mut self, registers: &Registers, stop: Stop) -> Result<(), HostError> {
         if let Some(space) = &mut self.space {
             space.stub.save_extended()?;
             self.slow.get_units(space.stub.extended());
         }
         // What a program can change without being stopped.
-        const CHANGED: u64 = rflags::STATUS | rflags::DF | rflags::TF | rflags::AC | rflags::NT | rflags::ID;
+        const CHANGED: u64 = rflags::STATUS | rflags::DF | rflags::TF | rflags::AC | rflags::NT;
         let kept = self.slow.registers().rflags & !CHANGED;
         let back = match stop {
             Stop::SystemCall => 2,
@@ -193,14 +224,28 @@ impl BtVcpu {
             Stop::Debug => u64::from(self.code_byte(registers.rip) != INT1),
             _ => 0,
         };
-        self.slow.set_registers(&Own {
+        let mut own = Own {
             gpr: registers.gpr,
             rip: registers.rip.wrapping_sub(back),
             rflags: registers.rflags & CHANGED | kept,
-        });
-        self.slow.load_selectors(registers.selectors);
+        };
+        if let Stop::Vsyscall(address) = stop {
+            // The return address is still there.
+            own.gpr[RSP] = own.gpr[RSP].wrapping_sub(8);
+            own.rip = address;
+        }
+        self.slow.set_registers(&own);
         let kernel_gs = self.slow.system_registers().kernel_gs_base;
-        self.slow.set_bases(registers.fs_base, registers.gs_base, kernel_gs);
+        let set_bases =
+            |slow: &mut InterpVcpu| slow.set_bases(registers.fs_base, registers.gs_base, kernel_gs);
+        set_bases(&mut self.slow);
+        if !self.slow.load_selectors(registers.selectors) {
+            return Ok(());
+        }
+        set_bases(&mut self.slow);
+        if std::mem::take(&mut self.refused) {
+            self.space = None;
+        }
         match stop {
             Stop::Called => {}
             // The step that the program has asked for itself has been made.
@@ -238,10 +283,8 @@ impl BtVcpu {
                 self.stats.direct.code += 1;
                 return Ok(true);
             }
-            if at_rip {
-                // If it is the guest's fault it is raised by interpreting the instruction.
-                return Ok(false);
-            }
+            // If it is the guest's fault it is raised by interpreting the instruction.
+            return Ok(false);
         }
         let (admitted, counter) = match view {
             None => (self.admit_data(page), &mut self.stats.direct.data),
@@ -261,8 +304,10 @@ impl BtVcpu {
         if !self.map_data(page) {
             return false;
         }
-        let first = page & !(DATA_AHEAD * PAGE_SIZE - 1);
-        for other in (0..DATA_AHEAD).map(|number| first + number * PAGE_SIZE) {
+        let pages =
+            if self.space.as_ref().is_some_and(|space| space.is_large(page)) { LARGE } else { DATA_AHEAD };
+        let first = page & !(pages * PAGE_SIZE - 1);
+        for other in (0..pages).map(|number| first + number * PAGE_SIZE) {
             if self.view(other).is_none() {
                 self.map_data(other);
             }

@@ -17,6 +17,7 @@
 
 mod image;
 mod place;
+pub mod time;
 mod trace;
 
 use std::ffi::{CStr, c_char};
@@ -67,6 +68,9 @@ pub enum Stop {
     Debug,
     /// An instruction that was executed with RFLAGS.TF set.
     Step,
+    /// A call of the page of system calls that Linux has for old programs, at this address: nothing was done, and the return address has
+    /// been popped.
+    Vsyscall(u64),
     /// Somebody has called.
     Called,
     /// The instruction at RIP raises another exception; or a signal has come from elsewhere.
@@ -100,6 +104,7 @@ pub struct Stub {
     ran: u64,
     /// What that takes: the least that a turn has taken lately.
     to_and_fro: u64,
+    is_lost: bool,
 }
 
 /// How other threads reach a stub's parent that waits for it.
@@ -144,13 +149,14 @@ impl Stub {
         let script = Mapping::new(&script_file, 0, SCRIPT, Protection::ReadWrite)?;
         let program = program(base, script_file.as_fd().as_raw_fd()).map_err(failed("be made"))?;
         let keep = [memory.as_raw_fd(), script_file.as_fd().as_raw_fd()];
+        quiet_stops();
+        let (listener, line) = pipe().map_err(failed("be called"))?;
         // SAFETY: the child calls functions only that may be called between fork(2) and execve(2) (signal-safety(7)).
         let child = match unsafe { libc::fork() } {
             -1 => return Err(failed("be made")(io::Error::last_os_error())),
             0 => become_stub(program.as_raw_fd(), keep),
             child => Traced::new(child),
         };
-        let (listener, line) = line_to(child.pid).map_err(failed("be called"))?;
         let bell = Arc::new(Bell { runs: AtomicBool::new(false), line });
         let place = Place::new(child.pid);
         let mut stub = Self {
@@ -167,10 +173,26 @@ impl Stub {
             place,
             ran: 0,
             to_and_fro: u64::MAX,
+            is_lost: false,
         };
+        time::begin(stub.child.pid);
+        stub.listen().map_err(failed("be called"))?;
         stub.begin().map_err(failed("be traced"))?;
         stub.obey(stub.base + image::FIRST_SCRIPT_AT)?;
         Ok(stub)
+    }
+
+    /// What is written to the line sends the child SIGIO.
+    fn listen(&self) -> io::Result<()> {
+        for (command, value) in
+            [(libc::F_SETOWN, self.child.pid), (libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)]
+        {
+            // SAFETY: the descriptor is ours, and the commands take a number.
+            if unsafe { libc::fcntl(self.listener.as_raw_fd(), command, value) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the program has been started, before its first instruction.
@@ -307,6 +329,7 @@ impl Stub {
             return Ok(Stop::Called);
         }
         let begin = crate::time::monotonic_ns();
+        self.is_lost = true;
         let signal = self.child.go_on(Way::Stopping).map_err(failed("go on"));
         self.count(crate::time::monotonic_ns().saturating_sub(begin));
         self.bell.runs.store(false, Ordering::SeqCst);
@@ -314,6 +337,7 @@ impl Stub {
         let host = self.child.registers().map_err(failed("give registers"))?;
         *registers = from_host(&host, if signal == trace::SYSTEM_CALL { host.orig_rax } else { host.rax });
         let stop = self.child.meaning(signal, registers).map_err(failed("say why it stopped"))?;
+        self.is_lost = false;
         if stop == Stop::Called {
             let mut bytes = [0; 64];
             // Without any it blocks not, and says so.
@@ -325,16 +349,18 @@ impl Stub {
     /// Keeps the calling thread where it is, and the stub there: to wake one of them elsewhere takes longer than most turns. For a while,
     /// and until [`Stub::part`].
     pub fn keep_together(&mut self) {
-        let run = || {
-            let stub = self.child.processor_time();
-            crate::time::thread_cpu_ns() + u64::try_from(stub.as_nanos()).unwrap_or(u64::MAX)
-        };
+        let run = || crate::time::thread_cpu_ns() + time::of(self.child.pid);
         self.place.keep(crate::time::monotonic_ns(), run);
     }
 
     /// The calling thread may run where it was allowed to before.
     pub fn part(&mut self) {
         self.place.release();
+    }
+
+    /// Whether it has run and not come back: what [`Stub::run`] was given is not what the guest's registers are.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// For how long it has run, in all, without what it takes to let it run and to have it back.
@@ -386,6 +412,10 @@ impl Stub {
 
 impl Drop for Stub {
     fn drop(&mut self) {
+        if self.child.is_ours() {
+            self.part();
+        }
+        time::end(self.child.pid);
         self.child.end();
     }
 }
@@ -414,18 +444,22 @@ fn program(base: u64, script: RawFd) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// A pipe that sends a process SIGIO when something is written to it.
-fn line_to(pid: libc::pid_t) -> io::Result<(OwnedFd, OwnedFd)> {
+/// Both ends of a pipe, the one to read from first.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::pipe::{PipeFlags, pipe_with};
-    let (listener, line) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    let set = |command, value: libc::c_int| {
-        // SAFETY: the descriptor is ours, and the commands take a number.
-        let result = unsafe { libc::fcntl(listener.as_raw_fd(), command, value) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
-    set(libc::F_SETOWN, pid)?;
-    set(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK)?;
-    Ok((listener, line))
+    Ok(pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?)
+}
+
+/// That a child has stopped is no signal to us: some thread would be woken for each. That it has ended still is.
+fn quiet_stops() {
+    // SAFETY: the action is read, and put back with one flag more; all zeros is an action.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut action) == 0 {
+            action.sa_flags |= libc::SA_NOCLDSTOP;
+            libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut());
+        }
+    }
 }
 
 /// The child, after fork(2): keeps these descriptors, lets itself be traced, and becomes the program.
@@ -437,6 +471,9 @@ fn become_stub(program: RawFd, keep: [RawFd; 2]) -> ! {
     // parent finds the process gone.
     unsafe {
         libc::setsid();
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
         for fd in keep {
             libc::fcntl(fd, libc::F_SETFD, 0);

@@ -86,7 +86,7 @@ fn a_call_stops_it() {
 
 #[test]
 fn what_would_leave_stops() {
-    // rdtsc; hlt; ud2; a call of the vsyscall page; then the loop of the stub itself.
+    // rdtsc; hlt; ud2; then the loop of the stub itself.
     let (mut stub, ..) = stub(&[0x0f, 0x31, 0xf4, 0x0f, 0x0b]);
     for rip in [CODE, CODE + 2, CODE + 3] {
         let mut registers = at(rip);
@@ -96,6 +96,31 @@ fn what_would_leave_stops() {
     let mut registers = at(stub.base + image::LOOP_AT);
     registers.gpr[3] = stub.base + image::FIRST_SCRIPT_AT;
     assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::SystemCall, "its own loop calls nobody");
+}
+
+#[test]
+fn a_call_of_the_vsyscall_page_is_not_made() {
+    // call rax
+    let (mut stub, _file, _memory) = stub(&[0xff, 0xd0]);
+    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights { write: true, execute: false });
+    let mut registers = at(CODE);
+    let page = 0xffff_ffff_ff60_0000;
+    (registers.gpr[0], registers.gpr[4]) = (page, DATA + 64);
+    match stub.run(&mut registers, || false).unwrap() {
+        Stop::Vsyscall(address) => {
+            assert_eq!((address, registers.rip, registers.gpr[4]), (page, CODE + 2, DATA + 64));
+        }
+        // A kernel without that page.
+        stop => assert_eq!((stop, registers.rip), (Stop::PageFault(page), page)),
+    }
+}
+
+#[test]
+fn registers_that_no_program_has_are_refused_before_it_runs() {
+    let (mut stub, ..) = stub(&[0xcc]);
+    let mut registers = Registers { fs_base: 0xffff_8000_0000_0000, ..at(CODE) };
+    assert!(stub.run(&mut registers, || false).is_err() && !stub.is_lost());
+    assert_eq!(stub.run(&mut at(CODE), || false).unwrap(), Stop::Breakpoint);
 }
 
 #[test]
@@ -119,4 +144,22 @@ fn nothing_is_left_of_it() {
     assert_eq!(maps.lines().filter(|line| !line.contains("vsyscall")).count(), 2, "{maps}");
     drop(stub);
     assert!(!std::path::Path::new(&path).exists());
+}
+
+#[test]
+fn its_time_is_its_thread_s() {
+    // jmp $
+    let (mut stub, ..) = stub(&[0xeb, 0xfe]);
+    let (own, all, caller) = (time::thread_ns(), time::process_ns(), stub.caller());
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(time::thread_ns(), 0, "another thread's");
+        caller.call();
+    });
+    assert_eq!(stub.run(&mut at(CODE), || false).unwrap(), Stop::Called);
+    thread.join().unwrap();
+    let ran = time::thread_ns() - own;
+    assert!(ran > 0 && time::process_ns() - all >= ran);
+    drop(stub);
+    assert!(time::process_ns() >= all + ran);
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::time::Duration;
 
 use super::{Registers, Stop};
 
@@ -33,6 +32,11 @@ impl Traced {
     /// A child of the calling thread's that has asked to be traced.
     pub(super) fn new(pid: libc::pid_t) -> Self {
         Self { pid, tracer: rustix::thread::gettid() }
+    }
+
+    /// Whether the calling thread traces it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.tracer == rustix::thread::gettid()
     }
 
     fn request(&self, request: libc::c_uint, address: usize, data: usize) -> io::Result<()> {
@@ -103,9 +107,12 @@ impl Traced {
         Ok(match signal {
             SYSTEM_CALL => Stop::SystemCall,
             libc::SIGSEGV => self.fault()?,
-            libc::SIGTRAP if registers.rflags & x86::rflags::TF != 0 => Stop::Step,
-            libc::SIGTRAP if self.signal()?.si_code == libc::SI_KERNEL => Stop::Breakpoint,
-            libc::SIGTRAP => Stop::Debug,
+            libc::SIGTRAP => match self.signal()?.si_code {
+                libc::SI_KERNEL => Stop::Breakpoint,
+                _ if registers.rflags & x86::rflags::TF != 0 => Stop::Step,
+                _ => Stop::Debug,
+            },
+            libc::SIGSYS => self.refused_call()?,
             libc::SIGIO => Stop::Called,
             _ => Stop::Other,
         })
@@ -122,6 +129,20 @@ impl Traced {
         Ok(Stop::PageFault(unsafe { info.si_addr() } as u64))
     }
 
+    /// What a SIGSYS was for: SYSCALL never gets so far, but the kernel makes calls for who jumps to its vsyscall page.
+    fn refused_call(&self) -> io::Result<Stop> {
+        /// SYS_SECCOMP, and where siginfo_t has the address of the call (sigaction(2), asm-generic/siginfo.h).
+        const BY_FILTER: libc::c_int = 1;
+        const ADDRESS_AT: usize = 16;
+        let info = self.signal()?;
+        if info.si_code != BY_FILTER {
+            return Ok(Stop::Other);
+        }
+        // SAFETY: the structure has 128 bytes, and this field in it for signals of this kind.
+        let address = unsafe { (&raw const info).byte_add(ADDRESS_AT).cast::<u64>().read() };
+        Ok(Stop::Vsyscall(address))
+    }
+
     /// What is known of the signal that has stopped it.
     fn signal(&self) -> io::Result<libc::siginfo_t> {
         let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
@@ -130,22 +151,10 @@ impl Traced {
         Ok(unsafe { info.assume_init() })
     }
 
-    /// The processor time that the child has used.
-    pub(super) fn processor_time(&self) -> Duration {
-        // SAFETY: plain numbers, of which zero is one.
-        let mut time: libc::timespec = unsafe { std::mem::zeroed() };
-        // The clock of a process, by its number (clock_getcpuclockid(3), as Linux does it).
-        let clock = !self.pid << 3 | 2;
-        // SAFETY: the result is ours. If the child has ended it stays zero.
-        unsafe { libc::clock_gettime(clock, &raw mut time) };
-        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
-    }
-
     /// Ends the child, which is stopped. On another thread than the one that traces it nothing can be done, and need not: it ends with
     /// that.
     pub(super) fn end(&self) {
-        if self.tracer == rustix::thread::gettid() && self.request(libc::PTRACE_KILL, 0, 0).is_ok() {
+        if self.is_ours() && self.request(libc::PTRACE_KILL, 0, 0).is_ok() {
             let mut status = 0;
             // SAFETY: the status is ours.
             unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
