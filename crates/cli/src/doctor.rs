@@ -3,10 +3,11 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
-use host::{CodeMemory, Memfd};
+use host::{CodeMemory, Memfd, Stub};
 use vm::Automatic;
 use x86::cpuid::{CpuModel, CpuRequest, HostCpuid};
 
@@ -51,6 +52,7 @@ pub(crate) fn run() -> Result<Status> {
         processor(),
         models(),
         engine(),
+        direct_execution(),
         memory(),
         memfd(),
         code_memory(),
@@ -121,6 +123,22 @@ fn engine() -> Finding {
         Automatic::Interp(why) => (Verdict::Note, format!("interp, the interpreter, which is slow: {why}")),
     };
     Finding { verdict, subject: "engine", text }
+}
+
+/// Whether user code can run untranslated.
+fn direct_execution() -> Finding {
+    let try_it =
+        || Memfd::new("umbra-doctor", x86::PAGE_SIZE).and_then(|memory| Stub::new(memory.as_fd()).map(drop));
+    let reason = match host::cpu::has_avx().then(try_it) {
+        Some(Ok(())) => {
+            let text = "user code that computes for long runs untranslated".to_owned();
+            return Finding { verdict: Verdict::Good, subject: "direct", text };
+        }
+        Some(Err(error)) => format!("{:#} (does a container forbid ptrace?)", anyhow::Error::from(error)),
+        None => "the processor has no AVX".to_owned(),
+    };
+    let text = format!("all user code is translated: {reason}");
+    Finding { verdict: Verdict::Note, subject: "direct", text }
 }
 
 /// Whether guests may send echo requests; all else of the network needs nothing.
