@@ -88,8 +88,6 @@ pub struct BtVcpu {
     line: Arc<OnceLock<Caller>>,
     /// User code is not executed directly until the next return to it.
     aside: bool,
-    /// The host has refused what that needs.
-    refused: bool,
     /// What the host refused, which ends the vCPU.
     failure: Option<HostError>,
 }
@@ -163,7 +161,6 @@ impl BtVcpu {
             verdicts: Verdicts::default(),
             line,
             aside: false,
-            refused: false,
             failure: None,
         };
         vcpu.prepare_context();

@@ -32,7 +32,7 @@ const SHARED: u64 = at::USER_ANCHORS as u64;
 const PRIVATE: u64 = 1 << 63;
 
 /// Binary logarithm of a large page's size.
-const LARGE_SHIFT: u32 = 21;
+pub(crate) const LARGE_SHIFT: u32 = 21;
 /// Large pages that a table knows of before it is emptied.
 const MOST_LARGE: usize = 1 << 12;
 

@@ -11,7 +11,7 @@ const HYPERVISOR: u32 = 1 << 31;
 /// How long one calibration lasts: 50 ms against clocks read to within 100 ns is a few parts in a million.
 const CALIBRATION_NS: u64 = 50_000_000;
 
-fn ns(t: Timespec) -> u64 {
+pub(crate) fn ns(t: Timespec) -> u64 {
     // Linux's clocks never show a negative time here; saturation keeps the function total.
     let seconds = u64::try_from(t.tv_sec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(t.tv_nsec).unwrap_or(0))
@@ -25,6 +25,11 @@ pub fn monotonic_ns() -> u64 {
 /// Nanoseconds for which the calling thread has run on a processor, since it began (`CLOCK_THREAD_CPUTIME_ID`).
 pub fn thread_cpu_ns() -> u64 {
     ns(clock_gettime(ClockId::ThreadCPUTime))
+}
+
+/// Nanoseconds for which all threads of this process have run on a processor (`CLOCK_PROCESS_CPUTIME_ID`).
+pub fn process_cpu_ns() -> u64 {
+    ns(clock_gettime(ClockId::ProcessCPUTime))
 }
 
 /// Nanoseconds since 1970-01-01 00:00 UTC (`CLOCK_REALTIME`); may jump.

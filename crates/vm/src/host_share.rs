@@ -76,7 +76,7 @@ impl HostShare {
         let outcome = wait();
         if let Some(account) = self.vcpus.get(vcpu.0 as usize) {
             let passed = monotonic_ns().saturating_sub(since);
-            account.idle.fetch_add(passed.saturating_sub(ran_ns() - ran), Ordering::Relaxed);
+            account.idle.fetch_add(passed.saturating_sub(ran_ns().saturating_sub(ran)), Ordering::Relaxed);
         }
         outcome
     }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use host::jail::Role;
 use host::socket::receive_files;
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use vm::{State, VmHandle};
 
@@ -215,8 +214,5 @@ fn state(state: State) -> Value {
 
 /// The processor time that this process has had, and those that run user code for it.
 fn cpu_ns() -> u64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    let own =
-        u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0);
-    own + host::stub::time::process_ns()
+    host::time::process_cpu_ns() + host::stub::time::process_ns()
 }

@@ -10,7 +10,7 @@
 //!
 //! - [`space`]: what is mapped in the stub: a cache of translations like a TLB, which hears what TLBs hear;
 //! - [`code`]: which pages may be executed, namely those without an instruction whose result tells host and guest apart;
-//! - [`policy`]: when it is worth while. To and fro takes some 15 µs, a page that is met for the first time no less.
+//! - [`policy`]: when it is worth while. To and fro takes 40 to 60 µs, a page that is met for the first time no less.
 //!
 //! # Why it is right
 //!

@@ -6,13 +6,13 @@ use mmu::{Invalidation, PageSize, Resolved, Target};
 use x86::{Gfn, Mfn, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::cache::NumberMap;
+use crate::views::LARGE_SHIFT;
 
 /// Pages that are mapped at most: Linux has a limit of 65530 mappings (`vm.max_map_count`).
 const MOST: usize = 48 << 10;
 /// Pages that are looked up again when all translations have been dropped.
 const MOST_KEPT: usize = 512;
-/// Binary logarithm of a large page's size, and of how many pages that are.
-const LARGE_SHIFT: u32 = 21;
+/// Binary logarithm of how many pages a large one is.
 const REGION_SHIFT: u32 = LARGE_SHIFT - PAGE_SHIFT;
 /// Ranges of such a size in which something is mapped at most.
 const MOST_REGIONS: usize = 4 << 10;
@@ -160,7 +160,7 @@ impl Space {
 
     /// All translations are dropped. What they were is looked up again before it is used: programs lose all at once more often than they
     /// lose anything in particular.
-    pub(crate) fn clear(&mut self) {
+    pub(crate) fn make_stale(&mut self) {
         self.is_stale = true;
         self.foreign.clear();
     }
@@ -188,8 +188,8 @@ impl Space {
     /// Unmaps what the MMU says, and sometimes more.
     pub(crate) fn invalidate(&mut self, what: Invalidation) {
         match what {
-            Invalidation::All | Invalidation::NonGlobal => self.clear(),
-            Invalidation::Space(pcid) if pcid == self.pcid => self.clear(),
+            Invalidation::All | Invalidation::NonGlobal => self.make_stale(),
+            Invalidation::Space(pcid) if pcid == self.pcid => self.make_stale(),
             Invalidation::Space(_) | Invalidation::Switch(_) => {}
             Invalidation::Page(va) | Invalidation::PageOf(_, va) => self.invalidate_page(va.0),
         }
@@ -198,7 +198,7 @@ impl Space {
     fn invalidate_page(&mut self, va: u64) {
         self.foreign.remove(&(va >> PAGE_SHIFT));
         if self.huge {
-            self.clear();
+            self.make_stale();
         } else if self.large.remove(&(va >> LARGE_SHIFT)).is_some() {
             let pages = 1 << REGION_SHIFT;
             let first = (va >> PAGE_SHIFT) & !(pages - 1);
@@ -231,7 +231,7 @@ impl Space {
             None => self.frames.keys().copied().collect(),
         };
         for mfn in frames.into_iter().map(Mfn) {
-            self.unmap_frame(mfn, |view| view.is_writable(memory));
+            self.unmap_frame(mfn, |view| view.note_writes(memory));
         }
     }
 
@@ -242,7 +242,7 @@ impl Space {
             self.pages.iter().filter(|(_, view)| concerned(view)).map(|(&number, _)| number).collect();
         for number in numbers {
             if let Some(view) = self.unmap(number) {
-                view.is_writable(memory);
+                view.note_writes(memory);
             }
         }
     }
@@ -256,8 +256,8 @@ impl View {
         there && (resolved.writable || !self.rights.write)
     }
 
-    /// Whether it is writable; then memory hears that it may have been written.
-    fn is_writable(&self, memory: &GuestMemory) -> bool {
+    /// Tells memory that it may have been written, if it is writable; whether it is.
+    fn note_writes(&self, memory: &GuestMemory) -> bool {
         if self.rights.write {
             memory.note_write(self.gfn, memory.entry(self.gfn).mfn);
         }

@@ -145,40 +145,41 @@ impl BtVcpu {
             return Ok(());
         }
         let mut registers = self.own_registers();
-        let stop = self.take_turns(&mut registers)?;
+        let turns = self.take_turns(&mut registers)?;
+        let stop = turns.unwrap_or(Stop::Called);
         match stop {
             Stop::Called => {}
             Stop::SystemCall => self.stats.direct.system_calls += 1,
             _ => self.stats.direct.others += 1,
         }
         self.leave_stub(&registers, stop)?;
+        if turns.is_none() {
+            self.space = None;
+        }
         self.cross_foreign();
         Ok(())
     }
 
-    /// Lets the stub run until it stops for more than a page; why.
-    fn take_turns(&mut self, registers: &mut Registers) -> Result<Stop, HostError> {
+    /// Lets the stub run until it stops for more than a page; why. `None` if the host refuses, and has changed nothing: user code is translated
+    /// from now on.
+    fn take_turns(&mut self, registers: &mut Registers) -> Result<Option<Stop>, HostError> {
         loop {
             // What it has given itself it may not be able to be given again.
             if self.is_wanted() || !self.fits(registers) {
-                return Ok(Stop::Called);
+                return Ok(Some(Stop::Called));
             }
             self.catch_up()?;
-            let (Some(space), go) = (&mut self.space, &self.go) else { return Ok(Stop::Called) };
+            let (Some(space), go) = (&mut self.space, &self.go) else { return Ok(None) };
             let stop = match space.stub.run(registers, || go.is_called()) {
                 Ok(stop) => stop,
                 Err(error) if space.stub.is_lost() => return Err(error),
-                // The host refuses, and has changed nothing: it is translated from now on.
-                Err(_) => {
-                    self.refused = true;
-                    return Ok(Stop::Called);
-                }
+                Err(_) => return Ok(None),
             };
             self.catch_up()?;
             match stop {
                 Stop::Called => self.stats.direct.calls += 1,
                 Stop::PageFault(va) if self.admit(va, registers.rip)? => {}
-                _ => return Ok(stop),
+                _ => return Ok(Some(stop)),
             }
         }
     }
@@ -238,14 +239,12 @@ impl BtVcpu {
         let kernel_gs = self.slow.system_registers().kernel_gs_base;
         let set_bases =
             |slow: &mut InterpVcpu| slow.set_bases(registers.fs_base, registers.gs_base, kernel_gs);
+        // Before selectors, whose loads may raise something; and behind, since they bring bases of their own.
         set_bases(&mut self.slow);
         if !self.slow.load_selectors(registers.selectors) {
             return Ok(());
         }
         set_bases(&mut self.slow);
-        if std::mem::take(&mut self.refused) {
-            self.space = None;
-        }
         match stop {
             Stop::Called => {}
             // The step that the program has asked for itself has been made.
@@ -279,12 +278,10 @@ impl BtVcpu {
         let fetched = at_rip || va == page && page == rip.wrapping_add(REST) & !PAGE_MASK;
         let view = self.view(va);
         if fetched && view.is_none_or(|view| !view.rights.execute) {
-            if self.admit_code(page)? {
-                self.stats.direct.code += 1;
-                return Ok(true);
-            }
             // If it is the guest's fault it is raised by interpreting the instruction.
-            return Ok(false);
+            let admitted = self.admit_code(page)?;
+            self.stats.direct.code += u64::from(admitted);
+            return Ok(admitted);
         }
         let (admitted, counter) = match view {
             None => (self.admit_data(page), &mut self.stats.direct.data),

@@ -261,10 +261,7 @@ impl Stub {
     }
 
     /// Maps and unmaps what it was asked to.
-    ///
-    /// # Errors
-    /// If the host refuses, or the process has been ended by somebody else.
-    pub fn settle(&mut self) -> Result<(), HostError> {
+    fn make_calls(&mut self) -> Result<(), HostError> {
         let calls = std::mem::take(&mut self.calls);
         for part in calls.chunks(MOST) {
             let script = image::bytes_of(part);
@@ -321,7 +318,7 @@ impl Stub {
     /// # Errors
     /// If the host refuses what the registers hold, or the process has been ended by somebody else.
     pub fn run(&mut self, registers: &mut Registers, look: impl FnOnce() -> bool) -> Result<Stop, HostError> {
-        self.settle()?;
+        self.make_calls()?;
         self.child.set_registers(&self.to_host(registers)).map_err(failed("take registers"))?;
         self.bell.runs.store(true, Ordering::SeqCst);
         if look() {
@@ -355,7 +352,7 @@ impl Stub {
 
     /// The calling thread may run where it was allowed to before.
     pub fn part(&mut self) {
-        self.place.release();
+        let _ = self.place.release();
     }
 
     /// Whether it has run and not come back: what [`Stub::run`] was given is not what the guest's registers are.

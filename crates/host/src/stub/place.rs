@@ -2,8 +2,8 @@
 //!
 //! One of them waits whenever the other runs, and so the kernel wakes each on a processor that is idle, if there is one: which
 //! takes several times as long as to go on with the other where the first has stopped. So both are kept where the thread is, for as long as
-//! the stub runs. But the kernel cannot move what is kept: if the two do not get their processor for themselves, they are let go for
-//! some turns, so that they find another.
+//! there are visits. But the kernel cannot move what is kept: if the two do not get their processor for themselves, they are let go for
+//! a while, so that they find another.
 
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
@@ -38,10 +38,13 @@ impl Place {
             if taken < KEPT {
                 return;
             }
-            if run().saturating_sub(*before) < taken / 2 {
+            let well = run().saturating_sub(*before) >= taken / 2;
+            let allowed = self.release();
+            if !well {
                 self.free_until = now + FREE;
+                self.processor = None;
+                let _ = allowed.map(|allowed| sched_setaffinity(self.stub, &allowed));
             }
-            self.release();
         }
         if now < self.free_until {
             return;
@@ -58,12 +61,10 @@ impl Place {
         }
     }
 
-    /// The thread may run where it was allowed to, and the stub, if the two did not do well.
-    pub(super) fn release(&mut self) {
-        let Some((allowed, ..)) = self.kept.take() else { return };
+    /// The calling thread may run where it was allowed to before: there.
+    pub(super) fn release(&mut self) -> Option<CpuSet> {
+        let (allowed, ..) = self.kept.take()?;
         let _ = sched_setaffinity(None, &allowed);
-        if self.free_until != 0 && self.processor.take().is_some() {
-            let _ = sched_setaffinity(self.stub, &allowed);
-        }
+        Some(allowed)
     }
 }

@@ -50,6 +50,5 @@ pub(super) fn of(stub: libc::pid_t) -> u64 {
     let clock = !stub << 3 | 2;
     // SAFETY: the result is ours. If the child has ended it stays zero.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    crate::time::ns(rustix::time::Timespec { tv_sec: time.tv_sec, tv_nsec: time.tv_nsec })
 }

@@ -5,8 +5,6 @@ use std::mem::MaybeUninit;
 
 use super::{Registers, Stop};
 
-/// The system calls of a stopped child are reported and not made (PTRACE_SYSEMU, linux/ptrace.h).
-const SYSEMU: libc::c_uint = 31;
 /// The note that holds vector and x87 registers in the layout of XSAVE (NT_X86_XSTATE, linux/elf.h).
 const NT_X86_XSTATE: usize = 0x202;
 /// SIGTRAP of a system call, with PTRACE_O_TRACESYSGOOD.
@@ -79,7 +77,7 @@ impl Traced {
     pub(super) fn go_on(&self, way: Way) -> io::Result<libc::c_int> {
         let request = match way {
             Way::Calling => libc::PTRACE_CONT,
-            Way::Stopping => SYSEMU,
+            Way::Stopping => libc::PTRACE_SYSEMU,
         };
         self.request(request, 0, 0)?;
         self.wait()

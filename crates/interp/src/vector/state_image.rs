@@ -4,23 +4,15 @@ use x86::control::xcr0;
 use x86::{FpuState, VectorState};
 
 use super::fxsave::{self, REGION};
-use super::xsave::{AVX_AT, HEADER, HEADER_AT};
+use super::xsave::{self, AVX_AT, HEADER, HEADER_AT};
 
 /// All of the vector registers, in 64-bit mode.
 const REGISTERS: usize = 16;
 
 /// Writes them; components above AVX are in their initial state. An image without room for AVX is one of a processor without.
 pub(crate) fn put(fpu: &FpuState, vector: &VectorState, image: &mut [u8]) {
-    if let Some(region) = image.first_chunk_mut::<REGION>() {
-        fxsave::put_x87(region, fpu, true);
-        fxsave::put_mxcsr(region, vector);
-        fxsave::put_xmm(region, vector, REGISTERS);
-    }
-    let upper = image.get_mut(AVX_AT..).unwrap_or_default();
-    for (place, ymm) in upper.as_chunks_mut::<16>().0.iter_mut().zip(&vector.ymm) {
-        *place = ymm[1].to_le_bytes();
-    }
-    let avx = if upper.is_empty() { 0 } else { xcr0::AVX };
+    xsave::put_registers(image, fpu, vector, true, REGISTERS);
+    let avx = if image.len() > AVX_AT { xcr0::AVX } else { 0 };
     if let Some(header) = image.get_mut(HEADER_AT..HEADER_AT + HEADER) {
         header.fill(0);
         header[..8].copy_from_slice(&(xcr0::X87 | xcr0::SSE | avx).to_le_bytes());

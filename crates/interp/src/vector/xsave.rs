@@ -181,15 +181,27 @@ fn save<E: Environment>(
 /// The whole area but for its header.
 fn image(units: &Units<'_>, wide: bool, registers: usize) -> [u8; AVX_AT + AVX] {
     let mut area = [0; AVX_AT + AVX];
-    if let Some(region) = area.first_chunk_mut() {
-        fxsave::put_x87(region, units.fpu, wide);
-        fxsave::put_mxcsr(region, units.vector);
-        fxsave::put_xmm(region, units.vector, registers);
-    }
-    for (place, ymm) in area[AVX_AT..].chunks_exact_mut(16).zip(&units.vector.ymm) {
-        place.copy_from_slice(&ymm[1].to_le_bytes());
-    }
+    put_registers(&mut area, units.fpu, units.vector, wide, registers);
     area
+}
+
+/// Writes the registers into an area, which need not have room for those of AVX.
+pub(super) fn put_registers(
+    area: &mut [u8],
+    fpu: &FpuState,
+    vector: &VectorState,
+    wide: bool,
+    registers: usize,
+) {
+    if let Some(region) = area.first_chunk_mut() {
+        fxsave::put_x87(region, fpu, wide);
+        fxsave::put_mxcsr(region, vector);
+        fxsave::put_xmm(region, vector, registers);
+    }
+    let upper = area.get_mut(AVX_AT..).unwrap_or_default();
+    for (place, ymm) in upper.as_chunks_mut().0.iter_mut().zip(&vector.ymm) {
+        *place = ymm[1].to_le_bytes();
+    }
 }
 
 /// A part of the area, empty unless it is wanted.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::Duration;
 
 use engine::{
-    Engine, EngineError, Event, Exit, Kick, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup,
+    Counter, Engine, EngineError, Event, Exit, Kick, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup,
 };
 use mmu::Mmu;
 use x86::cpuid::CpuidTable;
@@ -117,7 +117,7 @@ fn rank(event: &Event) -> u8 {
 /// A case takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs a case's starting state until it stops; returns how, and the state then.
+/// Runs a case's starting state until it stops; returns how, the state then, and what the vCPU has counted.
 ///
 /// # Errors
 /// If the engine cannot make a vCPU.
@@ -127,7 +127,7 @@ pub(super) fn run(
     mmu: Mmu,
     cpuid: Arc<CpuidTable>,
     state: &CpuState,
-) -> Result<(Exit, CpuState), EngineError> {
+) -> Result<(Exit, CpuState, Vec<Counter>), EngineError> {
     let board = Arc::new(Board::default());
     let setup = VcpuSetup { id: VcpuId(case.vcpu), mmu, platform: board.clone(), cpuid };
     let mut vcpu = engine.create_vcpu(setup)?;
@@ -144,7 +144,7 @@ pub(super) fn run(
         case.later.iter().for_each(|&arrival| board.arrive(arrival));
         run_on(&mut *vcpu)
     });
-    Ok((exit, vcpu.state()))
+    Ok((exit, vcpu.state(), vcpu.counters()))
 }
 
 /// A halted vCPU goes on if there is something for it; the run is over when there is not.

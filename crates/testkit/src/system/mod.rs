@@ -55,6 +55,7 @@ mod symbols;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -119,6 +120,8 @@ pub struct Report {
     pub skipped: Vec<String>,
     /// What is wrong, one line each.
     pub failures: Vec<String>,
+    /// What all vCPUs have counted together.
+    pub counters: HashMap<Cow<'static, str>, u64>,
 }
 
 impl fmt::Display for Report {
@@ -180,12 +183,47 @@ impl Suite<'_> {
                 continue;
             };
             self.report.run += 1;
-            for mistake in run_case(self.engine, self.technique, self.begin, &case, &cpuid)? {
+            for mistake in self.case(&case, &cpuid)? {
                 let (line, name) = (mistake.line, &case.name);
                 self.report.failures.push(format!("{file}:{line}: {name}: {}", mistake.message));
             }
         }
         Ok(())
+    }
+
+    /// Runs one case; returns what is wrong with it.
+    fn case(&mut self, case: &Case, cpuid: &Arc<CpuidTable>) -> Result<Vec<Mistake>, EngineError> {
+        let memory = Arc::new(layout::memory(case.preset));
+        let mut state = layout::state(case.preset, cpuid);
+        (self.begin)(&mut state);
+        let mut guest = Guest { state: &mut state, memory: &memory, labels: &case.labels, frame: None };
+        for Statement { line, target, operator, value } in &case.assignments {
+            if let Err(message) = guest.assign(target, operator, value) {
+                return Ok(vec![Mistake::new(*line, message)]);
+            }
+        }
+        if let Err(mistake) = place_code(case, &memory, &mut state) {
+            return Ok(vec![mistake]);
+        }
+        let (exit, mut after, counters) = {
+            let mmu = Mmu::new(memory.clone(), self.technique);
+            machine::run(self.engine, case, mmu, cpuid.clone(), &state)?
+        };
+        for counter in counters {
+            *self.report.counters.entry(counter.name).or_default() += counter.value;
+        }
+        let features = (&**cpuid).into();
+        let guest = Stopped { state: &after, memory: &memory, features: &features };
+        let stop = Stop::of(exit, guest, &case.outcome);
+        if let Err(message) = stop.compare(&case.outcome, &after) {
+            return Ok(vec![Mistake::new(case.line, message)]);
+        }
+        let frame = stop.frame().cloned();
+        if let (Outcome::Ends { .. }, Some(frame)) = (&case.outcome, &frame) {
+            step_back(&mut after, frame);
+        }
+        let mut guest = Guest { state: &mut after, memory: &memory, labels: &case.labels, frame };
+        Ok(case.checks.iter().filter_map(|check| holds(&mut guest, check).err()).collect())
     }
 
     fn model(&mut self, wishes: &[String]) -> Option<Arc<CpuidTable>> {
@@ -202,44 +240,6 @@ fn model(wishes: &str) -> Option<CpuidTable> {
     let query = |leaf, subleaf| host::cpu::cpuid(leaf, subleaf);
     let model = CpuModel::resolve(&request, &HostCpuid::new(&query, host::cpu::xgetbv0())).ok()?;
     Some(CpuidTable::new(model, host::time::tsc_khz(), 1))
-}
-
-/// Runs one case; returns what is wrong with it.
-fn run_case(
-    engine: &dyn Engine,
-    technique: Technique,
-    begin: fn(&mut x86::CpuState),
-    case: &Case,
-    cpuid: &Arc<CpuidTable>,
-) -> Result<Vec<Mistake>, EngineError> {
-    let memory = Arc::new(layout::memory(case.preset));
-    let mut state = layout::state(case.preset, cpuid);
-    begin(&mut state);
-    let mut guest = Guest { state: &mut state, memory: &memory, labels: &case.labels, frame: None };
-    for Statement { line, target, operator, value } in &case.assignments {
-        if let Err(message) = guest.assign(target, operator, value) {
-            return Ok(vec![Mistake::new(*line, message)]);
-        }
-    }
-    if let Err(mistake) = place_code(case, &memory, &mut state) {
-        return Ok(vec![mistake]);
-    }
-    let (exit, mut after) = {
-        let mmu = Mmu::new(memory.clone(), technique);
-        machine::run(engine, case, mmu, cpuid.clone(), &state)?
-    };
-    let features = (&**cpuid).into();
-    let guest = Stopped { state: &after, memory: &memory, features: &features };
-    let stop = Stop::of(exit, guest, &case.outcome);
-    if let Err(message) = stop.compare(&case.outcome, &after) {
-        return Ok(vec![Mistake::new(case.line, message)]);
-    }
-    let frame = stop.frame().cloned();
-    if let (Outcome::Ends { .. }, Some(frame)) = (&case.outcome, &frame) {
-        step_back(&mut after, frame);
-    }
-    let mut guest = Guest { state: &mut after, memory: &memory, labels: &case.labels, frame };
-    Ok(case.checks.iter().filter_map(|check| holds(&mut guest, check).err()).collect())
 }
 
 /// The HLT at the end of code in ring 3 went to a handler: puts back what that changed.

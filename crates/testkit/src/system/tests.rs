@@ -1,8 +1,5 @@
 //! The cases on every engine; and that the runner sees what is wrong with a case.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use engine::{Counter, Exit, Kick, Vcpu, VcpuSetup, VcpuStats};
 use engine_bt::{Bt, Closeness, Lockstep};
 use interp::Interp;
 use x86::CpuState;
@@ -48,78 +45,14 @@ fn like_linux(state: &mut CpuState) {
 
 #[test]
 fn user_code_that_is_executed_directly_does_what_the_manual_says() {
-    let engine = Counting { engine: Bt::direct(), runs: Arc::default() };
-    let report = run_from(&engine, Technique::default(), like_linux, FILES).unwrap();
+    let report = run_from(&Bt::direct(), Technique::default(), like_linux, FILES).unwrap();
     let is_of_linux =
         |failure: &&String| !NOT_OF_LINUX.iter().any(|name| failure.contains(&format!(": {name}: ")));
     let failures: Vec<_> = report.failures.iter().filter(is_of_linux).collect();
     assert!(failures.is_empty(), "{failures:#?}");
-    let runs = engine.runs.load(Ordering::Relaxed);
+    let runs = report.counters["direct.runs"];
     println!("{report}; {runs} times in a process of its own");
     assert!(runs > 90 || !host::cpu::has_avx(), "{runs}");
-}
-
-/// An engine whose vCPUs say in the end how often they have executed code directly.
-struct Counting {
-    engine: Bt,
-    runs: Arc<AtomicU64>,
-}
-
-struct Counted {
-    vcpu: Box<dyn Vcpu>,
-    runs: Arc<AtomicU64>,
-}
-
-impl Engine for Counting {
-    fn name(&self) -> &'static str {
-        self.engine.name()
-    }
-
-    fn create_vcpu(&self, setup: VcpuSetup) -> Result<Box<dyn Vcpu>, EngineError> {
-        Ok(Box::new(Counted { vcpu: self.engine.create_vcpu(setup)?, runs: self.runs.clone() }))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let counters = self.counters();
-        let runs = counters.iter().find(|counter| counter.name == "direct.runs");
-        self.runs.fetch_add(runs.unwrap().value, Ordering::Relaxed);
-    }
-}
-
-impl Vcpu for Counted {
-    fn run(&mut self) -> Exit {
-        self.vcpu.run()
-    }
-
-    fn settle(&mut self) {
-        self.vcpu.settle();
-    }
-
-    fn kick_handle(&self) -> Kick {
-        self.vcpu.kick_handle()
-    }
-
-    fn state(&self) -> CpuState {
-        self.vcpu.state()
-    }
-
-    fn set_state(&mut self, state: &CpuState) {
-        self.vcpu.set_state(state);
-    }
-
-    fn flush_tlb(&mut self) {
-        self.vcpu.flush_tlb();
-    }
-
-    fn stats(&self) -> VcpuStats {
-        self.vcpu.stats()
-    }
-
-    fn counters(&self) -> Vec<Counter> {
-        self.vcpu.counters()
-    }
 }
 
 fn under_every_technique(engine: &dyn Engine) {
