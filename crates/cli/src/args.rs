@@ -214,11 +214,11 @@ pub(crate) struct MachineArgs {
     #[arg(short, long, value_name = "N", default_value_t = CpuCount::ONE)]
     pub(crate) cpus: CpuCount,
 
-    /// The processor that the guest sees: v2, v3 or host, then +feature, -feature, vendor=NAME
+    /// The processor that the guest sees: v2, v3, max or host, then +feature, -feature, vendor=NAME
     ///
-    /// v2 and v3 are the micro-architecture levels of the x86-64 ABI, and host is everything that this processor and
-    /// Umbra can do together. The default is v3 where this processor can carry it, else v2. What is not offered
-    /// faults, as on a processor without it.
+    /// max, the default, is everything that this processor and Umbra can do together; host is that with the family,
+    /// model and stepping of this processor, too. v2 and v3 are the micro-architecture levels of the x86-64 ABI, for
+    /// VMs that move to other hosts. What is not offered faults, as on a processor without it.
     #[arg(long, value_name = "MODEL[,±FEATURE…][,vendor=NAME]", allow_hyphen_values = true)]
     pub(crate) cpu: Option<CpuRequest>,
 

@@ -105,9 +105,13 @@ fn models() -> Finding {
         request.is_ok_and(|request| CpuModel::resolve(&request, &host).is_ok())
     };
     let (verdict, text) = if works("v3") {
-        (Verdict::Good, "x86-64-v3: --cpu v2, v3 and host work, v3 is the default".to_owned())
+        (Verdict::Good, "x86-64-v3: --cpu v2, v3, max and host work, max is the default".to_owned())
     } else if works("v2") {
-        (Verdict::Note, "x86-64-v2: --cpu v2 and host work; guests get no AVX2, BMI or FMA".to_owned())
+        (
+            Verdict::Note,
+            "x86-64-v2: --cpu v2, max and host work, max is the default; guests get no AVX2, BMI or FMA"
+                .to_owned(),
+        )
     } else {
         (Verdict::Missing, "below x86-64-v2: use a machine with SSE4.2".to_owned())
     };

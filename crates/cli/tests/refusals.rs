@@ -55,7 +55,7 @@ fn options_that_make_no_sense() {
     refuses(&place, &["run", "-m", "512"], &["--memory", "no unit", "512M"]);
     refuses(&place, &["run", "-c", "0"], &["--cpus", "from 1 to 64 CPUs"]);
     refuses(&place, &["run", "-c", "65"], &["--cpus", "from 1 to 64 CPUs"]);
-    refuses(&place, &["run", "--cpu", "pentium"], &["--cpu", "pentium", "v2, v3 or host"]);
+    refuses(&place, &["run", "--cpu", "pentium"], &["--cpu", "pentium", "v2, v3, max or host"]);
     refuses(&place, &["run", "--engine", "kvm"], &["--engine", "auto, bt, interp or lockstep"]);
     refuses(&place, &["run", "--code-cache", "4K"], &["--code-cache", "4 KiB", "1 MiB to 1 GiB"]);
     refuses(&place, &["run", "--stats=xml"], &["--stats", "xml"]);

@@ -160,23 +160,12 @@ impl CpuModel {
     /// # Errors
     /// If the host cannot carry it, or the request contradicts itself.
     pub fn resolve(request: &CpuRequest, host: &HostCpuid<'_>) -> Result<Self, CpuModelError> {
-        match request.base {
-            BaseModel::Best => match Self::resolve_as(BaseModel::V3, request, host) {
-                Err(CpuModelError::HostLacks { .. }) => Self::resolve_as(BaseModel::V2, request, host),
-                result => result,
-            },
-            base => Self::resolve_as(base, request, host),
-        }
-    }
-
-    fn resolve_as(
-        base: BaseModel,
-        request: &CpuRequest,
-        host: &HostCpuid<'_>,
-    ) -> Result<Self, CpuModelError> {
+        let base = request.base;
         let offerable = host.offerable();
         let mut features = match base {
-            BaseModel::Host => offerable.iter().filter(|f| f.models() != Models::Asked).collect(),
+            BaseModel::Max | BaseModel::Host => {
+                offerable.iter().filter(|f| f.models() != Models::Asked).collect()
+            }
             _ => named_features(base),
         };
         for &feature in &request.add {
@@ -210,7 +199,7 @@ impl CpuModel {
         Ok(Self { base, features, vendor, signature, phys_bits: host.phys_bits().min(MAX_PHYS_BITS) })
     }
 
-    /// The model it was resolved from; never [`BaseModel::Best`].
+    /// The model it was resolved from.
     pub const fn base(&self) -> BaseModel {
         self.base
     }
@@ -244,7 +233,7 @@ fn named_features(base: BaseModel) -> FeatureSet {
         .filter(|f| match f.models() {
             Models::V1 | Models::V2 | Models::Every => true,
             Models::V3 => v3,
-            Models::Host | Models::Asked => false,
+            Models::Max | Models::Host | Models::Asked => false,
         })
         .collect()
 }
@@ -309,19 +298,19 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_v3_where_the_host_can() {
-        let best = |features, xcr0| {
+    fn the_default_is_what_the_host_has() {
+        let default = |features, xcr0| {
             let q = query(features, *b"GenuineIntel", 39);
-            CpuModel::resolve(&CpuRequest::default(), &HostCpuid::new(&q, xcr0)).map(|m| m.base())
+            CpuModel::resolve(&CpuRequest::default(), &HostCpuid::new(&q, xcr0)).unwrap()
         };
-        assert_eq!(best(everything(), 7), Ok(BaseModel::V3));
-        assert_eq!(best(everything(), 3), Ok(BaseModel::V2), "the host's system has not enabled AVX");
-        let mut old = everything();
-        old.remove(Feature::Avx2);
-        assert_eq!(best(old, 7), Ok(BaseModel::V2));
-        old.remove_with_dependents(Feature::Sse42);
-        let missing = FeatureSet::from_iter([Feature::Sse42]);
-        assert_eq!(best(old, 7), Err(CpuModelError::HostLacks { model: "v2", missing }));
+        let model = default(everything(), 7);
+        assert!(model.base() == BaseModel::Max && model.features().has(Feature::Aes));
+        let without = default(everything(), 3);
+        assert!(!without.features().has(Feature::Avx), "the host's system has not enabled it");
+        let named = "v3".parse().unwrap();
+        let q = query(everything(), *b"GenuineIntel", 39);
+        let missing = CpuModel::resolve(&named, &HostCpuid::new(&q, 3)).unwrap_err();
+        assert!(matches!(missing, CpuModelError::HostLacks { model: "v3", .. }));
     }
 
     #[test]

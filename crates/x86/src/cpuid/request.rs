@@ -56,14 +56,14 @@ impl FromStr for Vendor {
 /// The processor that a request starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum BaseModel {
-    /// x86-64-v3 where the host can carry it, else x86-64-v2.
-    #[default]
-    Best,
     /// x86-64-v2 (psABI, "micro-architecture levels").
     V2,
     /// x86-64-v3.
     V3,
-    /// All that can be offered on this host. Such a VM moves only to a like host.
+    /// All that can be offered on this host, in a processor of a common family. Such a VM moves only to a like host.
+    #[default]
+    Max,
+    /// The same with the host's family, model and stepping: kernels do what they do about that processor's errata.
     Host,
 }
 
@@ -71,15 +71,15 @@ impl BaseModel {
     /// The name it is asked for by.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Best => "default",
             Self::V2 => "v2",
             Self::V3 => "v3",
+            Self::Max => "max",
             Self::Host => "host",
         }
     }
 }
 
-/// A parsed `--cpu`. The default is the best named model with nothing added or removed.
+/// A parsed `--cpu`. The default is `max` with nothing added or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CpuRequest {
     /// Where to start.
@@ -96,7 +96,7 @@ pub struct CpuRequest {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CpuRequestError {
     /// The first word is not a model.
-    #[error("unknown CPU model '{0}'; say v2, v3 or host")]
+    #[error("unknown CPU model '{0}'; say v2, v3, max or host")]
     Model(String),
     /// A later word is neither ±feature nor vendor=.
     #[error(
@@ -128,7 +128,7 @@ impl FromStr for CpuRequest {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut items = text.split(',');
         let model = items.next().unwrap_or_default();
-        let base = [BaseModel::V2, BaseModel::V3, BaseModel::Host]
+        let base = [BaseModel::V2, BaseModel::V3, BaseModel::Max, BaseModel::Host]
             .into_iter()
             .find(|m| m.name() == model)
             .ok_or_else(|| CpuRequestError::Model(model.to_owned()))?;
@@ -197,8 +197,8 @@ mod tests {
     #[test]
     fn one_sentence_for_each_mistake() {
         let says = |text: &str| text.parse::<CpuRequest>().unwrap_err().to_string();
-        assert_eq!(says("v4"), "unknown CPU model 'v4'; say v2, v3 or host");
-        assert_eq!(says(""), "unknown CPU model ''; say v2, v3 or host");
+        assert_eq!(says("v4"), "unknown CPU model 'v4'; say v2, v3, max or host");
+        assert_eq!(says(""), "unknown CPU model ''; say v2, v3, max or host");
         assert_eq!(says("v3,+avx22"), "unknown CPU feature 'avx22'; did you mean 'avx2'?");
         assert_eq!(says("v3,+quantum"), "unknown CPU feature 'quantum'");
         assert_eq!(says("v3,+aes,-aes"), "CPU feature 'aes' is both added and removed");
