@@ -1,4 +1,18 @@
-/* What the compiler compiles: a little of everything that its optimizer likes to look at. */
+/*
+ * What the compiler compiles: a little of everything that its optimizer likes to look at. For more of it, this is included
+ * many times, each with another COPY, which is part of all names then.
+ */
+#define JOIN(name, copy) name##_##copy
+#define NAME(name, copy) JOIN(name, copy)
+#define list NAME(list, COPY)
+#define table NAME(table, COPY)
+#define lookup NAME(lookup, COPY)
+#define merge NAME(merge, COPY)
+#define sort NAME(sort, COPY)
+#define multiply NAME(multiply, COPY)
+#define evaluate NAME(evaluate, COPY)
+#define prime_count NAME(prime_count, COPY)
+
 typedef unsigned long size_t;
 
 struct list {

@@ -1,4 +1,6 @@
-# Counting made-up words, sorting them, and some arithmetic: dictionaries, strings, long integers, generators.
+# Counting made-up words, sorting them, and some arithmetic, so many times: dictionaries, strings, long integers, generators.
+import sys
+
 state = 12345
 
 
@@ -19,10 +21,11 @@ class Counter:
         self.counts[item] = self.counts.get(item, 0) + 1
 
 
-counter = Counter()
-for _ in range(4000):
-    counter.add(word())
-common = sorted(counter.counts.items(), key=lambda item: (-item[1], item[0]))
-print(common[:5], len(common))
-print(sum(n * n for n in range(20000) if n % 3), 3**500 % 10**9)
-print(" ".join(w.upper()[::-1] for w, _ in common[:200]).count("A"))
+for _ in range(int(sys.argv[1])):
+    counter = Counter()
+    for _ in range(4000):
+        counter.add(word())
+    common = sorted(counter.counts.items(), key=lambda item: (-item[1], item[0]))
+    print(common[:5], len(common))
+    print(sum(n * n for n in range(20000) if n % 3), 3**500 % 10**9)
+    print(" ".join(w.upper()[::-1] for w, _ in common[:200]).count("A"))

@@ -21,7 +21,8 @@ Examples:
   cargo xtask bench interp
 
 Classes:
-  integer, vector, memory, kernel, code (made at run time), real (Debian's programs), boot
+  integer, vector, memory, kernel, code (made at run time), real (Debian's programs with work for some
+  hundred milliseconds), short (the same with so little that half of it is to be started), boot
 
 Files:
   $XDG_CACHE_HOME/umbra/bench, or ~/.cache/umbra/bench: QEMU, User-Mode Linux and Debian's programs,

@@ -11,7 +11,7 @@ use initramfs::Archive;
 use super::apt::{Cache, Closure, Wanted};
 use super::guest::Driver;
 
-/// Debian's programs of the class `real`; they bring their libraries.
+/// Debian's programs of the classes `real` and `short`; they bring their libraries.
 const PACKAGES: [&str; 8] =
     ["python3-minimal", "perl-base", "lua5.4", "sqlite3", "xz-utils", "zstd", "openssl", "cpp"];
 
