@@ -2,6 +2,8 @@
 
 use engine::Counter;
 
+use crate::direct::Met;
+
 /// What a vCPU counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BtStats {
@@ -54,6 +56,8 @@ pub struct DirectStats {
     pub writes: u64,
     /// A page of code was met, and mapped.
     pub code: u64,
+    /// A page that the guest has to provide.
+    pub faults: u64,
     /// A system call.
     pub system_calls: u64,
     /// Anything else: the instruction was interpreted.
@@ -61,10 +65,19 @@ pub struct DirectStats {
 }
 
 impl DirectStats {
+    /// Those for a page that was met and mapped.
+    pub(crate) const fn of(&mut self, met: Met) -> &mut u64 {
+        match met {
+            Met::Data => &mut self.data,
+            Met::Write => &mut self.writes,
+            Met::Code => &mut self.code,
+        }
+    }
+
     /// The stops since an earlier moment: those for pages, which have been met now, and all others.
     pub(crate) const fn since(&self, earlier: &Self) -> [u64; 2] {
         const fn sums(at: &DirectStats) -> [u64; 2] {
-            [at.data + at.writes + at.code, at.calls + at.system_calls + at.others]
+            [at.data + at.writes + at.code + at.faults, at.calls + at.system_calls + at.others]
         }
         let ([pages, others], [before, others_before]) = (sums(self), sums(earlier));
         [pages.wrapping_sub(before), others.wrapping_sub(others_before)]
@@ -122,6 +135,7 @@ impl BtStats {
             of("direct.data", direct.data, "for a page of data, which was mapped"),
             of("direct.writes", direct.writes, "for a page that was written, which was mapped"),
             of("direct.code", direct.code, "for a page of code, which was mapped"),
+            of("direct.faults", direct.faults, "for a page that the guest has to provide"),
             of("direct.system_calls", direct.system_calls, "for a system call"),
             of("direct.others", direct.others, "for an instruction that was interpreted"),
             of(

@@ -212,7 +212,7 @@ impl BtVcpu {
             return Ok(Some(exit));
         }
         if user && self.slow.cpl() != 3 {
-            self.policy.interrupted(self.root());
+            self.policy.interrupted(self.address_space());
         }
         self.catch_up()?;
         if self.fluid.is_over(self.stats.entries) {

@@ -263,6 +263,11 @@ impl InterpVcpu {
         self.cpu.look
     }
 
+    /// The x87 and vector registers; those of x87 only while they are not lent.
+    pub fn units(&self) -> (&FpuState, &VectorState) {
+        (&self.cpu.fpu, &self.cpu.vector)
+    }
+
     /// Writes the x87 and vector registers into an image in the standard form of XSAVE, those above AVX in their initial state.
     pub fn put_units(&self, image: &mut [u8]) {
         crate::vector::state_image::put(&self.cpu.fpu, &self.cpu.vector, image);

@@ -1,9 +1,9 @@
 //! What the stub process has mapped: pages of one of the guest's address spaces.
 
-use host::stub::{Rights, Stub};
+use host::stub::{BREAKPOINTS, Rights, Stub};
 use memory::GuestMemory;
 use mmu::{Invalidation, PageSize, Resolved, Target};
-use x86::{Gfn, Mfn, PAGE_SHIFT, PAGE_SIZE};
+use x86::{FpuState, Gfn, Mfn, PAGE_SHIFT, PAGE_SIZE, VectorState};
 
 use crate::cache::NumberMap;
 use crate::views::LARGE_SHIFT;
@@ -16,6 +16,9 @@ const MOST_KEPT: usize = 512;
 const REGION_SHIFT: u32 = LARGE_SHIFT - PAGE_SHIFT;
 /// Ranges of such a size in which something is mapped at most.
 const MOST_REGIONS: usize = 4 << 10;
+
+/// How often a page is met for which there are no breakpoints before it gets those of others.
+const PATIENCE: u32 = 32;
 
 /// A page that is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +45,16 @@ pub(crate) struct Space {
     huge: bool,
     /// Translations have been dropped since.
     is_stale: bool,
-    /// Pages whose code cannot be executed here, as far as is known, by their number.
-    foreign: NumberMap<()>,
+    /// Pages whose code cannot be executed here, as far as is known, by their number; and for those that would need breakpoints which others
+    /// have, how often they were wanted.
+    foreign: NumberMap<Option<u32>>,
+    /// Where the stub stops before instructions, in pages that are mapped to be executed.
+    breakpoints: [Option<u64>; BREAKPOINTS],
+    /// The instruction that has faulted last, and the address: the guest has been told, and will have done something about it when
+    /// it comes back to the instruction.
+    pub(crate) awaited: Option<(u64, u64)>,
+    /// The registers of the units that the stub has, if it is known.
+    pub(crate) units: Option<(FpuState, VectorState)>,
 }
 
 impl Space {
@@ -58,6 +69,9 @@ impl Space {
             huge: false,
             is_stale: false,
             foreign: NumberMap::default(),
+            breakpoints: [None; BREAKPOINTS],
+            awaited: None,
+            units: None,
         }
     }
 
@@ -66,10 +80,13 @@ impl Space {
         if self.pcid != pcid || self.is_stale && self.pages.len() > MOST_KEPT {
             self.pcid = pcid;
             self.empty();
+            self.is_stale = true;
         }
         if !std::mem::take(&mut self.is_stale) {
             return;
         }
+        // It may be another program's. Nothing stays of one that the guest's processor does not have.
+        self.units = None;
         let mut found = |(&number, view): (&u64, &View)| {
             let now = finds(number << PAGE_SHIFT, view.rights).filter(|now| view.is(now));
             (number, now.map(|now| now.page_size))
@@ -95,10 +112,57 @@ impl Space {
 
     /// Notes that the code of an address's page cannot be executed here.
     pub(crate) fn note_foreign(&mut self, va: u64) {
+        self.note(va, None);
+    }
+
+    fn note(&mut self, va: u64, wanted: Option<u32>) {
         if self.foreign.len() >= MOST {
             self.foreign.clear();
         }
-        self.foreign.insert(va >> PAGE_SHIFT, ());
+        self.foreign.insert(va >> PAGE_SHIFT, wanted);
+    }
+
+    /// Whether that was noted and is still so when the page is met.
+    pub(crate) fn refuses(&mut self, va: u64) -> bool {
+        match self.foreign.get_mut(&(va >> PAGE_SHIFT)) {
+            None => false,
+            Some(None) => true,
+            Some(Some(wanted)) => {
+                *wanted += 1;
+                *wanted < PATIENCE
+            }
+        }
+    }
+
+    /// Has the stub stop before instructions of an address's page, which is mapped next, at these offsets. If breakpoints are lacking the page is foreign, until it has
+    /// been met so often that others lose theirs.
+    pub(crate) fn watch(&mut self, va: u64, offsets: &[u16]) -> bool {
+        if !offsets.is_empty() && !self.stub.has_breakpoints() {
+            self.note_foreign(va);
+            return false;
+        }
+        let free = self.breakpoints.iter().filter(|place| place.is_none()).count();
+        if free < offsets.len() {
+            let wanted = self.foreign.get(&(va >> PAGE_SHIFT)).copied().flatten().unwrap_or(0);
+            if wanted < PATIENCE {
+                self.note(va, Some(wanted));
+                return false;
+            }
+            for address in std::mem::take(&mut self.breakpoints).into_iter().flatten() {
+                self.unmap(address >> PAGE_SHIFT);
+            }
+        }
+        self.foreign.remove(&(va >> PAGE_SHIFT));
+        // What goes takes its breakpoints with it; nothing goes once they are there.
+        self.unmap(va >> PAGE_SHIFT);
+        self.make_room();
+        let page = va >> PAGE_SHIFT << PAGE_SHIFT;
+        let places = self.breakpoints.iter_mut().filter(|place| place.is_none());
+        for (place, offset) in places.zip(offsets) {
+            *place = Some(page + u64::from(*offset));
+        }
+        self.stub.set_breakpoints(self.breakpoints);
+        true
     }
 
     /// Whether that was noted.
@@ -111,23 +175,28 @@ impl Space {
         va < Stub::END && !self.stub.own_pages().contains(&va)
     }
 
-    /// Maps the page of an address. False if it leads to no memory.
-    pub(crate) fn map(&mut self, va: u64, resolved: &Resolved, rights: Rights) -> bool {
+    /// Maps the page of an address, for which the host is to provide now if it is `met`. False if it leads to no memory.
+    pub(crate) fn map(&mut self, va: u64, resolved: &Resolved, rights: Rights, met: bool) -> bool {
         let Target::Ram { mfn, gfn, .. } = resolved.target else { return false };
         if !self.has_place_for(va) {
             return false;
         }
-        if self.pages.len() >= MOST || self.regions.len() >= MOST_REGIONS {
-            self.empty();
-        }
+        self.make_room();
         let number = va >> PAGE_SHIFT;
         self.forget(number);
         self.pages.insert(number, View { mfn, gfn, rights });
         self.frames.entry(mfn.0).or_default().push(number);
         *self.regions.entry(number >> REGION_SHIFT).or_default() += 1;
         self.note_size(number, resolved.page_size);
-        self.stub.map(number << PAGE_SHIFT, PAGE_SIZE, mfn.0 << PAGE_SHIFT, rights);
+        self.stub.map(number << PAGE_SHIFT, PAGE_SIZE, mfn.0 << PAGE_SHIFT, rights, met);
         true
+    }
+
+    /// Room for one page more, if need be instead of all others.
+    fn make_room(&mut self) {
+        if self.pages.len() >= MOST || self.regions.len() >= MOST_REGIONS {
+            self.empty();
+        }
     }
 
     /// Notes that an invalidation of a page concerns others.
@@ -142,6 +211,11 @@ impl Space {
     /// A page is not listed any more; what it was.
     fn forget(&mut self, number: u64) -> Option<View> {
         let old = self.pages.remove(&number)?;
+        let there = |address: &u64| address >> PAGE_SHIFT == number;
+        self.breakpoints
+            .iter_mut()
+            .filter(|place| place.as_ref().is_some_and(there))
+            .for_each(|place| *place = None);
         if let Some(pages) = self.frames.get_mut(&old.mfn.0) {
             pages.retain(|&page| page != number);
             if pages.is_empty() {
@@ -177,6 +251,8 @@ impl Space {
         self.huge = false;
         self.is_stale = false;
         self.foreign.clear();
+        self.breakpoints = [None; BREAKPOINTS];
+        self.awaited = None;
     }
 
     fn unmap(&mut self, number: u64) -> Option<View> {

@@ -9,18 +9,18 @@ use interp::{InterpVcpu, Registers as Own};
 use mmu::{Access, Privilege, Resolved, Target};
 use translate::Mode;
 use x86::exception::Exception;
-use x86::{Mfn, PAGE_MASK, PAGE_SIZE, rflags};
+use x86::{Gpa, Mfn, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, rflags};
 
 use super::BtVcpu;
-use crate::direct::{AHEAD, Code, Direct, Space, View, is_ordinary_seam};
+use crate::direct::{AHEAD, Code, Direct, Identity, LONGEST, Met, Space, Verdict, View, is_ordinary_seam};
 use crate::x87;
 
 /// Pages around one that is met that are mapped with it: of data, of a large page, and of code.
-const DATA_AHEAD: u64 = 32;
+const DATA_AHEAD: u64 = 16;
 const LARGE: u64 = 512;
-const CODE_AHEAD: u64 = 32;
+const CODE_AHEAD: u64 = 16;
 /// The bytes that an instruction may have behind its first.
-const REST: u64 = 14;
+const REST: u64 = LONGEST as u64 - 1;
 /// Instructions of pages that cannot be executed directly that are interpreted in a row.
 const MOST_FOREIGN: usize = 2000;
 /// RSP's number.
@@ -93,24 +93,41 @@ impl BtVcpu {
 
     /// Executes user code directly until something has to be done that the loop does, or the policy says that it is not worth while.
     pub(super) fn run_directly(&mut self) -> Result<(), HostError> {
-        let (begin, root) = (time::monotonic_ns(), self.root());
+        let (begin, owner) = (time::monotonic_ns(), self.address_space());
+        if self.direct == Direct::LongRuns && !self.policy.has_open(owner) {
+            self.part_from_stub();
+            return Ok(());
+        }
         let (before, counted) = (self.stub_ran(), self.stats.direct);
         self.prepare_space(self.views.pcid());
         let result = self.run_stub();
         self.stats.direct_runs += 1;
         let ran = self.stub_ran().saturating_sub(before);
         let taken = Duration::from_nanos(time::monotonic_ns().saturating_sub(begin));
-        self.policy.has_run(root, ran, taken.saturating_sub(ran), self.stats.direct.since(&counted));
+        self.policy.has_run(owner, ran, taken.saturating_sub(ran), self.stats.direct.since(&counted));
         if !self.is_direct() {
             self.part_from_stub();
         }
         result
     }
 
-    /// What tells address spaces apart: where the tables of the current one begin.
-    pub(super) fn root(&self) -> u64 {
+    /// Where the tables of the current address space begin.
+    fn root(&self) -> u64 {
         let [_, _, _, cr3, _] = self.slow.control_registers();
         cr3 & !PAGE_MASK
+    }
+
+    /// The current address space.
+    pub(super) fn address_space(&self) -> Identity {
+        let root = self.root();
+        // The lower half of the first table is user code's (SDM vol. 3A, 5.5.4).
+        let mut entries = [0; PAGE_SIZE as usize / 2];
+        if self.slow.memory().read(Gpa(root), &mut entries).is_err() {
+            return Identity { root, tables: 0 };
+        }
+        let frames = entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry) >> PAGE_SHIFT);
+        let tables = frames.fold(0, |sum: u64, frame| sum.rotate_left(5) ^ frame);
+        Identity { root, tables }
     }
 
     fn stub_ran(&self) -> Duration {
@@ -145,11 +162,14 @@ impl BtVcpu {
             return Ok(());
         }
         let mut registers = self.own_registers();
+        self.admit_awaited(registers.rip)?;
         let turns = self.take_turns(&mut registers)?;
         let stop = turns.unwrap_or(Stop::Called);
+        let foreign = self.space.as_ref().is_some_and(|space| space.is_foreign(registers.rip));
         match stop {
             Stop::Called => {}
             Stop::SystemCall => self.stats.direct.system_calls += 1,
+            Stop::PageFault(_) if !foreign => self.stats.direct.faults += 1,
             _ => self.stats.direct.others += 1,
         }
         self.leave_stub(&registers, stop)?;
@@ -178,10 +198,25 @@ impl BtVcpu {
             self.catch_up()?;
             match stop {
                 Stop::Called => self.stats.direct.calls += 1,
-                Stop::PageFault(va) if self.admit(va, registers.rip)? => {}
+                Stop::PageFault(va) => match self.admit(va, registers.rip)? {
+                    Some(met) => *self.stats.direct.of(met) += 1,
+                    None => {
+                        self.space.iter_mut().for_each(|space| space.awaited = Some((registers.rip, va)));
+                        return Ok(Some(stop));
+                    }
+                },
                 _ => return Ok(Some(stop)),
             }
         }
+    }
+
+    /// Maps what the instruction at RIP has faulted for before: the guest's kernel is likely to have provided it.
+    fn admit_awaited(&mut self, rip: u64) -> Result<(), HostError> {
+        let awaited = self.space.as_mut().and_then(|space| space.awaited.take());
+        if let Some((_, va)) = awaited.filter(|&(at, _)| at == rip) {
+            self.admit(va, rip)?;
+        }
+        Ok(())
     }
 
     /// Interprets code of pages that cannot be executed directly. It is seldom much; if it is, it is translated until the next return to
@@ -204,6 +239,10 @@ impl BtVcpu {
     fn enter_stub(&mut self) -> Result<(), HostError> {
         x87::take_back(&mut self.slow);
         let Some(space) = &mut self.space else { return Ok(()) };
+        let (fpu, vector) = self.slow.units();
+        if space.units.as_ref().is_some_and(|there| (&there.0, &there.1) == (fpu, vector)) {
+            return Ok(());
+        }
         self.slow.put_units(space.stub.extended());
         space.stub.load_extended()
     }
@@ -213,10 +252,12 @@ impl BtVcpu {
         if let Some(space) = &mut self.space {
             space.stub.save_extended()?;
             self.slow.get_units(space.stub.extended());
+            let (fpu, vector) = self.slow.units();
+            space.units = Some((fpu.clone(), vector.clone()));
         }
         // What a program can change without being stopped.
         const CHANGED: u64 = rflags::STATUS | rflags::DF | rflags::TF | rflags::AC | rflags::NT;
-        let kept = self.slow.registers().rflags & !CHANGED;
+        let kept = self.slow.registers().rflags & !(CHANGED | rflags::RF);
         let back = match stop {
             Stop::SystemCall => 2,
             Stop::Breakpoint if self.code_byte(registers.rip.wrapping_sub(1)) == 3 => 2,
@@ -267,10 +308,10 @@ impl BtVcpu {
         self.space.as_ref().and_then(|space| space.view(va)).copied()
     }
 
-    /// Maps what an access to `va` by the instruction at RIP needs; false if it cannot be made there.
-    fn admit(&mut self, va: u64, rip: u64) -> Result<bool, HostError> {
+    /// Maps what an access to `va` by the instruction at RIP needs; what that is, if it can be made there.
+    fn admit(&mut self, va: u64, rip: u64) -> Result<Option<Met>, HostError> {
         if !self.space.as_ref().is_some_and(|space| space.has_place_for(va)) {
-            return Ok(false);
+            return Ok(None);
         }
         let page = va & !PAGE_MASK;
         let at_rip = page == rip & !PAGE_MASK;
@@ -279,26 +320,22 @@ impl BtVcpu {
         let view = self.view(va);
         if fetched && view.is_none_or(|view| !view.rights.execute) {
             // If it is the guest's fault it is raised by interpreting the instruction.
-            let admitted = self.admit_code(page)?;
-            self.stats.direct.code += u64::from(admitted);
-            return Ok(admitted);
+            return Ok(self.admit_code(page)?.then_some(Met::Code));
         }
-        let (admitted, counter) = match view {
-            None => (self.admit_data(page), &mut self.stats.direct.data),
-            Some(view) if view.rights.write => return Ok(false),
-            Some(_) => (self.admit_write(page), &mut self.stats.direct.writes),
-        };
-        *counter += u64::from(admitted);
-        Ok(admitted)
+        Ok(match view {
+            None => self.admit_data(page).then_some(Met::Data),
+            Some(view) if view.rights.write => None,
+            Some(_) => self.admit_write(page).then_some(Met::Write),
+        })
     }
 
-    fn map(&mut self, va: u64, resolved: &Resolved, rights: Rights) -> bool {
-        self.space.as_mut().is_some_and(|space| space.map(va, resolved, rights))
+    fn map(&mut self, va: u64, resolved: &Resolved, rights: Rights, met: bool) -> bool {
+        self.space.as_mut().is_some_and(|space| space.map(va, resolved, rights, met))
     }
 
     /// Maps a page that is read, and those around it.
     fn admit_data(&mut self, page: u64) -> bool {
-        if !self.map_data(page) {
+        if !self.map_data(page, true) {
             return false;
         }
         let pages =
@@ -306,24 +343,24 @@ impl BtVcpu {
         let first = page & !(pages * PAGE_SIZE - 1);
         for other in (0..pages).map(|number| first + number * PAGE_SIZE) {
             if self.view(other).is_none() {
-                self.map_data(other);
+                self.map_data(other, false);
             }
         }
         true
     }
 
-    fn map_data(&mut self, page: u64) -> bool {
+    fn map_data(&mut self, page: u64, met: bool) -> bool {
         let Some(resolved) = self.slow.resolve_ahead(page) else { return false };
         let Target::Ram { mfn, gfn, cached: true } = resolved.target else { return false };
         let write = resolved.writable && self.slow.memory().may_cache_writes(gfn, mfn);
-        self.map(page, &resolved, Rights { write, execute: false })
+        self.map(page, &resolved, Rights { write, execute: false }, met)
     }
 
     /// Maps a page that is written.
     fn admit_write(&mut self, page: u64) -> bool {
         match self.slow.resolve(page, Access::Write) {
             Ok(resolved) if matches!(resolved.target, Target::Ram { cached: true, .. }) => {
-                self.map(page, &resolved, Rights { write: true, execute: false })
+                self.map(page, &resolved, Rights { write: true, execute: false }, true)
             }
             _ => false,
         }
@@ -331,77 +368,79 @@ impl BtVcpu {
 
     /// Maps a page whose code is fetched, and those around it; false if it cannot be.
     fn admit_code(&mut self, page: u64) -> Result<bool, HostError> {
-        let foreign = self.space.as_ref().is_some_and(|space| space.is_foreign(page));
-        if foreign || !self.map_code(page)? {
+        let foreign = self.space.as_mut().is_some_and(|space| space.refuses(page));
+        if foreign || !self.map_code(page, true)? {
             return Ok(false);
         }
         let first = page & !(CODE_AHEAD * PAGE_SIZE - 1);
         for other in (0..CODE_AHEAD).map(|number| first + number * PAGE_SIZE) {
             if self.view(other).is_none() {
-                self.map_code(other)?;
+                self.map_code(other, false)?;
             }
         }
         Ok(self.view(page).is_some_and(|view| view.rights.execute))
     }
 
-    fn map_code(&mut self, page: u64) -> Result<bool, HostError> {
+    /// Maps a page of code that is met, or one near it, which then gets no breakpoints.
+    fn map_code(&mut self, page: u64, met: bool) -> Result<bool, HostError> {
         // To watch a frame for the first time may drop what was resolved.
         for _ in 0..2 {
             let drops = self.views.drops();
             let Some(resolved) = self.slow.resolve_code(page, Privilege::User) else { return Ok(false) };
             let Some(mfn) = resolved.frame() else { return Ok(false) };
-            let ordinary = self.examine(page, mfn)?;
+            let verdict = self.examine(page, mfn)?;
             self.catch_up()?;
-            match ordinary {
-                Some(false) => {
-                    self.space.iter_mut().for_each(|space| space.note_foreign(page));
-                    return Ok(false);
-                }
-                Some(true) if drops == self.views.drops() => {
-                    return Ok(self.map(page, &resolved, Rights { write: false, execute: true }));
-                }
-                _ => {}
+            let (Some(verdict), Some(space)) = (verdict, &mut self.space) else { continue };
+            let Some(offsets) = verdict.offsets() else {
+                space.note_foreign(page);
+                return Ok(false);
+            };
+            if drops == self.views.drops() {
+                let watched = offsets.is_empty() || met && space.watch(page, offsets);
+                return Ok(watched && self.map(page, &resolved, Rights { write: false, execute: true }, met));
             }
         }
         Ok(false)
     }
 
-    /// Whether the code of a page, in this frame, may be executed directly, as long as the frame is watched. `None` if it cannot be
+    /// What the code of a page in this frame does that tells host and guest apart, as long as the frame is watched. `None` if it cannot be
     /// watched.
-    fn examine(&mut self, page: u64, mfn: Mfn) -> Result<Option<bool>, HostError> {
+    fn examine(&mut self, page: u64, mfn: Mfn) -> Result<Option<Verdict>, HostError> {
         let Some(version) = self.watch(mfn)? else { return Ok(None) };
-        let ordinary = match self.verdicts.find(mfn, version) {
+        let verdict = match self.verdicts.find(mfn, version) {
             Some(known) => known,
             None => {
-                let bytes = self.bytes_of(mfn);
-                let ordinary = Code::new(self.tail(page), &bytes).is_ordinary();
+                let bytes: [u8; PAGE_SIZE as usize] = self.bytes_of(mfn, 0);
+                let verdict = Code::new(self.tail(page), &bytes).verdict();
                 let there = self.still_there(mfn, 0, &bytes);
                 if !there || self.slow.memory().code_version(mfn) != version {
                     return Ok(None);
                 }
-                self.verdicts.note(mfn, version, ordinary);
-                ordinary
+                self.verdicts.note(mfn, version, verdict);
+                verdict
             }
         };
-        let frames = self.slow.memory().frames();
         let executed = |page| self.view(page).filter(|view| view.rights.execute).map(|view| view.mfn);
-        let seam = |before: Mfn, behind: Mfn| {
-            is_ordinary_seam(frames.read(before, PAGE_SIZE - 2), frames.read(behind, 0))
-        };
+        let seam =
+            |before: Mfn, behind: Mfn| is_ordinary_seam(&self.tail_of(before), &self.bytes_of(behind, 0));
         let before = executed(page.wrapping_sub(PAGE_SIZE)).is_none_or(|before| seam(before, mfn));
         let behind = executed(page.wrapping_add(PAGE_SIZE)).is_none_or(|behind| seam(mfn, behind));
-        Ok(Some(ordinary && before && behind))
+        Ok(Some(if before && behind { verdict } else { Verdict::FOREIGN }))
     }
 
     /// The last bytes of the page before a page, if there is one.
     fn tail(&mut self, page: u64) -> Option<[u8; AHEAD]> {
         let mfn = self.slow.resolve_ahead(page.wrapping_sub(PAGE_SIZE))?.frame()?;
-        self.bytes_of(mfn).last_chunk().copied()
+        Some(self.tail_of(mfn))
     }
 
-    fn bytes_of(&self, mfn: Mfn) -> [u8; PAGE_SIZE as usize] {
-        let mut bytes = [0; PAGE_SIZE as usize];
-        self.slow.memory().frames().copy_out(mfn, 0, &mut bytes);
+    fn tail_of(&self, mfn: Mfn) -> [u8; AHEAD] {
+        self.bytes_of(mfn, PAGE_SIZE - AHEAD as u64)
+    }
+
+    fn bytes_of<const COUNT: usize>(&self, mfn: Mfn, from: u64) -> [u8; COUNT] {
+        let mut bytes = [0; COUNT];
+        self.slow.memory().frames().copy_out(mfn, from, &mut bytes);
         bytes
     }
 }

@@ -219,12 +219,12 @@ const STUB: &[Call] = &[
         0,
         &[
             PTRACE_CONT as u64,
-            PTRACE_SYSEMU as u64,
             PTRACE_GETREGS as u64,
             PTRACE_SETREGS as u64,
             PTRACE_GETREGSET as u64,
             PTRACE_SETREGSET as u64,
             PTRACE_GETSIGINFO as u64,
+            PTRACE_POKEUSER as u64,
             PTRACE_KILL as u64,
         ],
     ),

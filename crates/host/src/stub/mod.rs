@@ -7,8 +7,8 @@
 //! run, and gets it back, stopped, with the registers as they are, as soon as anything happens that is more than computing: a system call,
 //! which is not made; a fault; a call by another thread ([`Caller`]).
 //!
-//! The parent changes the child's address space by having it execute the calls of a script; so only while the child's
-//! registers are the parent's can it call the kernel, and even then a filter lets it do no more than map and unmap.
+//! The parent changes the child's address space by having it execute the calls of a script, before it goes on with the guest's code. A filter
+//! lets it do no more than map and unmap, and that only with a secret in registers that the guest's code never sees.
 //!
 //! # Limits
 //!
@@ -28,13 +28,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use x86::PAGE_SIZE;
+use x86::{PAGE_SIZE, rflags};
 
-use self::image::{Call, MOST, OVER, SCRIPT};
+use self::image::{Call, ENTER, FRAME, MOST, SCRIPT, STOP, Secret};
 use self::place::Place;
-use self::trace::{Traced, Way};
+use self::trace::Traced;
 use crate::{HostError, Mapping, Memfd, Protection};
 
+/// Nanoseconds that a call of a script takes, roughly.
+const CALL: u64 = 1500;
+/// Breakpoints that there can be.
+pub const BREAKPOINTS: usize = 4;
 /// Bytes of vector and x87 registers that there may be.
 const MOST_EXTENDED: usize = 16 << 10;
 
@@ -45,7 +49,7 @@ pub struct Registers {
     pub gpr: [u64; 16],
     /// RIP.
     pub rip: u64,
-    /// RFLAGS. Those that can be set are the status flags, DF and AC; others are as Linux has them for programs.
+    /// RFLAGS. Those that can be set are the status flags, DF, AC, TF and NT; others are as Linux has them for programs.
     pub rflags: u64,
     /// The base of FS; below [`Stub::END`].
     pub fs_base: u64,
@@ -66,6 +70,8 @@ pub enum Stop {
     Breakpoint,
     /// INT1; whether RIP is behind it depends on the processor.
     Debug,
+    /// The instruction at RIP is one of those that [`Stub::set_breakpoints`] was told of.
+    Reached,
     /// An instruction that was executed with RFLAGS.TF set.
     Step,
     /// A call of the page of system calls that Linux has for old programs, at this address: nothing was done, and the return address has
@@ -94,6 +100,10 @@ pub struct Stub {
     memory: RawFd,
     script: Mapping,
     calls: Vec<Call>,
+    secret: Secret,
+    /// Breakpoints that are wanted, and those that are set.
+    breakpoints: [[Option<u64>; BREAKPOINTS]; 2],
+    has_breakpoints: bool,
     bell: Arc<Bell>,
     listener: OwnedFd,
     /// Registers that are never changed, from the beginning of the process.
@@ -143,8 +153,10 @@ impl Stub {
     /// # Errors
     /// If the host has no process for us, or refuses to trace it or to filter its calls.
     pub fn new(memory: BorrowedFd<'_>) -> Result<Self, HostError> {
-        let place = crate::random::u64().unwrap_or(0) % 0x4000_0000 + 0x1000_0000;
-        let base = place * 16 * PAGE_SIZE;
+        let no_chance = || failed("be hidden")(io::Error::other("the host has no random numbers"));
+        let [place, secret] = [(); 2].map(|()| crate::random::u64());
+        let base = (place.ok_or_else(no_chance)? % 0x4000_0000 + 0x1000_0000) * 16 * PAGE_SIZE;
+        let secret = Secret::new(secret.ok_or_else(no_chance)?);
         let script_file = Memfd::new("umbra-script", SCRIPT)?;
         let script = Mapping::new(&script_file, 0, SCRIPT, Protection::ReadWrite)?;
         let program = program(base, script_file.as_fd().as_raw_fd()).map_err(failed("be made"))?;
@@ -167,6 +179,9 @@ impl Stub {
             memory: memory.as_raw_fd(),
             script,
             calls: Vec::new(),
+            secret,
+            breakpoints: [[None; BREAKPOINTS]; 2],
+            has_breakpoints: false,
             bell,
             listener,
             extended: vec![0; MOST_EXTENDED],
@@ -178,7 +193,14 @@ impl Stub {
         time::begin(stub.child.pid);
         stub.listen().map_err(failed("be called"))?;
         stub.begin().map_err(failed("be traced"))?;
-        stub.obey(stub.base + image::FIRST_SCRIPT_AT)?;
+        stub.write_words(0, &image::filter_program(base, secret));
+        stub.obey(stub.base + image::FIRST_SCRIPT_AT, [0; 2])?;
+        // Nobody shall read the secret there.
+        stub.write_words(0, &[0; FRAME as usize / 8]);
+        // Some hosts have none, or have given them all away.
+        let some = [Some(base); BREAKPOINTS];
+        stub.has_breakpoints =
+            [some, [None; BREAKPOINTS]].iter().all(|which| stub.child.set_breakpoints(which).is_ok());
         Ok(stub)
     }
 
@@ -214,7 +236,7 @@ impl Stub {
 
     /// The selectors that programs have, in the order of [`Registers::selectors`].
     pub fn selectors(&self) -> [u16; 6] {
-        from_host(&self.initial, 0).selectors
+        from_host(&self.initial).selectors
     }
 
     /// The addresses of its own pages.
@@ -223,8 +245,8 @@ impl Stub {
     }
 
     /// From the next turn on `len` bytes of the file, from `offset` on, are at `address`, whatever was there before. All three are whole
-    /// pages, and the range does not meet [`Stub::own_pages`].
-    pub fn map(&mut self, address: u64, len: u64, offset: u64, rights: Rights) {
+    /// pages, and the range does not meet [`Stub::own_pages`]. If they are needed `soon` the kernel looks for the pages at once.
+    pub fn map(&mut self, address: u64, len: u64, offset: u64, rights: Rights, soon: bool) {
         let mut protection = libc::PROT_READ;
         if rights.write {
             protection |= libc::PROT_WRITE;
@@ -232,7 +254,10 @@ impl Stub {
         if rights.execute {
             protection |= libc::PROT_EXEC;
         }
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE | libc::MAP_POPULATE;
+        let mut flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        if soon {
+            flags |= libc::MAP_POPULATE;
+        }
         let [protection, flags, memory] =
             [protection, flags, self.memory].map(|word| u64::from(word.cast_unsigned()));
         let call = libc::SYS_mmap.cast_unsigned();
@@ -260,35 +285,68 @@ impl Stub {
         self.unmap(end, Self::END - end);
     }
 
-    /// Maps and unmaps what it was asked to.
-    fn make_calls(&mut self) -> Result<(), HostError> {
-        let calls = std::mem::take(&mut self.calls);
-        for part in calls.chunks(MOST) {
-            let script = image::bytes_of(part);
-            // SAFETY: there are at most `MOST` calls, which fit with their end; the child only reads the script, and is stopped.
-            unsafe { std::ptr::copy_nonoverlapping(script.as_ptr(), self.script.as_ptr(), script.len()) };
-            self.obey(self.base + PAGE_SIZE)?;
-        }
-        Ok(())
+    /// Whether it can be stopped before instructions.
+    pub fn has_breakpoints(&self) -> bool {
+        self.has_breakpoints
     }
 
-    /// Has the child make the calls of the script at this address.
-    fn obey(&mut self, script: u64) -> Result<(), HostError> {
-        let start = libc::user_regs_struct {
+    /// From the next turn on it stops before the instructions at these addresses, and no others.
+    pub fn set_breakpoints(&mut self, addresses: [Option<u64>; BREAKPOINTS]) {
+        self.breakpoints[0] = addresses;
+    }
+
+    /// Writes into the script's pages, which have room for it.
+    fn write_words(&self, at: u64, words: &[u64]) {
+        let bytes = size_of_val(words);
+        assert!(bytes as u64 <= SCRIPT - at, "a script is longer than its pages");
+        // SAFETY: it lies in the mapping, as was checked; the child only reads it, and is stopped.
+        unsafe {
+            let place = self.script.as_ptr().add(x86::bits::index(at));
+            std::ptr::copy_nonoverlapping(words.as_ptr().cast(), place, bytes);
+        }
+    }
+
+    /// Writes the calls that are due, at most [`MOST`], and how the script ends.
+    fn write_script(&self, end: u64) {
+        self.write_words(FRAME, self.calls.as_flattened());
+        self.write_words(FRAME + size_of_val(self.calls.as_slice()) as u64, &[end]);
+    }
+
+    /// Has the child make the calls that are due, at most [`MOST`], and stop.
+    fn make_calls(&mut self) -> Result<(), HostError> {
+        self.write_script(STOP);
+        self.obey(self.script_address(), self.secret.words())
+    }
+
+    fn script_address(&self) -> u64 {
+        self.base + PAGE_SIZE + FRAME
+    }
+
+    /// The registers with which the loop obeys the script at this address.
+    fn looping(&self, script: u64, [r12, r13]: [u64; 2]) -> libc::user_regs_struct {
+        libc::user_regs_struct {
             rip: self.base + image::LOOP_AT,
             rbx: script,
+            r12,
+            r13,
             orig_rax: u64::MAX,
             ..self.initial
-        };
+        }
+    }
+
+    /// Has the child make the calls of the script at this address, and stop.
+    fn obey(&mut self, script: u64, secret: [u64; 2]) -> Result<(), HostError> {
+        let start = self.looping(script, secret);
         self.child.set_registers(&start).map_err(failed("be told what to do"))?;
         // It may have been called meanwhile, or by who thought that it ran.
-        while self.child.go_on(Way::Calling).map_err(failed("go on"))? != libc::SIGTRAP {}
+        let signal = loop {
+            let signal = self.child.go_on().map_err(failed("go on"))?;
+            if is_fault(signal) {
+                break signal;
+            }
+        };
         let result = self.child.registers().map_err(failed("be asked"))?.rax;
-        if result == OVER {
-            return Ok(());
-        }
-        let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL);
-        Err(failed("change its address space")(io::Error::from_raw_os_error(errno)))
+        if signal == libc::SIGTRAP && result == STOP { Ok(()) } else { Err(refused(result)) }
     }
 
     /// Vector and x87 registers, in the standard form of XSAVE (SDM vol. 1, 13.4), with all components that the host has.
@@ -318,8 +376,7 @@ impl Stub {
     /// # Errors
     /// If the host refuses what the registers hold, or the process has been ended by somebody else.
     pub fn run(&mut self, registers: &mut Registers, look: impl FnOnce() -> bool) -> Result<Stop, HostError> {
-        self.make_calls()?;
-        self.child.set_registers(&self.to_host(registers)).map_err(failed("take registers"))?;
+        self.prepare(registers)?;
         self.bell.runs.store(true, Ordering::SeqCst);
         if look() {
             self.bell.runs.store(false, Ordering::SeqCst);
@@ -327,20 +384,73 @@ impl Stub {
         }
         let begin = crate::time::monotonic_ns();
         self.is_lost = true;
-        let signal = self.child.go_on(Way::Stopping).map_err(failed("go on"));
+        let signal = self.child.go_on().map_err(failed("go on"));
         self.count(crate::time::monotonic_ns().saturating_sub(begin));
         self.bell.runs.store(false, Ordering::SeqCst);
         let signal = signal?;
         let host = self.child.registers().map_err(failed("give registers"))?;
-        *registers = from_host(&host, if signal == trace::SYSTEM_CALL { host.orig_rax } else { host.rax });
+        if !self.calls.is_empty() && self.is_in_loop(signal, &host) {
+            self.is_lost = false;
+            return self.stopped_early(signal, &host);
+        }
+        self.calls.clear();
+        *registers = from_host(&host);
         let stop = self.child.meaning(signal, registers).map_err(failed("say why it stopped"))?;
         self.is_lost = false;
         if stop == Stop::Called {
-            let mut bytes = [0; 64];
-            // Without any it blocks not, and says so.
-            let _ = rustix::io::read(&self.listener, &mut bytes);
+            self.hear();
         }
         Ok(stop)
+    }
+
+    /// Gives the process the guest's registers; or, if calls are due, those with which it makes the calls and then gets the guest's.
+    fn prepare(&mut self, registers: &Registers) -> Result<(), HostError> {
+        let [wanted, set] = &mut self.breakpoints;
+        if wanted != set {
+            self.child.set_breakpoints(wanted).map_err(failed("watch its code"))?;
+            *set = *wanted;
+        }
+        // Neither shall do anything to the loop.
+        let room = if registers.rflags & (rflags::TF | rflags::NT) == 0 { MOST } else { 0 };
+        while self.calls.len() > room {
+            let rest = self.calls.split_off(self.calls.len().min(MOST));
+            self.make_calls()?;
+            self.calls = rest;
+        }
+        let guest = self.to_host(registers);
+        let start = if self.calls.is_empty() {
+            guest
+        } else {
+            self.write_words(0, &image::frame(&registers.gpr, registers.rip, guest.eflags));
+            self.write_script(ENTER);
+            let libc::user_regs_struct { fs_base, gs_base, ds, es, fs, gs, .. } = guest;
+            let start = self.looping(self.script_address(), self.secret.words());
+            libc::user_regs_struct { fs_base, gs_base, ds, es, fs, gs, ..start }
+        };
+        self.child.set_registers(&start).map_err(failed("take registers"))
+    }
+
+    /// Whether it was stopped before it had the guest's registers. Guest code that jumps into the loop may seem to be there, too, and is
+    /// where it was before then.
+    fn is_in_loop(&self, signal: libc::c_int, host: &libc::user_regs_struct) -> bool {
+        let inside = self.base + image::LOOP_AT..self.base + image::loop_end();
+        self.secret.is_in(host) || inside.contains(&host.rip) && !is_fault(signal)
+    }
+
+    /// What that means. The calls stay due; to make one twice does no harm.
+    fn stopped_early(&self, signal: libc::c_int, host: &libc::user_regs_struct) -> Result<Stop, HostError> {
+        if is_fault(signal) {
+            return Err(refused(host.rax));
+        }
+        self.hear();
+        Ok(Stop::Called)
+    }
+
+    /// What was written to the line has been heard of.
+    fn hear(&self) {
+        let mut bytes = [0; 64];
+        // Without any it blocks not, and says so.
+        let _ = rustix::io::read(&self.listener, &mut bytes);
     }
 
     /// Keeps the calling thread where it is, and the stub there: to wake one of them elsewhere takes longer than most turns. For a while,
@@ -365,11 +475,14 @@ impl Stub {
         Duration::from_nanos(self.ran)
     }
 
-    /// A turn has taken so many nanoseconds.
+    /// A turn has taken so many nanoseconds, with the calls that were due.
     fn count(&mut self, taken: u64) {
-        // Where processors are busy, or slow, it takes longer.
-        self.to_and_fro = (self.to_and_fro.saturating_add(self.to_and_fro / 64)).min(taken);
-        self.ran += taken - self.to_and_fro;
+        let calls = CALL * self.calls.len() as u64;
+        if calls == 0 {
+            // Where processors are busy, or slow, it takes longer.
+            self.to_and_fro = (self.to_and_fro.saturating_add(self.to_and_fro / 64)).min(taken);
+        }
+        self.ran += taken.saturating_sub(self.to_and_fro).saturating_sub(calls);
     }
 
     fn to_host(&self, registers: &Registers) -> libc::user_regs_struct {
@@ -394,7 +507,8 @@ impl Stub {
             // It is in no system call.
             orig_rax: u64::MAX,
             rip: registers.rip,
-            eflags: registers.rflags,
+            // With RF it would pass a breakpoint; processors set it whenever an instruction faults.
+            eflags: registers.rflags & !rflags::RF,
             rsp,
             fs_base: registers.fs_base,
             gs_base: registers.gs_base,
@@ -417,10 +531,21 @@ impl Drop for Stub {
     }
 }
 
-/// In a system call RAX says already that there is none such.
-fn from_host(host: &libc::user_regs_struct, rax: u64) -> Registers {
-    let (rcx, rdx, rbx, rsp, rbp, rsi, rdi) =
-        (host.rcx, host.rdx, host.rbx, host.rsp, host.rbp, host.rsi, host.rdi);
+/// Whether a signal comes from what the process does, and comes again if it goes on.
+fn is_fault(signal: libc::c_int) -> bool {
+    use libc::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+    [SIGTRAP, SIGSEGV, SIGBUS, SIGSYS, SIGILL, SIGFPE].contains(&signal)
+}
+
+/// The loop has ended with this in RAX, which is an error if a call has returned it.
+fn refused(result: u64) -> HostError {
+    let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL);
+    failed("change its address space")(io::Error::from_raw_os_error(errno))
+}
+
+fn from_host(host: &libc::user_regs_struct) -> Registers {
+    let (rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi) =
+        (host.rax, host.rcx, host.rdx, host.rbx, host.rsp, host.rbp, host.rsi, host.rdi);
     let (r8, r9, r10, r11) = (host.r8, host.r9, host.r10, host.r11);
     let (r12, r13, r14, r15) = (host.r12, host.r13, host.r14, host.r15);
     Registers {

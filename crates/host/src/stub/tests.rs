@@ -10,7 +10,7 @@ fn stub(code: &[u8]) -> (Stub, Memfd, Mapping) {
     // SAFETY: the code is shorter than a page.
     unsafe { memory.as_ptr().copy_from_nonoverlapping(code.as_ptr(), code.len()) };
     let mut stub = Stub::new(file.as_fd()).unwrap();
-    stub.map(CODE, PAGE_SIZE, 0, Rights { write: false, execute: true });
+    stub.map(CODE, PAGE_SIZE, 0, Rights { write: false, execute: true }, true);
     (stub, file, memory)
 }
 
@@ -38,10 +38,10 @@ fn pages_come_and_go() {
     let mut registers = at(CODE);
     (registers.gpr[7], registers.gpr[6]) = (DATA + 8, 77);
     assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::PageFault(DATA + 8));
-    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights::default());
+    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights::default(), false);
     assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::PageFault(DATA + 8));
     assert_eq!(registers.rip, CODE);
-    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights { write: true, execute: false });
+    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights { write: true, execute: false }, true);
     assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Breakpoint);
     assert_eq!(registers.rip, CODE + 4);
     // SAFETY: inside the mapping.
@@ -55,7 +55,7 @@ fn a_script_may_be_longer_than_its_pages() {
     let (mut stub, ..) = stub(&[0xcc]);
     for n in 0..2 * MOST as u64 {
         // Neighbours that are not neighbours in the file do not become one.
-        stub.map(DATA - n * PAGE_SIZE, PAGE_SIZE, n % 2 * PAGE_SIZE, Rights::default());
+        stub.map(DATA - n * PAGE_SIZE, PAGE_SIZE, n % 2 * PAGE_SIZE, Rights::default(), false);
     }
     assert_eq!(stub.run(&mut at(CODE), || false).unwrap(), Stop::Breakpoint);
 }
@@ -78,7 +78,7 @@ fn a_call_stops_it() {
         assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Called);
         assert_eq!(registers.rip, CODE);
         // However many calls come while it does something else.
-        stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights::default());
+        stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights::default(), false);
     }
     done.store(true, Ordering::SeqCst);
     thread.join().unwrap();
@@ -99,10 +99,46 @@ fn what_would_leave_stops() {
 }
 
 #[test]
+fn a_signal_from_elsewhere_finds_no_secret() {
+    // int3
+    let (mut stub, ..) = stub(&[0xcc]);
+    for signal in [libc::SIGTERM, libc::SIGCONT] {
+        stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights::default(), false);
+        // SAFETY: the child is ours, and stopped.
+        assert_eq!(unsafe { libc::kill(stub.child.pid, signal) }, 0);
+        let before = at(CODE);
+        let mut registers = before;
+        assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Called);
+        assert_eq!(registers, before, "the loop's registers are not the guest's");
+        assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Breakpoint);
+    }
+}
+
+#[test]
+fn it_stops_before_instructions_with_a_breakpoint() {
+    // inc eax; cpuid; inc eax; int3
+    let (mut stub, ..) = stub(&[0xff, 0xc0, 0x0f, 0xa2, 0xff, 0xc0, 0xcc]);
+    if !stub.has_breakpoints() {
+        println!("SKIPPED: this host has no breakpoints for us");
+        return;
+    }
+    stub.set_breakpoints([None, Some(CODE + 2), None, Some(CODE + 4)]);
+    let mut registers = at(CODE);
+    assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Reached);
+    assert_eq!((registers.rip, registers.gpr[0]), (CODE + 2, 1));
+    assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Reached, "it is not passed by itself");
+    (registers.rip, registers.rflags) = (CODE + 4, 2 | rflags::RF);
+    assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Reached);
+    stub.set_breakpoints([None; BREAKPOINTS]);
+    assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Breakpoint);
+    assert_eq!((registers.rip, registers.gpr[0]), (CODE + 7, 2));
+}
+
+#[test]
 fn a_call_of_the_vsyscall_page_is_not_made() {
     // call rax
     let (mut stub, _file, _memory) = stub(&[0xff, 0xd0]);
-    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights { write: true, execute: false });
+    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights { write: true, execute: false }, true);
     let mut registers = at(CODE);
     let page = 0xffff_ffff_ff60_0000;
     (registers.gpr[0], registers.gpr[4]) = (page, DATA + 64);

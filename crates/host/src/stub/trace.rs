@@ -3,27 +3,19 @@
 use std::io;
 use std::mem::MaybeUninit;
 
-use super::{Registers, Stop};
+use super::{BREAKPOINTS, Registers, Stop};
+
+/// DR7's number.
+const CONTROL: usize = 7;
 
 /// The note that holds vector and x87 registers in the layout of XSAVE (NT_X86_XSTATE, linux/elf.h).
 const NT_X86_XSTATE: usize = 0x202;
-/// SIGTRAP of a system call, with PTRACE_O_TRACESYSGOOD.
-pub(super) const SYSTEM_CALL: libc::c_int = libc::SIGTRAP | 0x80;
 
 /// A child that one thread, and no other, traces: the one that has made it.
 #[derive(Debug)]
 pub(super) struct Traced {
     pub(super) pid: libc::pid_t,
     tracer: rustix::thread::Pid,
-}
-
-/// How a child goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Its system calls are made.
-    Calling,
-    /// They stop it instead.
-    Stopping,
 }
 
 impl Traced {
@@ -44,10 +36,9 @@ impl Traced {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Before anything else: the child dies with the calling thread, and its system calls can be told from breakpoints.
+    /// Before anything else: the child dies with the calling thread.
     pub(super) fn prepare(&self) -> io::Result<()> {
-        let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
-        self.request(libc::PTRACE_SETOPTIONS, 0, options.cast_unsigned() as usize)
+        self.request(libc::PTRACE_SETOPTIONS, 0, libc::PTRACE_O_EXITKILL.cast_unsigned() as usize)
     }
 
     pub(super) fn registers(&self) -> io::Result<libc::user_regs_struct> {
@@ -73,13 +64,25 @@ impl Traced {
         self.request(libc::PTRACE_SETREGSET, NT_X86_XSTATE, &raw const vector as usize)
     }
 
+    /// The child stops before instructions at these addresses; at most four (SDM vol. 3B, 18.2).
+    pub(super) fn set_breakpoints(&self, addresses: &[Option<u64>; BREAKPOINTS]) -> io::Result<()> {
+        let place = |number: usize| std::mem::offset_of!(libc::user, u_debugreg) + number * 8;
+        // None is on while its address changes.
+        self.request(libc::PTRACE_POKEUSER, place(CONTROL), 0)?;
+        let mut control = 0;
+        for (number, address) in addresses.iter().enumerate() {
+            if let Some(address) = address {
+                self.request(libc::PTRACE_POKEUSER, place(number), x86::bits::index(*address))?;
+                // The breakpoint's local enable bit; its kind and length are zero for instructions.
+                control |= 1 << (2 * number);
+            }
+        }
+        self.request(libc::PTRACE_POKEUSER, place(CONTROL), control)
+    }
+
     /// Lets the child go on, without the signal that it was stopped by, and waits until it is stopped again; by which signal.
-    pub(super) fn go_on(&self, way: Way) -> io::Result<libc::c_int> {
-        let request = match way {
-            Way::Calling => libc::PTRACE_CONT,
-            Way::Stopping => libc::PTRACE_SYSEMU,
-        };
-        self.request(request, 0, 0)?;
+    pub(super) fn go_on(&self) -> io::Result<libc::c_int> {
+        self.request(libc::PTRACE_CONT, 0, 0)?;
         self.wait()
     }
 
@@ -103,14 +106,14 @@ impl Traced {
     /// What a stop by a signal means, registers as they were then.
     pub(super) fn meaning(&self, signal: libc::c_int, registers: &Registers) -> io::Result<Stop> {
         Ok(match signal {
-            SYSTEM_CALL => Stop::SystemCall,
             libc::SIGSEGV => self.fault()?,
             libc::SIGTRAP => match self.signal()?.si_code {
                 libc::SI_KERNEL => Stop::Breakpoint,
+                libc::TRAP_HWBKPT => Stop::Reached,
                 _ if registers.rflags & x86::rflags::TF != 0 => Stop::Step,
                 _ => Stop::Debug,
             },
-            libc::SIGSYS => self.refused_call()?,
+            libc::SIGSYS => self.refused_call(registers.rip)?,
             libc::SIGIO => Stop::Called,
             _ => Stop::Other,
         })
@@ -127,8 +130,8 @@ impl Traced {
         Ok(Stop::PageFault(unsafe { info.si_addr() } as u64))
     }
 
-    /// What a SIGSYS was for: SYSCALL never gets so far, but the kernel makes calls for who jumps to its vsyscall page.
-    fn refused_call(&self) -> io::Result<Stop> {
+    /// What a SIGSYS was for. The kernel makes calls, too, for who jumps to its vsyscall page.
+    fn refused_call(&self, rip: u64) -> io::Result<Stop> {
         /// SYS_SECCOMP, and where siginfo_t has the address of the call (sigaction(2), asm-generic/siginfo.h).
         const BY_FILTER: libc::c_int = 1;
         const ADDRESS_AT: usize = 16;
@@ -138,7 +141,7 @@ impl Traced {
         }
         // SAFETY: the structure has 128 bytes, and this field in it for signals of this kind.
         let address = unsafe { (&raw const info).byte_add(ADDRESS_AT).cast::<u64>().read() };
-        Ok(Stop::Vsyscall(address))
+        Ok(if address == rip { Stop::SystemCall } else { Stop::Vsyscall(address) })
     }
 
     /// What is known of the signal that has stopped it.
