@@ -22,8 +22,8 @@ pub(crate) const AHEAD: usize = 256;
 /// How far before a place streams begin, and how many.
 const LEAD: usize = 192;
 const STREAMS: usize = 16;
-/// The bytes of an instruction at most.
-pub(crate) const LONGEST: usize = 15;
+/// Bytes of the page behind a page that are looked at: an instruction has no more.
+pub(crate) const BEHIND: usize = 15;
 /// Places in a page that are looked at; with more it is taken for data.
 const SUSPECTS: usize = 64;
 /// Frames that are remembered.
@@ -148,11 +148,11 @@ fn follow(bytes: &[u8], start: usize, begins: &mut [bool]) {
 
 /// Whether nothing that begins in a page, with these bytes at its end, and goes on in one that begins with those, tells host and guest
 /// apart.
-pub(crate) fn is_ordinary_seam(end: &[u8; AHEAD], beginning: &[u8; LONGEST]) -> bool {
+pub(crate) fn is_ordinary_seam(end: &[u8; AHEAD], beginning: &[u8; BEHIND]) -> bool {
     let mut page = [0x90; PAGE];
-    page[..LONGEST].copy_from_slice(beginning);
+    page[..BEHIND].copy_from_slice(beginning);
     let code = Code::new(Some(*end), &page);
-    let mut suspects = code.suspects(AHEAD - 2).take_while(|&at| at < AHEAD + LONGEST);
+    let mut suspects = code.suspects(AHEAD - 2).take_while(|&at| at < AHEAD + BEHIND);
     suspects.all(|at| code.starts(at).iter().all(|&start| start >= AHEAD))
 }
 
@@ -245,7 +245,7 @@ mod tests {
         let seam = |end: &[u8], beginning: [u8; 2]| {
             let mut tail = [0x90; AHEAD];
             tail[AHEAD - end.len()..].copy_from_slice(end);
-            let mut head = [0x90; LONGEST];
+            let mut head = [0x90; BEHIND];
             head[..2].copy_from_slice(&beginning);
             is_ordinary_seam(&tail, &head)
         };

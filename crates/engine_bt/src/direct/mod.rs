@@ -30,7 +30,7 @@ mod code;
 mod policy;
 mod space;
 
-pub(crate) use code::{AHEAD, Code, LONGEST, Verdict, Verdicts, is_ordinary_seam};
+pub(crate) use code::{AHEAD, Code, Verdict, Verdicts, is_ordinary_seam};
 pub(crate) use policy::{Identity, Policy};
 pub(crate) use space::{Space, View};
 

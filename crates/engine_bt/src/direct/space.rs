@@ -134,16 +134,17 @@ impl Space {
         }
     }
 
-    /// Has the stub stop before instructions of an address's page, which is mapped next, at these offsets. If breakpoints are lacking the page is foreign, until it has
-    /// been met so often that others lose theirs.
+    /// Has the stub stop before instructions of an address's page, which is mapped next, at these offsets. If breakpoints are lacking
+    /// the page is foreign, until it has been met so often that others lose theirs.
     pub(crate) fn watch(&mut self, va: u64, offsets: &[u16]) -> bool {
-        if !offsets.is_empty() && !self.stub.has_breakpoints() {
+        if !self.stub.has_breakpoints() {
             self.note_foreign(va);
             return false;
         }
+        let number = va >> PAGE_SHIFT;
         let free = self.breakpoints.iter().filter(|place| place.is_none()).count();
         if free < offsets.len() {
-            let wanted = self.foreign.get(&(va >> PAGE_SHIFT)).copied().flatten().unwrap_or(0);
+            let wanted = self.foreign.get(&number).copied().flatten().unwrap_or(0);
             if wanted < PATIENCE {
                 self.note(va, Some(wanted));
                 return false;
@@ -152,14 +153,13 @@ impl Space {
                 self.unmap(address >> PAGE_SHIFT);
             }
         }
-        self.foreign.remove(&(va >> PAGE_SHIFT));
+        self.foreign.remove(&number);
         // What goes takes its breakpoints with it; nothing goes once they are there.
-        self.unmap(va >> PAGE_SHIFT);
+        self.unmap(number);
         self.make_room();
-        let page = va >> PAGE_SHIFT << PAGE_SHIFT;
         let places = self.breakpoints.iter_mut().filter(|place| place.is_none());
         for (place, offset) in places.zip(offsets) {
-            *place = Some(page + u64::from(*offset));
+            *place = Some((number << PAGE_SHIFT) + u64::from(*offset));
         }
         self.stub.set_breakpoints(self.breakpoints);
         true

@@ -11,16 +11,14 @@ use translate::Mode;
 use x86::exception::Exception;
 use x86::{Gpa, Mfn, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, rflags};
 
-use super::BtVcpu;
-use crate::direct::{AHEAD, Code, Direct, Identity, LONGEST, Met, Space, Verdict, View, is_ordinary_seam};
+use super::{BtVcpu, LONGEST};
+use crate::direct::{AHEAD, Code, Direct, Identity, Met, Space, Verdict, View, is_ordinary_seam};
 use crate::x87;
 
 /// Pages around one that is met that are mapped with it: of data, of a large page, and of code.
 const DATA_AHEAD: u64 = 16;
 const LARGE: u64 = 512;
 const CODE_AHEAD: u64 = 16;
-/// The bytes that an instruction may have behind its first.
-const REST: u64 = LONGEST as u64 - 1;
 /// Instructions of pages that cannot be executed directly that are interpreted in a row.
 const MOST_FOREIGN: usize = 2000;
 /// RSP's number.
@@ -316,7 +314,7 @@ impl BtVcpu {
         let page = va & !PAGE_MASK;
         let at_rip = page == rip & !PAGE_MASK;
         // An instruction may reach into the next page; what it has there is fetched from the beginning.
-        let fetched = at_rip || va == page && page == rip.wrapping_add(REST) & !PAGE_MASK;
+        let fetched = at_rip || va == page && page == rip.wrapping_add(LONGEST as u64) & !PAGE_MASK;
         let view = self.view(va);
         if fetched && view.is_none_or(|view| !view.rights.execute) {
             // If it is the guest's fault it is raised by interpreting the instruction.

@@ -56,8 +56,6 @@ pub(super) enum Models {
     /// Every model: not part of a level, but what a modern system wants and an engine does anywhere.
     Every,
     /// The models `max` and `host` only.
-    Max,
-    /// The model `host` only.
     Host,
     /// None: only when asked for.
     Asked,
@@ -123,7 +121,7 @@ features! {
     Sse            "sse"                []                      0x1:0 Edx 25          Host      V1      [Fxsr];
     Sse2           "sse2"               []                      0x1:0 Edx 26          Host      V1      [Sse];
     Sse3           "sse3"               ["pni"]                 0x1:0 Ecx 0           Host      V2      [Sse2];
-    Pclmulqdq      "pclmulqdq"          ["pclmuldq"]            0x1:0 Ecx 1           Host      Max     [Sse2];
+    Pclmulqdq      "pclmulqdq"          ["pclmuldq"]            0x1:0 Ecx 1           Host      Host    [Sse2];
     Monitor        "monitor"            ["mwait"]               0x1:0 Ecx 3           Engine    Asked   [];
     Ssse3          "ssse3"              []                      0x1:0 Ecx 9           Host      V2      [Sse3];
     Fma            "fma"                []                      0x1:0 Ecx 12          Host      V3      [Avx];
@@ -135,7 +133,7 @@ features! {
     Movbe          "movbe"              []                      0x1:0 Ecx 22          Engine    V3      [];
     Popcnt         "popcnt"             []                      0x1:0 Ecx 23          Engine    V2      [];
     TscDeadline    "tsc_deadline_timer" ["tsc_deadline"]        0x1:0 Ecx 24          Engine    Every   [Apic, Tsc];
-    Aes            "aes"                ["aesni"]               0x1:0 Ecx 25          Host      Max     [Sse2];
+    Aes            "aes"                ["aesni"]               0x1:0 Ecx 25          Host      Host    [Sse2];
     Xsave          "xsave"              []                      0x1:0 Ecx 26          Engine    Every   [Fxsr];
     Avx            "avx"                []                      0x1:0 Ecx 28          Host      V3      [Sse42, Xsave];
     F16c           "f16c"               []                      0x1:0 Ecx 29          Host      V3      [Avx];
@@ -153,11 +151,11 @@ features! {
     Invpcid        "invpcid"            []                      0x7:0 Ebx 10          Engine    Every   [];
     ZeroFcsFds     "zero_fcs_fds"       []                      0x7:0 Ebx 13          Statement Every   [];
     Rdseed         "rdseed"             []                      0x7:0 Ebx 18          Engine    Every   [];
-    Adx            "adx"                []                      0x7:0 Ebx 19          Engine    Max     [];
+    Adx            "adx"                []                      0x7:0 Ebx 19          Engine    Host    [];
     Smap           "smap"               []                      0x7:0 Ebx 20          Engine    Every   [];
     Clflushopt     "clflushopt"         []                      0x7:0 Ebx 23          Engine    Every   [Clflush];
     Clwb           "clwb"               []                      0x7:0 Ebx 24          Engine    Every   [Clflush];
-    Sha            "sha_ni"             ["sha"]                 0x7:0 Ebx 29          Host      Max     [Ssse3];
+    Sha            "sha_ni"             ["sha"]                 0x7:0 Ebx 29          Host      Host    [Ssse3];
     Umip           "umip"               []                      0x7:0 Ecx 2           Engine    Every   [];
     Rdpid          "rdpid"              []                      0x7:0 Ecx 22          Engine    Every   [];
     Fsrm           "fsrm"               []                      0x7:0 Edx 4           Engine    Every   [Erms];
@@ -374,9 +372,8 @@ mod tests {
             Models::Every | Models::V1 => 1,
             Models::V2 => 2,
             Models::V3 => 3,
-            Models::Max => 4,
-            Models::Host => 5,
-            Models::Asked => 6,
+            Models::Host => 4,
+            Models::Asked => 5,
         };
         for f in Feature::all() {
             for need in f.needs() {

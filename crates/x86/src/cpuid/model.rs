@@ -233,7 +233,7 @@ fn named_features(base: BaseModel) -> FeatureSet {
         .filter(|f| match f.models() {
             Models::V1 | Models::V2 | Models::Every => true,
             Models::V3 => v3,
-            Models::Max | Models::Host | Models::Asked => false,
+            Models::Host | Models::Asked => false,
         })
         .collect()
 }
