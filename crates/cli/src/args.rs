@@ -238,7 +238,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "TECHNIQUE", default_value_t)]
     pub(crate) mmu: MmuChoice,
 
-    /// Room for translated code, for each virtual CPU; 64M unless given, less with more than 8 CPUs
+    /// Room for translated code and what is known about it, for each virtual CPU; 64M unless given, less with more than 8 CPUs
     #[arg(long, value_name = "SIZE")]
     pub(crate) code_cache: Option<CodeCacheSize>,
 

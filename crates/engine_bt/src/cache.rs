@@ -115,6 +115,8 @@ impl Placed {
 pub(crate) struct Cache {
     code: CodeMemory,
     used: usize,
+    /// What code and its records may take together.
+    limit: usize,
     blocks: Vec<Placed>,
     sites: Sites,
     places: Places,
@@ -134,10 +136,12 @@ pub(crate) struct Cache {
 
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 4;
-/// What the code of a block has at least, on average; the cache is emptied early if it turns out to be less.
-const LEAST_CODE: usize = 192;
+/// What a block takes at least, on average, with its records; the cache is emptied early if it turns out to be less.
+const LEAST_OF_BLOCK: usize = 352;
 /// How many sites a block has, on average and roughly.
-const SITES_OF_BLOCK: usize = 5;
+const SITES_OF_BLOCK: usize = 6;
+/// What a block takes of the lists of blocks by place and by frame.
+const LISTED: usize = 8;
 /// JMP rel32.
 const JMP: u8 = 0xe9;
 /// CALL rel32.
@@ -146,12 +150,15 @@ const CALL: u8 = 0xe8;
 const DIVERSION: u32 = 5;
 
 impl Cache {
-    /// Of `bytes` bytes; translated code finds other code by itself if it is `open`.
+    /// Of `bytes` bytes, records included; translated code finds other code by itself if it is `open`.
     pub(crate) fn new(bytes: u64, bmi2: bool, open: bool) -> Result<Self, HostError> {
-        let places = x86::bits::index(bytes) / LEAST_CODE;
+        let bytes = bytes.max(1 << 20);
+        let limit = x86::bits::index(bytes);
+        let places = limit / LEAST_OF_BLOCK;
         let mut cache = Self {
-            code: CodeMemory::new(bytes.max(1 << 20))?,
+            code: CodeMemory::new(bytes)?,
             used: 0,
+            limit,
             // Room that is not used costs nothing, and to make more of it later would leave holes.
             blocks: Vec::with_capacity(places),
             sites: Sites::with_room(places * SITES_OF_BLOCK),
@@ -213,7 +220,12 @@ impl Cache {
 
     /// Whether a block of `bytes` bytes of code has room.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.used + bytes + ALIGNMENT <= self.code.len() && self.index.has_room()
+        self.used + bytes + ALIGNMENT + self.records() <= self.limit && self.index.has_room()
+    }
+
+    /// Bytes of what is known about all blocks, but for what few have.
+    fn records(&self) -> usize {
+        self.blocks.len() * (size_of::<Placed>() + LISTED) + self.sites.bytes() + self.index.bytes()
     }
 
     pub(crate) fn find(&self, key: Key) -> Option<u32> {

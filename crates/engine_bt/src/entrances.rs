@@ -29,6 +29,11 @@ impl Entrances {
         [self.slots.as_ptr() as u64, self.last]
     }
 
+    /// Bytes that the table takes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.slots)
+    }
+
     /// Whether there is room for one more, wherever its own slot is.
     pub(crate) fn has_room(&self) -> bool {
         self.used < self.slots.len() / 4 * 3 && self.free_from(self.slots.len() - BEHIND / 2).is_some()

@@ -37,6 +37,7 @@ mod status;
 mod variants;
 mod vcpu;
 mod views;
+mod writers;
 mod x87;
 
 pub use direct::Direct;
@@ -55,7 +56,7 @@ const DIRECT: &str = "bt-direct";
 /// How the engine is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes of the code cache of each vCPU.
+    /// Bytes of the code cache of each vCPU, its records included.
     pub code_cache: u64,
     /// Whether to tell `perf` what translated code is: see [`host::perf`].
     pub perf_map: bool,

@@ -162,6 +162,11 @@ impl Sites {
         Self { all: Vec::with_capacity(sites), lately: vec![Lately::default(); LATELY].into() }
     }
 
+    /// Bytes that they take.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.all) + size_of_val(&*self.lately)
+    }
+
     pub(crate) fn clear(&mut self) {
         self.all.clear();
         self.lately.fill(Lately::default());

@@ -22,6 +22,7 @@ use x86::{Gfn, Mfn, PAGE_MASK, PAGE_SIZE};
 
 use crate::cache::NumberMap;
 use crate::jumps::JumpBook;
+use crate::writers::Writers;
 
 /// Address spaces that keep their tables.
 const VIEWS: usize = 16;
@@ -53,22 +54,12 @@ struct TlbBook {
     touched: Box<[u64]>,
     /// Slots in use whose page is not global; of the supervisor's only.
     private: Vec<u32>,
-    /// By host page: how it may have been written since the table was last emptied. Who has lost its slot may still be
-    /// written: by the block that had it checked before.
-    writers: NumberMap<Writer>,
-    /// The slots in there.
-    written: usize,
+    /// The pages that may have been written since the table was last emptied. Who has lost its slot may still be written:
+    /// by the block that had it checked before.
+    writers: Writers,
     /// The large pages of 2 MiB that were in it since the table was last emptied, and larger ones.
     large: NumberMap<()>,
     gib: RegionFilter,
-}
-
-/// A page that may have been written.
-#[derive(Debug)]
-struct Writer {
-    frame: Gfn,
-    /// The slots through which.
-    slots: Vec<u32>,
 }
 
 /// An address space's own tables.
@@ -106,8 +97,7 @@ impl TlbBook {
             filled: Vec::new(),
             touched: vec![0; context::tlb_entries(table) / 64].into_boxed_slice(),
             private: Vec::new(),
-            writers: NumberMap::default(),
-            written: 0,
+            writers: Writers::default(),
             large: NumberMap::default(),
             gib: RegionFilter::default(),
         }
@@ -181,7 +171,6 @@ impl TlbBook {
         self.drop_anchors(base, |_, _| true);
         self.private.clear();
         self.writers.clear();
-        self.written = 0;
         self.large.clear();
         self.gib = RegionFilter::default();
     }
@@ -211,8 +200,8 @@ impl TlbBook {
 
     /// The guest frame that an anchor leads to; of one that is only read it may have been forgotten.
     fn frame_of(&self, base: *mut u8, anchor: &Anchor, write: bool) -> Option<Gfn> {
-        let written = || self.writers.get(&anchor.base).map(|writer| writer.frame);
-        self.slot_of(base, anchor, write).map(|slot| self.frame(slot)).or_else(written)
+        let slot = self.slot_of(base, anchor, write);
+        slot.map(|slot| self.frame(slot)).or_else(|| self.writers.frame(anchor.base))
     }
 
     fn is_touched(&self, slot: usize) -> bool {
@@ -260,16 +249,9 @@ impl TlbBook {
     /// Drops writable translations, of one host page or all, after `report` has heard of them.
     fn drop_writable(&mut self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
         // Anchors are copies of entries that have been here.
-        let writers = match page {
-            Some(page) => match self.writers.remove(&page) {
-                Some(writer) => vec![(page, writer)],
-                None => return,
-            },
-            None => self.writers.drain().collect(),
-        };
-        self.drop_anchors(base, |anchor, _| page.is_none_or(|page| anchor.base == page));
-        for (page, Writer { frame, slots }) in writers {
-            self.written -= slots.len();
+        let pages = page.map_or_else(|| self.writers.pages(), |page| vec![page]);
+        for page in pages {
+            let Some((frame, slots)) = self.writers.remove(page) else { return };
             report(frame);
             for slot in slots {
                 let entry = self.read(base, slot as usize);
@@ -278,6 +260,7 @@ impl TlbBook {
                 }
             }
         }
+        self.drop_anchors(base, |anchor, _| page.is_none_or(|page| anchor.base == page));
     }
 
     /// Drops translations that lead to one of these guest frames, which ascend, after `report` has heard of writable ones.
@@ -310,7 +293,7 @@ impl TlbBook {
     fn insert(&mut self, base: *mut u8, va: u64, new: TlbEntry, frame: Gfn, resolved: &Resolved) -> bool {
         let slot = tlb_slot(self.table, va);
         // Slots were cleared one by one and filled again more often than the lists have room.
-        let most = self.filled.len().max(self.private.len()).max(self.written);
+        let most = self.filled.len().max(self.private.len()).max(self.writers.slots());
         let full = most >= 2 * context::tlb_entries(self.table) || self.large.len() >= MOST_LARGE;
         if full {
             self.clear(base);
@@ -335,12 +318,7 @@ impl TlbBook {
             *kept = frame.0 | if private { PRIVATE } else { 0 };
         }
         if new.write != empty.write {
-            let new = || Writer { frame, slots: Vec::new() };
-            let writer = self.writers.entry(entry.base).or_insert_with(new);
-            if !writer.slots.contains(&number) {
-                writer.slots.push(number);
-                self.written += 1;
-            }
+            self.writers.insert(entry.base, frame, number);
         }
         match resolved.page_size {
             PageSize::Mib2 => drop(self.large.insert(va >> LARGE_SHIFT, ())),

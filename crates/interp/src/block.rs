@@ -23,7 +23,7 @@ use crate::lower::{self, Lowered};
 use crate::op::{Break, Op};
 
 /// Instructions in a block at the most.
-const MAX_OPS: usize = 32;
+pub(crate) const MAX_OPS: usize = 32;
 /// Blocks in the cache.
 const SLOTS: usize = 1 << 15;
 /// The longest instruction.
@@ -110,15 +110,15 @@ impl Blocks {
         Self { slots: slots.into_boxed_slice(), run: Vec::with_capacity(MAX_OPS) }
     }
 
-    /// The block at RIP, decoded if need be. Fetch faults are raised.
+    /// The block at RIP; if need be decoded, as far as `most` instructions. Fetch faults are raised.
     #[inline]
-    pub(crate) fn at_rip(&mut self, cpu: &mut Cpu) -> Result<&Block, Break> {
+    pub(crate) fn at_rip(&mut self, cpu: &mut Cpu, most: usize) -> Result<&Block, Break> {
         let va = cpu.code_address();
         let fetch = cpu.fetch;
         let slot = if va & !(PAGE_SIZE - 1) == fetch.page && self.holds(&fetch, va, cpu) {
             fetch.slot(va)
         } else {
-            self.look_up(cpu, va)?
+            self.look_up(cpu, va, most)?
         };
         self.slots.get(slot).ok_or(Break::Again)
     }
@@ -133,7 +133,7 @@ impl Blocks {
 
     /// Finds the block of another page, or one that has to be decoded.
     #[inline(never)]
-    fn look_up(&mut self, cpu: &mut Cpu, va: u64) -> Result<usize, Break> {
+    fn look_up(&mut self, cpu: &mut Cpu, va: u64, most: usize) -> Result<usize, Break> {
         if !cpu.flat && !cpu.code_limit_holds(1) {
             return Err(cpu.gp0());
         }
@@ -154,16 +154,16 @@ impl Blocks {
         if self.holds(&cpu.fetch, va, cpu) {
             return Ok(cpu.fetch.slot(va));
         }
-        self.decode(cpu, va, privilege)
+        self.decode(cpu, va, privilege, most)
     }
 
     /// Decodes the block at `va` of the fetch page into its slot.
     #[cold]
     #[inline(never)]
-    fn decode(&mut self, cpu: &mut Cpu, va: u64, privilege: Privilege) -> Result<usize, Break> {
+    fn decode(&mut self, cpu: &mut Cpu, va: u64, privilege: Privilege, most: usize) -> Result<usize, Break> {
         let fetch = cpu.fetch;
         let watch = watch_code(cpu, fetch.mfn);
-        let count = if watch.settled { MAX_OPS } else { 1 };
+        let count = if watch.settled { most.min(MAX_OPS) } else { 1 };
         let mut bytes = [0; MAX_OPS * MAX_LEN];
         let left = index(PAGE_SIZE - va % PAGE_SIZE).min(count * MAX_LEN);
         let Some(code) = bytes.get_mut(..left) else { return Err(cpu.gp0()) };

@@ -139,7 +139,7 @@ impl InterpVcpu {
         if cpu.slow {
             return self.single_step();
         }
-        let result = match self.blocks.at_rip(cpu) {
+        let result = match self.blocks.at_rip(cpu, 1) {
             Ok(block) => cpu.run_checked(block),
             Err(reason) => Err(reason),
         };

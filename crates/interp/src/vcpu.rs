@@ -13,7 +13,7 @@ use x86::rflags::{IF, RF, TF};
 use x86::state::Activity;
 use x86::{CpuState, SegmentIndex, Selector};
 
-use crate::block::{Block, Blocks};
+use crate::block::{Block, Blocks, MAX_OPS};
 use crate::cpu::Cpu;
 use crate::op::Break;
 
@@ -108,7 +108,7 @@ impl InterpVcpu {
         if cpu.slow {
             return self.single_step();
         }
-        let result = match self.blocks.at_rip(cpu) {
+        let result = match self.blocks.at_rip(cpu, MAX_OPS) {
             Ok(block) if cpu.flat || cpu.code_limit_holds(block.len) => cpu.run_ops(block, block.ops.len()),
             Ok(block) => cpu.run_checked(block),
             Err(reason) => Err(reason),
@@ -129,7 +129,7 @@ impl InterpVcpu {
         cpu.flags &= !RF;
         cpu.step_suppressed = false;
         let stepping = cpu.flags & TF != 0;
-        let result = match self.blocks.at_rip(cpu) {
+        let result = match self.blocks.at_rip(cpu, MAX_OPS) {
             Ok(block) => cpu.run_checked(block),
             Err(reason) => Err(reason),
         };

@@ -8,7 +8,7 @@ use crate::{ByteSize, CpuCount, SpecError};
 /// How binary translation is set up; nothing to other engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct TranslatorSpec {
-    /// Room for translated code, for each vCPU: see [`CodeCacheSize::for_cpus`].
+    /// Room for translated code and its records, for each vCPU: see [`CodeCacheSize::for_cpus`].
     pub code_cache: CodeCacheSize,
     /// Whether to write `/tmp/perf-PID.map`.
     pub perf_map: bool,
