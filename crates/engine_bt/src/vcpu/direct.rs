@@ -254,7 +254,7 @@ impl BtVcpu {
             space.units = Some((fpu.clone(), vector.clone()));
         }
         // What a program can change without being stopped.
-        const CHANGED: u64 = rflags::STATUS | rflags::DF | rflags::TF | rflags::AC | rflags::NT;
+        const CHANGED: u64 = rflags::STATUS | rflags::DF | rflags::TF | rflags::AC | rflags::NT | rflags::ID;
         let kept = self.slow.registers().rflags & !(CHANGED | rflags::RF);
         let back = match stop {
             Stop::SystemCall => 2,

@@ -106,6 +106,8 @@ pub struct Stub {
     has_breakpoints: bool,
     bell: Arc<Bell>,
     listener: OwnedFd,
+    /// RFLAGS.ID as the process has it: its parent cannot set it (Linux, `FLAG_MASK`).
+    id: u64,
     /// Registers that are never changed, from the beginning of the process.
     initial: libc::user_regs_struct,
     extended: Vec<u8>,
@@ -184,6 +186,7 @@ impl Stub {
             has_breakpoints: false,
             bell,
             listener,
+            id: 0,
             extended: vec![0; MOST_EXTENDED],
             place,
             ran: 0,
@@ -376,7 +379,7 @@ impl Stub {
     /// # Errors
     /// If the host refuses what the registers hold, or the process has been ended by somebody else.
     pub fn run(&mut self, registers: &mut Registers, look: impl FnOnce() -> bool) -> Result<Stop, HostError> {
-        self.prepare(registers)?;
+        let loops = self.prepare(registers)?;
         self.bell.runs.store(true, Ordering::SeqCst);
         if look() {
             self.bell.runs.store(false, Ordering::SeqCst);
@@ -389,7 +392,8 @@ impl Stub {
         self.bell.runs.store(false, Ordering::SeqCst);
         let signal = signal?;
         let host = self.child.registers().map_err(failed("give registers"))?;
-        if !self.calls.is_empty() && self.is_in_loop(signal, &host) {
+        self.id = host.eflags & rflags::ID;
+        if loops && self.is_in_loop(signal, &host) {
             self.is_lost = false;
             return self.stopped_early(signal, &host);
         }
@@ -403,8 +407,9 @@ impl Stub {
         Ok(stop)
     }
 
-    /// Gives the process the guest's registers; or, if calls are due, those with which it makes the calls and then gets the guest's.
-    fn prepare(&mut self, registers: &Registers) -> Result<(), HostError> {
+    /// Gives the process the guest's registers; or, if calls are due or RFLAGS.ID is another, those with which it makes the calls and then
+    /// gets the guest's: then this is true.
+    fn prepare(&mut self, registers: &Registers) -> Result<bool, HostError> {
         let [wanted, set] = &mut self.breakpoints;
         if wanted != set {
             self.child.set_breakpoints(wanted).map_err(failed("watch its code"))?;
@@ -418,16 +423,18 @@ impl Stub {
             self.calls = rest;
         }
         let guest = self.to_host(registers);
-        let start = if self.calls.is_empty() {
-            guest
-        } else {
+        let loops = !self.calls.is_empty() || room != 0 && guest.eflags & rflags::ID != self.id;
+        let start = if loops {
             self.write_words(0, &image::frame(&registers.gpr, registers.rip, guest.eflags));
             self.write_script(ENTER);
             let libc::user_regs_struct { fs_base, gs_base, ds, es, fs, gs, .. } = guest;
             let start = self.looping(self.script_address(), self.secret.words());
             libc::user_regs_struct { fs_base, gs_base, ds, es, fs, gs, ..start }
+        } else {
+            guest
         };
-        self.child.set_registers(&start).map_err(failed("take registers"))
+        self.child.set_registers(&start).map_err(failed("take registers"))?;
+        Ok(loops)
     }
 
     /// Whether it was stopped before it had the guest's registers. Guest code that jumps into the loop may seem to be there, too, and is

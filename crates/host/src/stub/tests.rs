@@ -160,6 +160,19 @@ fn registers_that_no_program_has_are_refused_before_it_runs() {
 }
 
 #[test]
+fn it_has_the_id_flag_that_it_is_given() {
+    // pushfq; pop rax; int3
+    let (mut stub, _file, _memory) = stub(&[0x9c, 0x58, 0xcc]);
+    stub.map(DATA, PAGE_SIZE, PAGE_SIZE, Rights { write: true, execute: false }, true);
+    for id in [0, rflags::ID, rflags::ID, 0] {
+        let mut registers = at(CODE);
+        (registers.rflags, registers.gpr[4]) = (2 | id, DATA + 64);
+        assert_eq!(stub.run(&mut registers, || false).unwrap(), Stop::Breakpoint);
+        assert_eq!((registers.gpr[0] & rflags::ID, registers.rflags & rflags::ID), (id, id));
+    }
+}
+
+#[test]
 fn vector_registers_go_in_and_out() {
     // paddb xmm3, xmm3; int3
     let (mut stub, ..) = stub(&[0x66, 0x0f, 0xfc, 0xdb, 0xcc]);

@@ -66,13 +66,18 @@ pub struct Died {
 
 /// How long a batch may take: ten thousand times what it does.
 const PATIENCE_MS: i32 = 10_000;
-/// What GS is in every case: a segment from a page below the data to a page above it, so that offsets are short and the
+/// What GS is in cases of 16-bit and 32-bit code, and its base in 64-bit code: a segment from a page below the data to a page above it, so that offsets are short and the
 /// limit is near.
 pub const GS_BASE: u64 = DATA - 0x1000;
 /// The highest offset in it.
 pub const GS_LIMIT: u32 = 0x4fff;
 /// Its selector: the first entry of the local table, which is the one that Linux lets processes write.
 pub const GS_SELECTOR: u16 = 7;
+/// GS's selector in a case: null in 64-bit code, as in Linux's programs, where the processor lets them set its base.
+pub fn gs_selector(bits: u32) -> u16 {
+    if bits == 64 && host::cpu::has_fsgsbase() { 0 } else { GS_SELECTOR }
+}
+
 /// The selector of 16-bit user code, the second entry there: base [`CODE`], limit the last byte of code.
 pub const USER_CS_16: u16 = 8 | 7;
 /// Linux's flat segments for user code.
@@ -209,14 +214,15 @@ fn child_main(batch: *mut Batch, go: RawFd, done: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the segments that cases see: flat DS and ES, which 32-bit code needs and 64-bit code ignores, and GS.
+/// Sets the segments that cases see: flat DS and ES, which 32-bit code needs and 64-bit code ignores, and those that GS and CS are
+/// loaded from.
 fn load_segments() -> io::Result<()> {
     // Linux, `struct user_desc`: entry, base, limit, then seg_32bit, contents (2 is code), useable.
     let data = [u32::from(GS_SELECTOR >> 3), GS_BASE as u32, GS_LIMIT, 1 | 1 << 6];
     let code = [u32::from(USER_CS_16 >> 3), CODE as u32, CODE_BYTES as u32 - 1, 2 << 1 | 1 << 6];
     const WRITE: i64 = 1;
     // SAFETY: the calls read their description; loading these segments changes nothing for 64-bit code, which
-    // uses neither DS and ES nor, in this process, GS.
+    // does not use DS and ES.
     unsafe {
         for description in [data, code] {
             checked(libc::syscall(
@@ -227,9 +233,20 @@ fn load_segments() -> io::Result<()> {
             ))?;
         }
         core::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(USER_DS));
-        core::arch::asm!("mov gs, {0:x}", in(reg) u32::from(GS_SELECTOR));
     }
     Ok(())
+}
+
+/// Sets GS as a case has it.
+fn load_gs(bits: u32) {
+    let selector = gs_selector(bits);
+    // SAFETY: nothing in this process uses GS but cases; a base is only written where the processor lets programs do it.
+    unsafe {
+        core::arch::asm!("mov gs, {0:x}", in(reg) u32::from(selector));
+        if selector == 0 {
+            core::arch::asm!("wrgsbase {}", in(reg) GS_BASE);
+        }
+    }
 }
 
 fn prepare(batch: *mut Batch) -> io::Result<*mut Worker> {
@@ -338,6 +355,7 @@ unsafe fn start(worker: &mut Worker, batch: &Batch, frame: &mut Frame<'_>) {
     let input = &batch.inputs[batch.done];
     // SAFETY: by the caller.
     input.apply(unsafe { &mut *worker.image });
+    load_gs(input.bits);
     frame.load(input);
 }
 

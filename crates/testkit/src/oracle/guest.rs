@@ -5,6 +5,8 @@
 //! through its gate to a handler ([`handlers`]), which halts with the interrupt frame on the supervisor's stack or, if the
 //! case says so, notes the fault and returns to user mode.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,7 +25,7 @@ use super::case::{
     CHUNK, CODE, CODE_BYTES, DATA, DATA_AT, DATA_BYTES, Fault, IMAGE_BYTES, Image, Input, LOGGED, Output,
     STACK, STACK_AT, STACK_BYTES, WRITABLE_BYTES,
 };
-use super::child::{GS_LIMIT, GS_SELECTOR, USER_CS, USER_CS_16, USER_CS_32, USER_DS};
+use super::child::{GS_LIMIT, GS_SELECTOR, USER_CS, USER_CS_16, USER_CS_32, USER_DS, gs_selector};
 use super::handlers::{self, HANDLER_BYTES, Shared, VECTORS};
 use crate::flat::NoMachine;
 
@@ -79,7 +81,7 @@ pub enum Lost {
 }
 
 impl Guest {
-    /// A guest on `engine`.
+    /// A guest on `engine`, for cases that this thread runs.
     ///
     /// # Errors
     /// If the engine cannot make a vCPU.
@@ -89,12 +91,13 @@ impl Guest {
     pub fn new(engine: &dyn Engine, cpuid: &Arc<CpuidTable>, world: &World) -> Result<Self, EngineError> {
         let ram = RamRange { base: Gfn(0), frames: RAM / x86::PAGE_SIZE };
         let memory = Arc::new(GuestMemory::new(&[ram]).expect("2 MiB"));
-        let vcpu = engine.create_vcpu(VcpuSetup {
+        let mut vcpu = engine.create_vcpu(VcpuSetup {
             id: VcpuId(0),
             mmu: Mmu::new(memory.clone(), Technique::default()),
             platform: Arc::new(NoMachine),
             cpuid: cpuid.clone(),
         })?;
+        vcpu.settle();
         let watch = Watch::new(vcpu.kick_handle());
         let background = Box::new([0; IMAGE_BYTES]);
         let mut guest = Self { memory, vcpu, template: template(world), background, halted: 0, watch };
@@ -155,6 +158,11 @@ impl Guest {
         self.halted = halted;
     }
 
+    /// What the vCPU has counted.
+    pub fn counters(&self) -> BTreeMap<Cow<'static, str>, u64> {
+        self.vcpu.counters().into_iter().map(|counter| (counter.name, counter.value)).collect()
+    }
+
     /// Sets what memory is before a case sets its own.
     pub fn set_background(&mut self, background: &Image) {
         *self.background = *background;
@@ -205,6 +213,10 @@ impl Guest {
         state.gpr = r.gpr;
         state.rip = r.rip;
         state.rflags = r.rflags;
+        if gs_selector(input.bits) == 0 {
+            let base = state.seg[SegmentIndex::Gs as usize].base;
+            state.seg[SegmentIndex::Gs as usize] = Segment { base, ..Segment::null(Selector(0)) };
+        }
         let cs = &mut state.seg[SegmentIndex::Cs as usize];
         match input.bits {
             64 => {}

@@ -21,6 +21,7 @@ pub mod vendor;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -85,6 +86,8 @@ pub struct Report {
     pub untried: Vec<Form>,
     /// Differences, by form.
     pub mismatches: BTreeMap<String, Group>,
+    /// What the engine's vCPUs have counted together.
+    pub counters: BTreeMap<Cow<'static, str>, u64>,
 }
 
 impl Report {
@@ -93,6 +96,7 @@ impl Report {
         self.cases += other.cases;
         self.forms = self.forms.max(other.forms);
         self.untried.retain(|code| other.untried.contains(code));
+        other.counters.into_iter().for_each(|(name, value)| *self.counters.entry(name).or_default() += value);
         for (form, group) in other.mismatches {
             match self.mismatches.entry(form) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
@@ -163,6 +167,7 @@ pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError
     }
     let untried = forms.iter().zip(&session.seen).filter(|(_, seen)| !**seen);
     session.report.untried = untried.map(|(&form, _)| form).collect();
+    session.report.counters = session.guest.counters();
     Ok(session.report)
 }
 

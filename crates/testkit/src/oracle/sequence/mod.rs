@@ -73,6 +73,7 @@ pub fn run(engine: &dyn Engine, options: &Options) -> Result<Report, OracleError
     }
     let untried = forms.all.iter().zip(&session.seen).filter(|(_, seen)| !**seen);
     session.report.untried = untried.map(|(&form, _)| form).collect();
+    session.report.counters = session.guest.counters();
     Ok(session.report)
 }
 

@@ -1,5 +1,6 @@
 //! Sequences on the interpreter in small, and what generating them must keep to.
 
+use engine_bt::Bt;
 use interp::Interp;
 
 use super::super::case::address_of;
@@ -19,6 +20,24 @@ fn the_interpreter_agrees_with_the_processor_over_sequences() {
     let report = run(&Interp, &options).unwrap();
     assert_eq!(report.mismatch_count(), 0, "{report}");
     assert_eq!(report.cases, options.cases, "every number makes a sequence");
+}
+
+#[test]
+fn the_translator_agrees_with_the_processor_over_sequences() {
+    let options = Options { seed: 2, first: 0, cases: 20_000, only: None };
+    let report = run(&Bt::default(), &options).unwrap();
+    assert_eq!(report.mismatch_count(), 0, "{report}");
+    assert!(report.counters["entries"] > options.cases, "{:?}", report.counters);
+}
+
+#[test]
+fn code_that_is_executed_directly_agrees_with_the_processor_over_sequences() {
+    let options = Options { seed: 3, first: 0, cases: 1500, only: None };
+    let report = run(&Bt::direct(), &options).unwrap();
+    assert_eq!(report.mismatch_count(), 0, "{report}");
+    let runs = report.counters["direct.runs"];
+    println!("{report}; {runs} times in a process of its own");
+    assert!(runs > options.cases || !host::cpu::has_avx(), "{runs}");
 }
 
 /// In this one a store has made a state image name AVX-512, which the host's system may have enabled.
