@@ -1,6 +1,6 @@
 //! Memory for generated code.
 //!
-//! One anonymous file is mapped twice: readable and writable at one address, readable and executable at another. No
+//! The same pages are mapped twice: readable and writable at one address, readable and executable at another. No
 //! page is ever writable and executable through the same mapping (W^X), so a stray or hostile write through a pointer
 //! to code faults, and the writable view's address is known to [`CodeMemory`] alone.
 //!
@@ -10,7 +10,7 @@
 //! or atomic; code they have never fetched before cannot be stale in their pipelines.
 
 use crate::HostError;
-use crate::mem::{Mapping, Memfd, Protection};
+use crate::mem::Mapping;
 
 /// A fixed number of bytes that generated code lives in.
 #[derive(Debug)]
@@ -25,11 +25,8 @@ impl CodeMemory {
     /// # Errors
     /// If the host refuses the memory, or to execute from it.
     pub fn new(len: u64) -> Result<Self, HostError> {
-        let file = Memfd::new("umbra-code", len)?;
-        Ok(Self {
-            writable: Mapping::new(&file, 0, file.len(), Protection::ReadWrite)?,
-            executable: Mapping::new(&file, 0, file.len(), Protection::ReadExecute)?,
-        })
+        let [writable, executable] = Mapping::writable_and_executable(len)?;
+        Ok(Self { writable, executable })
     }
 
     /// Writes `code` at `offset`, ready to be executed when the call returns.
@@ -124,9 +121,12 @@ mod tests {
     fn no_mapping_is_writable_and_executable() {
         let code = CodeMemory::new(4096).unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let ours: Vec<_> = maps.lines().filter(|line| line.contains("umbra-code")).collect();
-        assert!(ours.iter().any(|line| line.starts_with(&format!("{:x}-", code.exec_ptr(0) as usize))));
-        assert!(ours.iter().all(|line| line.contains(" rw-s ") || line.contains(" r-xs ")), "{ours:?}");
+        for (mapping, rights) in [(&code.writable, " rw-s "), (&code.executable, " r-xs ")] {
+            let start = format!("{:x}-", mapping.as_ptr() as usize);
+            let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();
+            assert!(line.contains(rights), "{line}");
+            assert!(line.contains("/dev/zero"), "what perf takes for memory without a file: {line}");
+        }
     }
 
     #[test]

@@ -95,15 +95,14 @@ impl AsFd for Memfd {
     }
 }
 
-/// What may be done through a mapping. There is deliberately no "write and execute".
+/// What may be done through a mapping. There is deliberately no "write and execute"; see
+/// [`Mapping::writable_and_executable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
     /// Loads only.
     Read,
     /// Loads and stores.
     ReadWrite,
-    /// Loads and instruction fetches.
-    ReadExecute,
 }
 
 impl Protection {
@@ -111,7 +110,6 @@ impl Protection {
         match self {
             Self::Read => ProtFlags::READ,
             Self::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
-            Self::ReadExecute => ProtFlags::READ | ProtFlags::EXEC,
         }
     }
 }
@@ -177,6 +175,33 @@ impl Mapping {
         };
         mapped.map_err(|errno| HostError::Map { len, source: errno.into() })?;
         Ok(whole)
+    }
+
+    /// Maps `len` bytes of zeros (rounded up to whole pages) twice: readable and writable, and readable and executable.
+    ///
+    /// They are nobody's file: `perf` looks for names of generated code only in mappings that have none, among which it counts this
+    /// (Linux, `tools/perf/util/map.c`, `is_anon_memory`).
+    ///
+    /// # Errors
+    /// If address space is short, `len` is 0, or the host lets nothing be executed that was made at run time.
+    pub fn writable_and_executable(len: u64) -> Result<[Self; 2], HostError> {
+        let size = len.checked_next_multiple_of(PAGE_SIZE).map_or(usize::MAX, x86::bits::index);
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: as in `new`.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, Protection::ReadWrite.flags(), flags)
+        };
+        let writable = Self::mapped(start, size)?;
+        // SAFETY: from a shared mapping none of whose bytes are moved the kernel makes another (mremap(2)), where nothing else is.
+        let again = unsafe {
+            rustix::mm::mremap(writable.as_ptr().cast(), 0, size, rustix::mm::MremapFlags::MAYMOVE)
+        };
+        let executable = Self::mapped(again, size)?;
+        let flags = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::EXEC;
+        // SAFETY: the mapping has just been made, and nobody has written through it.
+        let protected = unsafe { rustix::mm::mprotect(executable.as_ptr().cast(), size, flags) };
+        protected.map_err(|errno| HostError::Map { len, source: errno.into() })?;
+        Ok([writable, executable])
     }
 
     fn mapped(start: rustix::io::Result<*mut core::ffi::c_void>, len: usize) -> Result<Self, HostError> {
