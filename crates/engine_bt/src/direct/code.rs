@@ -93,8 +93,8 @@ impl Code {
     pub(crate) fn verdict(&self) -> Verdict {
         // Of what begins at the end, what is behind it is not known: see `is_ordinary_seam`.
         let mut verdict = Verdict::ORDINARY;
-        for (number, at) in self.suspects(AHEAD).enumerate() {
-            for place in self.starts(at) {
+        for (number, at) in suspects(&self.bytes, AHEAD).enumerate() {
+            for place in starts(&self.bytes, at) {
                 match place.checked_sub(AHEAD) {
                     Some(offset) => verdict.add(x86::bits::low16(offset as u64)),
                     None => return Verdict::FOREIGN,
@@ -106,30 +106,30 @@ impl Code {
         }
         verdict
     }
+}
 
-    /// The places from this one on where the bytes of such an instruction are.
-    fn suspects(&self, from: usize) -> impl Iterator<Item = usize> {
-        let windows = self.bytes.windows(3).enumerate().skip(from);
-        windows.filter(|(_, window)| <&[u8; 3]>::try_from(*window).is_ok_and(tells_apart)).map(|(at, _)| at)
-    }
+/// The places from this one on where the bytes of such an instruction are.
+fn suspects(bytes: &[u8], from: usize) -> impl Iterator<Item = usize> {
+    let windows = bytes.windows(3).enumerate().skip(from);
+    windows.filter(|(_, window)| <&[u8; 3]>::try_from(*window).is_ok_and(tells_apart)).map(|(at, _)| at)
+}
 
-    /// Where an instruction begins at the 0F at this place, or at prefixes of it.
-    fn starts(&self, at: usize) -> Vec<usize> {
-        let from = at.saturating_sub(LEAD);
-        let bytes = self.bytes.get(from..).unwrap_or_default();
-        let mut begins = [false; LEAD + 1];
-        let begins = &mut begins[..=at - from];
-        for stream in 0..STREAMS {
-            follow(bytes, stream, begins);
-        }
-        let before = bytes.get(..at - from).unwrap_or_default();
-        let prefixes = before.iter().rev().take_while(|byte| is_prefix(**byte)).count();
-        (from..=at)
-            .zip(begins)
-            .filter(|(place, begins)| **begins && place + prefixes >= at)
-            .map(|(place, _)| place)
-            .collect()
+/// Where an instruction begins at the 0F at this place, or at prefixes of it.
+fn starts(bytes: &[u8], at: usize) -> Vec<usize> {
+    let from = at.saturating_sub(LEAD);
+    let bytes = bytes.get(from..).unwrap_or_default();
+    let mut begins = [false; LEAD + 1];
+    let begins = &mut begins[..=at - from];
+    for stream in 0..STREAMS {
+        follow(bytes, stream, begins);
     }
+    let before = bytes.get(..at - from).unwrap_or_default();
+    let prefixes = before.iter().rev().take_while(|byte| is_prefix(**byte)).count();
+    (from..=at)
+        .zip(begins)
+        .filter(|(place, begins)| **begins && place + prefixes >= at)
+        .map(|(place, _)| place)
+        .collect()
 }
 
 /// Notes where instructions begin, from one on, as far as it is asked for.
@@ -149,11 +149,11 @@ fn follow(bytes: &[u8], start: usize, begins: &mut [bool]) {
 /// Whether nothing that begins in a page, with these bytes at its end, and goes on in one that begins with those, tells host and guest
 /// apart.
 pub(crate) fn is_ordinary_seam(end: &[u8; AHEAD], beginning: &[u8; BEHIND]) -> bool {
-    let mut page = [0x90; PAGE];
-    page[..BEHIND].copy_from_slice(beginning);
-    let code = Code::new(Some(*end), &page);
-    let mut suspects = code.suspects(AHEAD - 2).take_while(|&at| at < AHEAD + BEHIND);
-    suspects.all(|at| code.starts(at).iter().all(|&start| start >= AHEAD))
+    // What is behind begins with a NOP.
+    let mut bytes = [0x90; AHEAD + BEHIND + 2];
+    bytes[..AHEAD].copy_from_slice(end);
+    bytes[AHEAD..AHEAD + BEHIND].copy_from_slice(beginning);
+    suspects(&bytes, AHEAD - 2).all(|at| starts(&bytes, at).iter().all(|&start| start >= AHEAD))
 }
 
 /// Whether these bytes are, or begin, one of the instructions.
