@@ -1,4 +1,5 @@
-//! The smallest 64-bit guest: a few megabytes of memory mapped one to one (and a second time behind), no devices, code that runs at CPL 0.
+//! The smallest 64-bit guest: a few megabytes of memory mapped one to one (and a second time behind), no devices, code that runs at CPL 0,
+//! or at CPL 3 as a program of Linux does.
 //!
 //! For measuring an engine, and for tests that want instructions and nothing around them.
 
@@ -6,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{
-    Engine, EngineError, Event, Exit, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup, VcpuStats,
+    Engine, EngineError, Event, Exit, Kick, MsrAccess, Platform, PortWidth, Vcpu, VcpuId, VcpuSetup,
+    VcpuStats,
 };
 use memory::{GuestMemory, MemoryError, RamRange};
 use mmu::{Mmu, Technique};
@@ -14,7 +16,9 @@ use x86::control::{cr0, cr4, efer};
 use x86::cpuid::CpuidTable;
 use x86::descriptor::attr;
 use x86::paging::pte;
-use x86::{CpuState, Gpa, Segment, SegmentIndex, Selector};
+use x86::{CpuState, Gpa, Segment, SegmentIndex, Selector, rflags};
+
+use crate::oracle::child::{USER_CS, USER_DS};
 
 /// Guest memory, all of it mapped.
 pub const RAM_BYTES: u64 = 4 << 20;
@@ -93,14 +97,41 @@ impl FlatGuest {
     /// # Errors
     /// If the code does not fit, or the host refuses memory or a vCPU.
     pub fn new(engine: &dyn Engine, cpuid: Arc<CpuidTable>, code: &[u8]) -> Result<Self, FlatError> {
+        Self::in_state(engine, cpuid, code, &long_mode())
+    }
+
+    /// The same at CPL 3.
+    ///
+    /// # Errors
+    /// As for [`FlatGuest::new`].
+    pub fn of_user(engine: &dyn Engine, cpuid: Arc<CpuidTable>, code: &[u8]) -> Result<Self, FlatError> {
+        Self::in_state(engine, cpuid, code, &user_mode())
+    }
+
+    fn in_state(
+        engine: &dyn Engine,
+        cpuid: Arc<CpuidTable>,
+        code: &[u8],
+        state: &CpuState,
+    ) -> Result<Self, FlatError> {
         let memory = Arc::new(memory()?);
         memory.write(Gpa(CODE), code)?;
         let mmu = Mmu::new(memory, Technique::default());
         let platform = Arc::new(NoMachine);
         let mut vcpu = engine.create_vcpu(VcpuSetup { id: VcpuId(0), mmu, platform, cpuid })?;
         vcpu.settle();
-        vcpu.set_state(&long_mode());
+        vcpu.set_state(state);
         Ok(Self { vcpu })
+    }
+
+    /// Makes the vCPU stop.
+    pub fn kick_handle(&self) -> Kick {
+        self.vcpu.kick_handle()
+    }
+
+    /// Runs until it is kicked; false if there was another reason to stop. By the thread that has made the guest.
+    pub fn run_until_kicked(&mut self) -> bool {
+        self.vcpu.run() == Exit::Kicked
     }
 
     /// Runs until the code halts or `limit` is over; true if it halted.
@@ -142,7 +173,7 @@ impl FlatGuest {
 /// If the host refuses.
 pub fn memory() -> Result<GuestMemory, MemoryError> {
     let memory = GuestMemory::new(&[RamRange::from_bytes(Gpa(0), RAM_BYTES)])?;
-    let table = pte::P | pte::RW;
+    let table = pte::P | pte::RW | pte::US;
     memory.write_word(Gpa(PML4), PDPT | table)?;
     memory.write_word(Gpa(PDPT), PD | table)?;
     for address in (0..2 * RAM_BYTES).step_by(1 << 21) {
@@ -172,6 +203,23 @@ pub fn long_mode() -> CpuState {
     state.msrs.efer = efer::LME | efer::LMA;
     state.rip = CODE;
     state.gpr[x86::state::gpr::RSP] = STACK;
+    state
+}
+
+/// 64-bit mode at CPL 3, otherwise as [`long_mode`] and as Linux has it, for code that raises nothing: there is no supervisor.
+pub fn user_mode() -> CpuState {
+    let mut state = long_mode();
+    let dpl = 3 << attr::DPL_SHIFT;
+    state.seg.iter_mut().for_each(|segment| {
+        segment.selector = Selector(USER_DS);
+        segment.attr |= dpl;
+    });
+    state.seg[SegmentIndex::Cs as usize].selector = Selector(USER_CS);
+    for index in [SegmentIndex::Ds, SegmentIndex::Es, SegmentIndex::Fs, SegmentIndex::Gs] {
+        state.seg[index as usize] = Segment::null(Selector(0));
+    }
+    state.cr4 |= cr4::FSGSBASE;
+    state.rflags |= rflags::IF;
     state
 }
 

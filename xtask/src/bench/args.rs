@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::engine::Engine;
 use super::results::Statistic;
-use super::{boot, interp, io, mmu};
+use super::{boot, interp, io, latency, mmu};
 
 /// Below the help.
 const EXAMPLES: &str = "\
@@ -19,6 +19,7 @@ Examples:
   cargo xtask bench mmu
   cargo xtask bench io --size 256M --rounds 3
   cargo xtask bench interp
+  cargo xtask bench latency --engines bt
 
 Classes:
   integer, vector, memory, kernel, code (made at run time), real (Debian's programs with work for some
@@ -89,6 +90,7 @@ pub(super) struct SetupArgs {
 pub(super) enum Kind {
     /// Measure how many guest instructions a second the interpreter executes, on loops of one kind each
     Interp(interp::InterpArgs),
+    Latency(latency::LatencyArgs),
     Mmu(mmu::MmuArgs),
     Io(io::IoArgs),
 }

@@ -19,6 +19,7 @@ mod engine;
 mod guest;
 mod interp;
 mod io;
+mod latency;
 mod measure;
 mod mmu;
 mod report;
@@ -45,6 +46,7 @@ const REAL: [&str; 2] = ["real", "short"];
 pub(crate) fn task(root: &Path, args: &BenchArgs) -> Result<()> {
     match &args.kind {
         Some(Kind::Interp(args)) => return interp::task(args),
+        Some(Kind::Latency(args)) => return latency::task(args),
         Some(Kind::Mmu(args)) => return mmu::task(root, args),
         Some(Kind::Io(args)) => return io::task(root, args),
         None => {}
