@@ -70,6 +70,13 @@ pub(crate) fn task(args: &OracleArgs) -> Result<()> {
     }
     println!("{total}");
     let seconds = start.elapsed().as_secs_f64();
+    if let Some(entries) = total.counters.get("entries") {
+        let [interpreted, direct] =
+            ["interpreted", "direct.runs"].map(|name| total.counters.get(name).copied().unwrap_or(0));
+        println!(
+            "translated code entered {entries} times, {interpreted} instructions interpreted, {direct} times executed directly"
+        );
+    }
     println!("{seconds:.1} s, {:.0} cases/s", total.cases as f64 / seconds);
     if total.mismatch_count() != 0 {
         bail!("engine and processor differ");

@@ -223,7 +223,7 @@ impl Cache {
         self.used + bytes + ALIGNMENT + self.records() <= self.limit && self.index.has_room()
     }
 
-    /// Bytes of what is known about all blocks, but for what few have.
+    /// Bytes of what is known about every block; not what a frame or a block that checks itself has besides.
     fn records(&self) -> usize {
         self.blocks.len() * (size_of::<Placed>() + LISTED) + self.sites.bytes() + self.index.bytes()
     }
@@ -485,4 +485,29 @@ impl Cache {
 /// The cache is smaller than 4 GiB.
 fn offset32(offset: usize) -> u32 {
     u32::try_from(offset).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_and_its_records_take_no_more_than_they_may() {
+        const ROOM: usize = 1 << 20;
+        let mut cache = Cache::new(ROOM as u64, true, true).unwrap();
+        let site =
+            Site { guest: 0, exit: translate::Exit::Interpret, mode: Mode::USER, at: 0, way: Way::BARE };
+        for sites in [1, 40] {
+            let block = Block { code: vec![0x90; 256], sites: vec![site; sites], ..Block::default() };
+            while cache.has_room(block.code.len()) {
+                let key = Key { mfn: Mfn(cache.blocks.len() as u64), offset: 0, mode: Mode::USER };
+                cache.place(key, None, block.clone()).unwrap();
+            }
+            let blocks = cache.blocks.len();
+            let each = 256 + size_of::<Placed>() + size_of::<Entrance>() + sites * 8;
+            assert!(blocks > ROOM / 2 / each, "{blocks} blocks of {sites} sites");
+            assert!(blocks * each < ROOM, "{blocks} blocks of {sites} sites");
+            cache.clear();
+        }
+    }
 }

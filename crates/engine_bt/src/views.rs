@@ -248,10 +248,22 @@ impl TlbBook {
 
     /// Drops writable translations, of one host page or all, after `report` has heard of them.
     fn drop_writable(&mut self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
+        match page {
+            Some(page) if self.writers.frame(page).is_none() => return,
+            Some(page) => self.drop_writer(base, page, &mut report),
+            None => {
+                for page in self.writers.pages() {
+                    self.drop_writer(base, page, &mut report);
+                }
+            }
+        }
         // Anchors are copies of entries that have been here.
-        let pages = page.map_or_else(|| self.writers.pages(), |page| vec![page]);
-        for page in pages {
-            let Some((frame, slots)) = self.writers.remove(page) else { return };
+        self.drop_anchors(base, |anchor, _| page.is_none_or(|page| anchor.base == page));
+    }
+
+    /// Drops the writable translations of one host page, which are slots.
+    fn drop_writer(&mut self, base: *mut u8, page: u64, mut report: impl FnMut(Gfn)) {
+        if let Some((frame, slots)) = self.writers.remove(page) {
             report(frame);
             for slot in slots {
                 let entry = self.read(base, slot as usize);
@@ -260,7 +272,6 @@ impl TlbBook {
                 }
             }
         }
-        self.drop_anchors(base, |anchor, _| page.is_none_or(|page| anchor.base == page));
     }
 
     /// Drops translations that lead to one of these guest frames, which ascend, after `report` has heard of writable ones.

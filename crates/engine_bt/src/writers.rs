@@ -1,7 +1,9 @@
 //! Which host pages may have been written, and through which slots of a TLB.
 //!
-//! Nearly every page is written through one slot, and there are tens of thousands of them: a page takes 24 bytes, and only
-//! one with further slots has a list of those.
+//! Nearly every page is written through one slot, and there are tens of thousands of them: a page takes one place in a table by hash, and
+//! only one with further slots has a list of those.
+
+use std::collections::hash_map::Entry;
 
 use x86::Gfn;
 
@@ -38,19 +40,18 @@ impl Writers {
 
     /// A page, which is this guest frame, may be written through a slot from now on.
     pub(crate) fn insert(&mut self, page: u64, frame: Gfn, slot: u32) {
-        let mut is_new = false;
-        let writer = self.pages.entry(page).or_insert_with(|| {
-            is_new = true;
-            Writer { frame, slot }
-        });
-        if !is_new && writer.slot != slot {
-            let others = self.others.entry(page).or_default();
-            is_new = !others.contains(&slot);
-            if is_new {
+        match self.pages.entry(page) {
+            Entry::Vacant(place) => drop(place.insert(Writer { frame, slot })),
+            Entry::Occupied(writer) if writer.get().slot == slot => return,
+            Entry::Occupied(_) => {
+                let others = self.others.entry(page).or_default();
+                if others.contains(&slot) {
+                    return;
+                }
                 others.push(slot);
             }
         }
-        self.slots += usize::from(is_new);
+        self.slots += 1;
     }
 
     /// The guest frame of a page that may have been written.

@@ -115,7 +115,7 @@ impl Protection {
 }
 
 /// Whole pages of address space, unmapped when dropped: a shared mapping of a [`Memfd`], which stays valid when the file is
-/// closed, or private zeros.
+/// closed, or zeros without a file, private or for code.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -187,19 +187,19 @@ impl Mapping {
     pub fn writable_and_executable(len: u64) -> Result<[Self; 2], HostError> {
         let size = len.checked_next_multiple_of(PAGE_SIZE).map_or(usize::MAX, x86::bits::index);
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // Executable first: hardened hosts let no mapping become so (PR_SET_MDWE(2const)).
+        let rights = ProtFlags::READ | ProtFlags::EXEC;
         // SAFETY: as in `new`.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, Protection::ReadWrite.flags(), flags)
-        };
-        let writable = Self::mapped(start, size)?;
+        let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), size, rights, flags) };
+        let executable = Self::mapped(start, size)?;
         // SAFETY: from a shared mapping none of whose bytes are moved the kernel makes another (mremap(2)), where nothing else is.
         let again = unsafe {
-            rustix::mm::mremap(writable.as_ptr().cast(), 0, size, rustix::mm::MremapFlags::MAYMOVE)
+            rustix::mm::mremap(executable.as_ptr().cast(), 0, size, rustix::mm::MremapFlags::MAYMOVE)
         };
-        let executable = Self::mapped(again, size)?;
-        let flags = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::EXEC;
-        // SAFETY: the mapping has just been made, and nobody has written through it.
-        let protected = unsafe { rustix::mm::mprotect(executable.as_ptr().cast(), size, flags) };
+        let writable = Self::mapped(again, size)?;
+        let flags = rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE;
+        // SAFETY: the mapping has just been made, and nobody knows it.
+        let protected = unsafe { rustix::mm::mprotect(writable.as_ptr().cast(), size, flags) };
         protected.map_err(|errno| HostError::Map { len, source: errno.into() })?;
         Ok([writable, executable])
     }
@@ -232,7 +232,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new` or `zeros` and is unmapped only here; users of the raw pointer promised not to
+        // SAFETY: the range was mapped by one of the functions above and is unmapped only here; users of the raw pointer promised not to
         // outlive the mapping. `munmap` of a whole mapping fails only for arguments that they have ruled out.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
     }

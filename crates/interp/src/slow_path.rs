@@ -188,7 +188,7 @@ impl InterpVcpu {
     }
 
     /// Replaces the registers, as far as user code and translated code may change them by themselves: no flag but the status
-    /// flags, DF, IF, AC, NT and TF.
+    /// flags, DF, IF, AC, NT, TF and ID.
     pub fn set_registers(&mut self, registers: &Registers) {
         let cpu = &mut self.cpu;
         cpu.regs[..16].copy_from_slice(&registers.gpr);

@@ -49,7 +49,8 @@ pub struct Registers {
     pub gpr: [u64; 16],
     /// RIP.
     pub rip: u64,
-    /// RFLAGS. Those that can be set are the status flags, DF, AC, TF and NT; others are as Linux has them for programs.
+    /// RFLAGS. Those that can be set are the status flags, DF, AC, TF, NT, and ID unless TF or NT is set, where it stays as it was; others
+    /// are as Linux has them for programs.
     pub rflags: u64,
     /// The base of FS; below [`Stub::END`].
     pub fs_base: u64,

@@ -66,18 +66,13 @@ pub struct Died {
 
 /// How long a batch may take: ten thousand times what it does.
 const PATIENCE_MS: i32 = 10_000;
-/// What GS is in cases of 16-bit and 32-bit code, and its base in 64-bit code: a segment from a page below the data to a page above it, so that offsets are short and the
-/// limit is near.
+/// What GS is in every case: a segment from a page below the data to a page above it, so that offsets are short and the limit,
+/// which 64-bit code has none of, is near.
 pub const GS_BASE: u64 = DATA - 0x1000;
 /// The highest offset in it.
 pub const GS_LIMIT: u32 = 0x4fff;
 /// Its selector: the first entry of the local table, which is the one that Linux lets processes write.
 pub const GS_SELECTOR: u16 = 7;
-/// GS's selector in a case: null in 64-bit code, as in Linux's programs, where the processor lets them set its base.
-pub fn gs_selector(bits: u32) -> u16 {
-    if bits == 64 && host::cpu::has_fsgsbase() { 0 } else { GS_SELECTOR }
-}
-
 /// The selector of 16-bit user code, the second entry there: base [`CODE`], limit the last byte of code.
 pub const USER_CS_16: u16 = 8 | 7;
 /// Linux's flat segments for user code.
@@ -237,9 +232,14 @@ fn load_segments() -> io::Result<()> {
     Ok(())
 }
 
+/// GS's selector in a case: in most of 64-bit code null, as in Linux's programs, where the processor lets them set its base.
+pub fn gs_selector(input: &Input) -> u16 {
+    let is_null = input.bits == 64 && !input.registers.gpr[0].is_multiple_of(8) && host::cpu::has_fsgsbase();
+    if is_null { 0 } else { GS_SELECTOR }
+}
+
 /// Sets GS as a case has it.
-fn load_gs(bits: u32) {
-    let selector = gs_selector(bits);
+fn load_gs(selector: u16) {
     // SAFETY: nothing in this process uses GS but cases; a base is only written where the processor lets programs do it.
     unsafe {
         core::arch::asm!("mov gs, {0:x}", in(reg) u32::from(selector));
@@ -355,7 +355,7 @@ unsafe fn start(worker: &mut Worker, batch: &Batch, frame: &mut Frame<'_>) {
     let input = &batch.inputs[batch.done];
     // SAFETY: by the caller.
     input.apply(unsafe { &mut *worker.image });
-    load_gs(input.bits);
+    load_gs(gs_selector(input));
     frame.load(input);
 }
 

@@ -213,7 +213,7 @@ impl Guest {
         state.gpr = r.gpr;
         state.rip = r.rip;
         state.rflags = r.rflags;
-        if gs_selector(input.bits) == 0 {
+        if gs_selector(input) == 0 {
             let base = state.seg[SegmentIndex::Gs as usize].base;
             state.seg[SegmentIndex::Gs as usize] = Segment { base, ..Segment::null(Selector(0)) };
         }

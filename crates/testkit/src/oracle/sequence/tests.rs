@@ -27,7 +27,8 @@ fn the_translator_agrees_with_the_processor_over_sequences() {
     let options = Options { seed: 2, first: 0, cases: 20_000, only: None };
     let report = run(&Bt::default(), &options).unwrap();
     assert_eq!(report.mismatch_count(), 0, "{report}");
-    assert!(report.counters["entries"] > options.cases, "{:?}", report.counters);
+    // The supervisor's code is the same in every case, and gives but a few.
+    assert!(report.counters["cache.blocks"] > options.cases, "{:?}", report.counters);
 }
 
 #[test]
@@ -36,7 +37,6 @@ fn code_that_is_executed_directly_agrees_with_the_processor_over_sequences() {
     let report = run(&Bt::direct(), &options).unwrap();
     assert_eq!(report.mismatch_count(), 0, "{report}");
     let runs = report.counters["direct.runs"];
-    println!("{report}; {runs} times in a process of its own");
     assert!(runs > options.cases || !host::cpu::has_avx(), "{runs}");
 }
 
