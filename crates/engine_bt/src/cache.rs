@@ -115,8 +115,6 @@ impl Placed {
 pub(crate) struct Cache {
     code: CodeMemory,
     used: usize,
-    /// What code and its records may take together.
-    limit: usize,
     blocks: Vec<Placed>,
     sites: Sites,
     places: Places,
@@ -152,13 +150,11 @@ const DIVERSION: u32 = 5;
 impl Cache {
     /// Of `bytes` bytes, records included; translated code finds other code by itself if it is `open`.
     pub(crate) fn new(bytes: u64, bmi2: bool, open: bool) -> Result<Self, HostError> {
-        let bytes = bytes.max(1 << 20);
-        let limit = x86::bits::index(bytes);
-        let places = limit / LEAST_OF_BLOCK;
+        let code = CodeMemory::new(bytes.max(1 << 20))?;
+        let places = code.len() / LEAST_OF_BLOCK;
         let mut cache = Self {
-            code: CodeMemory::new(bytes)?,
+            code,
             used: 0,
-            limit,
             // Room that is not used costs nothing, and to make more of it later would leave holes.
             blocks: Vec::with_capacity(places),
             sites: Sites::with_room(places * SITES_OF_BLOCK),
@@ -220,7 +216,7 @@ impl Cache {
 
     /// Whether a block of `bytes` bytes of code has room.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.used + bytes + ALIGNMENT + self.records() <= self.limit && self.index.has_room()
+        self.used + bytes + ALIGNMENT + self.records() <= self.code.len() && self.index.has_room()
     }
 
     /// Bytes of what is known about every block; not what a frame or a block that checks itself has besides.

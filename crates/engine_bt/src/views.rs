@@ -249,8 +249,11 @@ impl TlbBook {
     /// Drops writable translations, of one host page or all, after `report` has heard of them.
     fn drop_writable(&mut self, base: *mut u8, page: Option<u64>, mut report: impl FnMut(Gfn)) {
         match page {
-            Some(page) if self.writers.frame(page).is_none() => return,
-            Some(page) => self.drop_writer(base, page, &mut report),
+            Some(page) => {
+                if !self.drop_writer(base, page, &mut report) {
+                    return;
+                }
+            }
             None => {
                 for page in self.writers.pages() {
                     self.drop_writer(base, page, &mut report);
@@ -261,17 +264,17 @@ impl TlbBook {
         self.drop_anchors(base, |anchor, _| page.is_none_or(|page| anchor.base == page));
     }
 
-    /// Drops the writable translations of one host page, which are slots.
-    fn drop_writer(&mut self, base: *mut u8, page: u64, mut report: impl FnMut(Gfn)) {
-        if let Some((frame, slots)) = self.writers.remove(page) {
-            report(frame);
-            for slot in slots {
-                let entry = self.read(base, slot as usize);
-                if entry.base == page && entry.write != TlbEntry::empty(slot as usize).write {
-                    self.clear_slot(base, slot as usize);
-                }
+    /// Drops the writable translations of one host page; false if there have been none.
+    fn drop_writer(&mut self, base: *mut u8, page: u64, mut report: impl FnMut(Gfn)) -> bool {
+        let Some((frame, slots)) = self.writers.remove(page) else { return false };
+        report(frame);
+        for slot in slots {
+            let entry = self.read(base, slot as usize);
+            if entry.base == page && entry.write != TlbEntry::empty(slot as usize).write {
+                self.clear_slot(base, slot as usize);
             }
         }
+        true
     }
 
     /// Drops translations that lead to one of these guest frames, which ascend, after `report` has heard of writable ones.

@@ -148,7 +148,7 @@ impl Mapping {
     /// # Errors
     /// If address space is short or `len` is 0.
     pub fn zeros(len: u64) -> Result<Self, HostError> {
-        let size = len.checked_next_multiple_of(PAGE_SIZE).map_or(usize::MAX, x86::bits::index);
+        let size = whole_pages(len);
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: as in `new`.
         let start = unsafe {
@@ -185,7 +185,7 @@ impl Mapping {
     /// # Errors
     /// If address space is short, `len` is 0, or the host lets nothing be executed that was made at run time.
     pub fn writable_and_executable(len: u64) -> Result<[Self; 2], HostError> {
-        let size = len.checked_next_multiple_of(PAGE_SIZE).map_or(usize::MAX, x86::bits::index);
+        let size = whole_pages(len);
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // Executable first: hardened hosts let no mapping become so (PR_SET_MDWE(2const)).
         let rights = ProtFlags::READ | ProtFlags::EXEC;
@@ -228,6 +228,11 @@ impl Mapping {
     pub fn is_empty(&self) -> bool {
         false
     }
+}
+
+/// So many bytes, rounded up to whole pages; more than there can be if they do not fit.
+fn whole_pages(len: u64) -> usize {
+    len.checked_next_multiple_of(PAGE_SIZE).map_or(usize::MAX, x86::bits::index)
 }
 
 impl Drop for Mapping {

@@ -209,12 +209,11 @@ pub fn long_mode() -> CpuState {
 /// 64-bit mode at CPL 3, otherwise as [`long_mode`] and as Linux has it, for code that raises nothing: there is no supervisor.
 pub fn user_mode() -> CpuState {
     let mut state = long_mode();
-    let dpl = 3 << attr::DPL_SHIFT;
-    state.seg.iter_mut().for_each(|segment| {
-        segment.selector = Selector(USER_DS);
-        segment.attr |= dpl;
-    });
-    state.seg[SegmentIndex::Cs as usize].selector = Selector(USER_CS);
+    for (index, selector) in [(SegmentIndex::Cs, USER_CS), (SegmentIndex::Ss, USER_DS)] {
+        let segment = &mut state.seg[index as usize];
+        segment.selector = Selector(selector);
+        segment.attr |= 3 << attr::DPL_SHIFT;
+    }
     for index in [SegmentIndex::Ds, SegmentIndex::Es, SegmentIndex::Fs, SegmentIndex::Gs] {
         state.seg[index as usize] = Segment::null(Selector(0));
     }

@@ -134,8 +134,8 @@ impl Space {
         }
     }
 
-    /// Has the stub stop before instructions of an address's page, which is mapped next, at these offsets, of which there are some. If breakpoints are lacking
-    /// the page is foreign, until it has been met so often that others lose theirs.
+    /// Has the stub stop before instructions of an address's page, which is mapped next, at these offsets, of which there are
+    /// some. If breakpoints are lacking the page is foreign, until it has been met so often that others lose theirs.
     pub(crate) fn watch(&mut self, va: u64, offsets: &[u16]) -> bool {
         if !self.stub.has_breakpoints() {
             self.note_foreign(va);
